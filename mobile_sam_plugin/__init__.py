@@ -1,0 +1,60 @@
+"""MobileSAM as a plug-in for everything that was built on Segment Anything.
+
+Importing this package adds ``vit_t`` to ``segment_anything.sam_model_registry``. It imports torch
+and segment_anything only when one of its names, or segment_anything itself, is asked for.
+"""
+
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import wrapt
+
+if TYPE_CHECKING:
+    from .automatic_mask_generator import SamAutomaticMaskGenerator
+    from .build import build_sam_vit_t
+    from .checkpoint import DEFAULT_CHECKPOINT
+    from .mobile_sam import MobileSam
+    from .predictor import SamPredictor
+    from .registry import register, replace, sam_model_registry
+
+__version__ = "0.1.0"
+
+_MODULES = {
+    "DEFAULT_CHECKPOINT": "checkpoint",
+    "MobileSam": "mobile_sam",
+    "SamAutomaticMaskGenerator": "automatic_mask_generator",
+    "SamPredictor": "predictor",
+    "build_sam_vit_t": "build",
+    "register": "registry",
+    "replace": "registry",
+    "sam_model_registry": "registry",
+}
+
+__all__ = [
+    "DEFAULT_CHECKPOINT",
+    "MobileSam",
+    "SamAutomaticMaskGenerator",
+    "SamPredictor",
+    "build_sam_vit_t",
+    "register",
+    "replace",
+    "sam_model_registry",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+@wrapt.when_imported("segment_anything")
+def _register_upstream(module: ModuleType) -> None:
+    from .build import build_sam_vit_t
+
+    module.sam_model_registry.setdefault("vit_t", build_sam_vit_t)

@@ -1,0 +1,42 @@
+"""The builder that SAM's registry calls for ``vit_t``."""
+
+import os
+from typing import TYPE_CHECKING
+
+from .checkpoint import DEFAULT_CHECKPOINT, load_checkpoint
+
+if TYPE_CHECKING:
+    from .mobile_sam import MobileSam
+
+
+def build_sam_vit_t(
+    checkpoint: str | os.PathLike[str] | None = DEFAULT_CHECKPOINT,
+) -> "MobileSam":
+    """Builds MobileSAM, as segment_anything's ``build_sam_vit_b`` builds SAM.
+
+    Args:
+        checkpoint: the weights: a path (.pt, .pth, .bin, .safetensors), ``"hf://owner/repo"``,
+            ``"hf://owner/repo/file@revision"``, ``"bundled"``, or None for untrained ones. The
+            default is the Hub's ``nielsr/mobilesam``; ``MOBILE_SAM_CHECKPOINT`` in the environment
+            overrides the default, and nothing else.
+
+    Returns:
+        The model on the CPU, in float32 and eval mode.
+
+    Raises:
+        FileNotFoundError: no such path, or no such repository, file or revision on the Hub.
+        IsADirectoryError: the path is a folder.
+        PermissionError: the repository is gated.
+        ConnectionError: the Hub cannot be reached, and the file is not in its cache.
+        ValueError: the file holds no MobileSAM that is whole and finite.
+
+    Example:
+        >>> predictor = SamPredictor(build_sam_vit_t("mobile_sam.pt"))
+    """
+    # Late, since upstream's registry learns of this function while segment_anything is imported.
+    from .mobile_sam import MobileSam
+
+    sam = MobileSam.untrained()
+    if checkpoint is not None:
+        load_checkpoint(sam, checkpoint)
+    return sam

@@ -1,0 +1,366 @@
+"""From the name of a checkpoint to verified tensors, and back to a file.
+
+A checkpoint is named by
+
+- a path to a ``.pt``, ``.pth``, ``.bin`` or ``.safetensors`` file,
+- ``"hf://owner/repo"``, ``"hf://owner/repo/file"`` or either with ``"@revision"`` behind it: a file
+  on the Hugging Face Hub, by default ``model.safetensors``,
+- ``"bundled"``: the checkpoint that comes with this package.
+
+Only this module opens files of weights. It never unpickles objects, and what it hands out has been
+checked tensor by tensor, so that a model is either loaded whole or not at all.
+"""
+
+import logging
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.constants import ENDPOINT
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from safetensors import SafetensorError
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+HUB_FILE = "model.safetensors"
+BUNDLED_FILE = Path(__file__).parent / "weights" / "mobile_sam.safetensors"
+
+_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+_HUB_NAME = re.compile(r"hf://(?P<repo>[^/@]+/[^/@]+)(/(?P<file>[^@]+))?(@(?P<revision>.+))?")
+_VIT_WIDTHS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
+_HEAD_SHAPES = {
+    "image_encoder.norm_head.weight": (320,),
+    "image_encoder.norm_head.bias": (320,),
+    "image_encoder.head.weight": (1000, 320),
+    "image_encoder.head.bias": (1000,),
+}
+
+
+class _DefaultCheckpoint(str):
+    """A name that gives way to the environment, where the same name written out does not."""
+
+
+DEFAULT_CHECKPOINT = _DefaultCheckpoint("hf://nielsr/mobilesam")
+"""Upstream's weights on the Hub, unless ``MOBILE_SAM_CHECKPOINT`` names others."""
+
+
+def locate_checkpoint(checkpoint: str | os.PathLike[str] = DEFAULT_CHECKPOINT) -> Path:
+    """Finds the file that a checkpoint's name stands for, and downloads it where need be.
+
+    Args:
+        checkpoint: a path, ``"hf://owner/repo[/file][@revision]"`` or ``"bundled"``.
+
+    Returns:
+        The path of an existing file.
+
+    Raises:
+        FileNotFoundError: no such path, repository, file or revision.
+        IsADirectoryError: the path is a folder.
+        PermissionError: the repository is gated, or the file may not be read.
+        ConnectionError: the Hub cannot be reached and the file is not in its cache.
+        ValueError: a malformed ``hf://`` name.
+    """
+    if isinstance(checkpoint, _DefaultCheckpoint):
+        checkpoint = os.environ.get("MOBILE_SAM_CHECKPOINT") or str(checkpoint)
+    if checkpoint == "bundled":
+        return BUNDLED_FILE
+    if isinstance(checkpoint, str) and checkpoint.startswith("hf:"):
+        match = _HUB_NAME.fullmatch(checkpoint)
+        if match is None:
+            raise ValueError(
+                f"{checkpoint!r} names nothing on the Hub: write hf://owner/repo, "
+                "hf://owner/repo/file or hf://owner/repo/file@revision"
+            )
+        return download(match["repo"], match["file"] or HUB_FILE, match["revision"])
+    path = Path(checkpoint).expanduser()
+    if path.is_dir():
+        files = sorted(p.name for p in path.iterdir() if p.suffix in _SUFFIXES)
+        found = f"name one of its files ({', '.join(files)})" if files else "it holds no checkpoint"
+        raise IsADirectoryError(f"checkpoint {str(path)!r} is a folder: {found}")
+    if not path.exists():
+        hint = ""
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", str(checkpoint)) and path.suffix not in _SUFFIXES:
+            hint = f"; for the repository of that name on the Hub write 'hf://{checkpoint}'"
+        raise FileNotFoundError(f"there is no checkpoint at {str(path)!r}{hint}")
+    return path
+
+
+def download(
+    repo_id: str, filename: str = HUB_FILE, revision: str | None = None, **hub_options: Any
+) -> Path:
+    """Fetches one file through huggingface_hub: its cache, resumption, variables, offline mode.
+
+    Args:
+        repo_id: ``"owner/repo"``.
+        filename: the file's path in the repository.
+        revision: a branch, tag or commit; the default branch if None.
+        hub_options: further arguments of ``huggingface_hub.hf_hub_download``.
+
+    Returns:
+        The path of the file in the Hub's cache.
+
+    Raises:
+        FileNotFoundError: no such repository, file or revision.
+        PermissionError: the repository is gated.
+        ConnectionError: the Hub cannot be reached, or the transfer broke off.
+        ValueError: a malformed name.
+    """
+    at = f" at revision {revision!r}" if revision else ""
+    try:
+        return Path(hf_hub_download(repo_id, filename, revision=revision, **hub_options))
+    except GatedRepoError as error:
+        raise PermissionError(
+            f"repository {repo_id!r} on the Hub is gated: accept its terms at {ENDPOINT}/{repo_id}, "
+            "then log in with `hf auth login` or set HF_TOKEN"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise FileNotFoundError(
+            f"there is no repository {repo_id!r} on the Hub, or it is private: check its name, "
+            "or log in with `hf auth login` or set HF_TOKEN"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise FileNotFoundError(
+            f"repository {repo_id!r} on the Hub has no revision {revision!r}: "
+            "name a branch, a tag or a full commit hash"
+        ) from error
+    except LocalEntryNotFoundError as error:
+        raise ConnectionError(
+            f"{filename!r} of {repo_id!r}{at} is not in the Hub's cache, and the Hub at {ENDPOINT} "
+            "cannot be reached or offline mode is on: connect and try again, or name a local file "
+            "or 'bundled' as the checkpoint"
+        ) from error
+    except EntryNotFoundError as error:
+        raise FileNotFoundError(
+            f"repository {repo_id!r} on the Hub{at} has no file {filename!r}: "
+            f"name one that it has, as hf://{repo_id}/FILE"
+        ) from error
+    except HFValidationError as error:
+        raise ValueError(f"{repo_id!r} is no name of a repository on the Hub: {error}") from error
+    except Exception as error:  # the HTTP library, and so its errors, differ between hub releases
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # a full disk or a cache that may not be written, not the network
+        raise ConnectionError(
+            f"{filename!r} of {repo_id!r}{at} could not be downloaded ({error}); "
+            "what has arrived is kept: try again to go on from there"
+        ) from error
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Reads the tensors of a checkpoint file, whatever its layout, without running code from it.
+
+    The kind is told by the content, not by the suffix. Tensors wrapped in ``model`` or
+    ``state_dict`` are unwrapped, and a ``module.`` before every key is taken off.
+
+    Args:
+        path: a file that ``torch.save`` or safetensors wrote.
+
+    Returns:
+        Key to tensor, on the CPU, in the file's order, dtypes and shapes.
+
+    Raises:
+        ValueError: the file is empty, damaged, no checkpoint (a web page, say), or a pickle that
+            holds more than tensors.
+    """
+    path = Path(path)
+    with open(path, "rb") as file:
+        start = file.read(64)
+    if not start:
+        raise ValueError(f"checkpoint {str(path)!r} is empty (0 bytes): download it again")
+    if start.lstrip().startswith(b"<"):
+        raise ValueError(
+            f"checkpoint {str(path)!r} is a web page, not weights: download the file itself, "
+            "not the page that shows it"
+        )
+    if start.startswith(b"version https://git-lfs"):
+        raise ValueError(
+            f"checkpoint {str(path)!r} is a Git LFS pointer, not weights: run `git lfs pull`"
+        )
+    content: Any
+    if start.startswith((b"PK", b"\x80")):
+        content = _read_torch(path)
+    elif start[8:9] == b"{":
+        try:
+            content = safetensors.torch.load_file(path)
+        except SafetensorError as error:
+            raise ValueError(_damaged(path, error)) from error
+    else:
+        raise ValueError(
+            f"checkpoint {str(path)!r} is neither a PyTorch nor a safetensors file: "
+            f"it starts with {start[:16]!r}"
+        )
+    for wrapper in ("model", "state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if not isinstance(content, Mapping) or not content:
+        raise ValueError(
+            f"checkpoint {str(path)!r} holds {_describe(content)}, expected tensors by name"
+        )
+    for key, value in content.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"checkpoint {str(path)!r} holds {_describe(value)} at {key!r}, expected a tensor"
+            )
+    if all(key.startswith("module.") for key in content):
+        content = {key.removeprefix("module."): value for key, value in content.items()}
+    return dict(content)
+
+
+def verify_checkpoint(
+    tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], name: str
+) -> None:
+    """Raises ValueError unless the tensors are whole, finite, and those that a model expects.
+
+    Args:
+        tensors: what a checkpoint holds, the unused classification head allowed.
+        expected: the model's own ``state_dict()``.
+        name: the checkpoint's name for the messages.
+    """
+    position_embedding = tensors.get("image_encoder.pos_embed")
+    if position_embedding is not None:
+        entry = _VIT_WIDTHS.get(position_embedding.shape[-1])
+        kind = f"SAM's {entry}" if entry else "a SAM with a ViT of unknown width"
+        way_out = f": load it with sam_model_registry[{entry!r}]" if entry else ""
+        raise ValueError(f"checkpoint {name!r} is {kind}, not MobileSAM's vit_t{way_out}")
+    problems = []
+    missing = [key for key in expected if key not in tensors]
+    unexpected = [key for key in tensors if key not in expected and key not in _HEAD_SHAPES]
+    misshapen = [
+        f"{key} is {_describe(tensors[key])}, expected {_describe(value)}"
+        for key, value in expected.items()
+        if key in tensors
+        and (
+            tensors[key].shape != value.shape
+            or tensors[key].is_floating_point() != value.is_floating_point()
+        )
+    ]
+    for count, what, keys in (
+        (len(missing), "missing", missing),
+        (len(unexpected), "unexpected", unexpected),
+        (len(misshapen), "misshapen", misshapen),
+    ):
+        if count:
+            more = ", ..." if count > 3 else ""
+            problems.append(f"{count} {what} ({', '.join(keys[:3])}{more})")
+    if problems:
+        raise ValueError(
+            f"checkpoint {name!r} does not fit MobileSAM, of whose {len(expected)} tensors it has "
+            f"{len(expected) - len(missing)}: {'; '.join(problems)}"
+        )
+    for key, value in tensors.items():
+        if not torch.isfinite(value.float()).all():
+            raise ValueError(
+                f"checkpoint {name!r} is damaged: {key} holds NaN or infinity; download it again, "
+                "or take one from before the training diverged"
+            )
+
+
+def load_checkpoint(model: torch.nn.Module, checkpoint: str | os.PathLike[str]) -> None:
+    """Loads a checkpoint into a MobileSAM, or raises and leaves the model as it was.
+
+    Args:
+        model: a ``Sam`` with the image encoder of MobileSAM.
+        checkpoint: see :func:`locate_checkpoint`; any float dtype, converted to the model's.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError, PermissionError, ConnectionError: as
+            :func:`locate_checkpoint`.
+        ValueError: as :func:`read_checkpoint` and :func:`verify_checkpoint`.
+    """
+    path = locate_checkpoint(checkpoint)
+    tensors = read_checkpoint(path)
+    verify_checkpoint(tensors, model.state_dict(), str(path))
+    model.load_state_dict(tensors)
+    logger.info("MobileSAM weights: %s", path)
+
+
+def save_checkpoint(
+    tensors: Mapping[str, Tensor],
+    path: str | os.PathLike[str],
+    dtype: torch.dtype | None = None,
+    for_upstream: bool = False,
+) -> None:
+    """Writes tensors as ``.safetensors``, or as ``torch.save`` does under any suffix it uses.
+
+    The file appears whole or not at all.
+
+    Args:
+        tensors: key to tensor, in upstream's layout.
+        path: where to write; the suffix chooses the format.
+        dtype: convert floating-point tensors to this; as they are if None.
+        for_upstream: add the classification head, zeros but for its norm, that the strict loader
+            of the original ``mobile_sam`` wants and nothing uses.
+
+    Raises:
+        ValueError: an unknown suffix, or a value too large for the dtype.
+    """
+    path = Path(path)
+    if path.suffix not in _SUFFIXES:
+        raise ValueError(
+            f"{str(path)!r} has no suffix of a checkpoint: end it in {', '.join(_SUFFIXES)}"
+        )
+    tensors = dict(tensors)
+    if for_upstream:
+        for key, shape in _HEAD_SHAPES.items():
+            fill = 1.0 if key.endswith("norm_head.weight") else 0.0
+            tensors.setdefault(key, torch.full(shape, fill))
+    if dtype is not None:
+        for key, value in tensors.items():
+            if value.is_floating_point():
+                tensors[key] = value.to(dtype)
+                if not torch.isfinite(tensors[key]).all():
+                    raise ValueError(f"{key} holds values too large for {dtype}: choose float32")
+    tensors = {key: value.contiguous() for key, value in tensors.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        if path.suffix == ".safetensors":
+            safetensors.torch.save_file(tensors, partial, metadata={"format": "pt"})
+        else:
+            torch.save(tensors, partial)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        if found is None:
+            raise ValueError(_damaged(path, error)) from error
+        raise ValueError(
+            f"checkpoint {str(path)!r} is a pickle that holds code or objects ({found[1]}), which "
+            "is not loaded: save its state_dict() alone where you trust it, best as .safetensors"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+        raise ValueError(_damaged(path, error)) from error
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    reason = str(error).split("\n")[0][:200]
+    return (
+        f"checkpoint {str(path)!r} ({path.stat().st_size:,} bytes) is damaged or truncated: "
+        f"download it again ({reason})"
+    )
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    return f"an object of type {type(value).__name__}"

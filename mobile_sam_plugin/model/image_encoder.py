@@ -1,0 +1,101 @@
+"""TinyViT as SAM's image encoder: timm's network, the paper's stride, SAM's neck."""
+
+import re
+from typing import Any
+
+import torch
+from segment_anything.modeling.common import LayerNorm2d
+from timm.models.tiny_vit import Attention, TinyVit
+from torch import Tensor, nn
+
+# In the authors' checkpoint, but no segmentation uses it.
+_CLASSIFICATION_HEAD = ("norm_head.", "head.")
+
+
+class _Attention(Attention):
+    """timm's attention, looking its biases up every time.
+
+    In eval mode timm keeps the table it looked up first, so weights loaded, or trained, after the
+    first image would be ignored.
+    """
+
+    def get_attention_biases(self, device: torch.device) -> Tensor:
+        return self.attention_biases[:, self.attention_bias_idxs]
+
+
+class TinyVitImageEncoder(nn.Module):
+    """The image encoder of MobileSAM (arXiv 2306.14289), in place of SAM's ViT.
+
+    timm's TinyViT-5M with the paper's one change, a stride of 1 in the last downsampling, so that
+    the feature map is 16 times smaller than the image as SAM's is; then the neck of SAM's
+    ``ImageEncoderViT``. ``state_dict()`` and ``load_state_dict()`` speak the key names of the
+    authors' ``mobile_sam.pt``; its unused classification head may be present and is dropped.
+
+    Attributes:
+        img_size (int): the side, in pixels, of the square image that SAM pads its input to.
+    """
+
+    def __init__(self, img_size: int = 1024, out_chans: int = 256) -> None:
+        super().__init__()
+        self.img_size = img_size
+        self.trunk = TinyVit(
+            num_classes=0,
+            embed_dims=(64, 128, 160, 320),
+            num_heads=(2, 4, 5, 10),
+            window_sizes=(7, 7, 14, 7),
+            drop_path_rate=0.0,
+        )
+        self.trunk.head = nn.Identity()
+        self.trunk.stages[-1].downsample.conv2.conv.stride = (1, 1)
+        for module in self.trunk.modules():
+            if isinstance(module, Attention):
+                module.__class__ = _Attention
+        self.neck = nn.Sequential(
+            nn.Conv2d(self.trunk.num_features, out_chans, kernel_size=1, bias=False),
+            LayerNorm2d(out_chans),
+            nn.Conv2d(out_chans, out_chans, kernel_size=3, padding=1, bias=False),
+            LayerNorm2d(out_chans),
+        )
+        self._upstream_names = {name: _upstream_name(name) for name in super().state_dict()}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Encodes images as ``Sam.preprocess`` gives them.
+
+        Args:
+            x: normalised images, (B, 3, H, W) float; H and W multiples of 16, in SAM 1024.
+
+        Returns:
+            The image embeddings, (B, 256, H / 16, W / 16).
+        """
+        embeddings: Tensor = self.neck(self.trunk.forward_features(x))
+        return embeddings
+
+    def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """As ``nn.Module.state_dict``, under the authors' key names and in their order."""
+        state: dict[str, Any] = super().state_dict(*args, prefix=prefix, **kwargs)
+        for name, upstream in self._upstream_names.items():
+            state[prefix + upstream] = state.pop(prefix + name)
+        return state
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        for name, upstream in self._upstream_names.items():
+            if prefix + upstream in state_dict:
+                state_dict[prefix + name] = state_dict.pop(prefix + upstream)
+        for key in list(state_dict):
+            if key.startswith(tuple(prefix + name for name in _CLASSIFICATION_HEAD)):
+                del state_dict[key]
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _upstream_name(name: str) -> str:
+    """From the name of a tensor in this module to its name in the authors' checkpoint."""
+    name = name.removeprefix("trunk.").replace(".conv.weight", ".c.weight")
+    name = name.replace("patch_embed.conv1", "patch_embed.seq.0")
+    name = name.replace("patch_embed.conv2", "patch_embed.seq.2")
+    # timm downsamples at the start of a stage, the authors at the end of the one before.
+    name = re.sub(
+        r"stages\.(\d+)\.downsample", lambda stage: f"layers.{int(stage[1]) - 1}.downsample", name
+    )
+    return name.replace("stages.", "layers.")

@@ -1,0 +1,262 @@
+"""Upstream's ``SamPredictor``, which also takes the images people have and refuses nonsense."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import segment_anything
+import torch
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+
+
+class SamPredictor(segment_anything.SamPredictor):
+    """Segments one image by clicks, boxes and masks; subclass of upstream's, same results.
+
+    Works with any ``segment_anything.modeling.Sam``. Beyond upstream it takes PIL, grayscale and
+    RGBA images, names what is wrong with an input, and computes in eval mode even if the model was
+    left in training mode, whose batch norms would change the masks.
+
+    Example:
+        >>> predictor = SamPredictor(sam_model_registry["vit_t"](checkpoint="mobile_sam.pt"))
+        >>> predictor.set_image(Image.open("dog.jpg"))
+        >>> masks, scores, logits = predictor.predict(np.array([[320, 240]]), np.array([1]))
+    """
+
+    def set_image(
+        self, image: NDArray[np.uint8] | Image.Image, image_format: str = "RGB"
+    ) -> None:
+        """Computes the image embedding, so that :meth:`predict` can be called.
+
+        Args:
+            image: (H, W, 3) uint8; or grayscale, (H, W) or (H, W, 1); or (H, W, 4), whose alpha is
+                dropped; or a PIL image, whose EXIF orientation is applied first.
+            image_format: the channel order of an array, ``"RGB"`` or ``"BGR"``. PIL images tell
+                theirs themselves.
+
+        Raises:
+            TypeError: no array or PIL image, or an array whose dtype is not uint8.
+            ValueError: another shape, no pixels, or an unknown image_format.
+        """
+        if image_format not in ("RGB", "BGR"):
+            raise ValueError(f"image_format must be 'RGB' or 'BGR', not {image_format!r}")
+        if isinstance(image, Image.Image):
+            image_format = "RGB"
+        pixels = as_pixels(image)
+        height, width = pixels.shape[:2]
+        if min(self.transform.get_preprocess_shape(height, width, self.transform.target_length)) < 1:
+            raise ValueError(
+                f"the image is too thin, {width} x {height} pixels: resized to a long side of "
+                f"{self.transform.target_length} nothing of its short side is left"
+            )
+        super().set_image(pixels, image_format)
+
+    @torch.no_grad()
+    def set_torch_image(
+        self, transformed_image: Tensor, original_image_size: tuple[int, ...]
+    ) -> None:
+        """As upstream's, in eval mode.
+
+        Args:
+            transformed_image: (1, 3, H, W) in [0, 255], transformed with ``ResizeLongestSide``.
+            original_image_size: (H, W) before the transformation.
+        """
+        with eval_mode(self.model):
+            super().set_torch_image(transformed_image, original_image_size)
+
+    def predict(
+        self,
+        point_coords: ArrayLike | None = None,
+        point_labels: ArrayLike | None = None,
+        box: ArrayLike | None = None,
+        mask_input: ArrayLike | None = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+    ) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32]]:
+        """Predicts masks from a prompt on the image that was set, as upstream's ``predict``.
+
+        Args:
+            point_coords: (N, 2), XY in pixels of the image; they may lie outside it.
+            point_labels: (N,), 1 for an object point, 0 for a background point, -1 for none.
+            box: 4 numbers, XYXY in pixels. Swapped corners are taken as they are, with a warning.
+            mask_input: (256, 256) or (1, 256, 256), low-res logits of an earlier prediction.
+            multimask_output: three candidate masks rather than one; better for a single click.
+            return_logits: logits instead of boolean masks.
+
+        Returns:
+            Masks (C, H, W), bool or float32; their predicted IoU (C,); low-res logits
+            (C, 256, 256).
+
+        Raises:
+            RuntimeError: no image has been set.
+            ValueError: a prompt of the wrong shape or length, or with NaN or infinity in it.
+        """
+        if not self.is_image_set:
+            raise RuntimeError("An image must be set with .set_image(...) before mask prediction.")
+        if point_coords is not None or point_labels is not None:
+            point_coords, point_labels = _check_points(point_coords, point_labels)
+        if box is not None:
+            box = _check_box(box)
+        if mask_input is not None:
+            mask_input = _check_mask(mask_input, self.model.prompt_encoder.mask_input_size)
+        masks, scores, low_res_logits = super().predict(
+            point_coords, point_labels, box, mask_input, multimask_output, return_logits
+        )
+        return masks, scores, low_res_logits
+
+    @torch.no_grad()
+    def predict_torch(
+        self,
+        point_coords: Tensor | None,
+        point_labels: Tensor | None,
+        boxes: Tensor | None = None,
+        mask_input: Tensor | None = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Predicts masks for a batch of prompts, as upstream's ``predict_torch``.
+
+        Args:
+            point_coords: (B, N, 2), XY, transformed with ``transform.apply_coords_torch``.
+            point_labels: (B, N), 1, 0 or -1.
+            boxes: (B, 4), XYXY, transformed with ``transform.apply_boxes_torch``.
+            mask_input: (B, 1, 256, 256) low-res logits.
+            multimask_output: three masks a prompt rather than one.
+            return_logits: logits instead of boolean masks.
+
+        Returns:
+            Masks (B, C, H, W), bool or float; their predicted IoU (B, C); low-res logits
+            (B, C, 256, 256). float32 also where the model is in half precision.
+        """
+        with eval_mode(self.model):
+            masks, scores, low_res_logits = super().predict_torch(
+                point_coords, point_labels, boxes, mask_input, multimask_output, return_logits
+            )
+        if return_logits:
+            masks = masks.float()
+        return masks, scores.float(), low_res_logits.float()
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Holds a model in eval mode, then gives every part of it the mode that it had."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def as_pixels(image: NDArray[np.uint8] | Image.Image) -> NDArray[np.uint8]:
+    """The pixels of an image as upstream wants them.
+
+    Args:
+        image: (H, W, 3), (H, W, 4), (H, W, 1) or (H, W) uint8, or a PIL image.
+
+    Returns:
+        (H, W, 3) uint8, in the channel order of the array, RGB for PIL images. 16-bit grayscale
+        PIL images are scaled to 8 bits.
+
+    Raises:
+        TypeError, ValueError: as :meth:`SamPredictor.set_image`.
+    """
+    if isinstance(image, Image.Image):
+        image = _from_pil(image)
+    if not isinstance(image, np.ndarray):
+        raise TypeError(
+            f"the image must be a numpy array or a PIL image, not {type(image).__name__}; "
+            "open files with PIL.Image.open, and pass tensors to set_torch_image"
+        )
+    if image.dtype != np.uint8:
+        raise TypeError(
+            f"the image must hold uint8 in [0, 255], not {image.dtype}: scale it, then convert it "
+            "with .astype(np.uint8)"
+        )
+    if image.ndim == 2:
+        image = image[..., None]
+    if image.ndim != 3 or image.shape[2] not in (1, 3, 4):
+        raise ValueError(
+            f"the image must have the shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), "
+            f"not {image.shape}"
+        )
+    if image.size == 0:
+        raise ValueError(f"the image is empty: its shape is {image.shape}")
+    if image.shape[2] == 1:
+        return np.repeat(image, 3, axis=2)
+    return image[..., :3]
+
+
+def _from_pil(image: Image.Image) -> NDArray[np.uint8]:
+    if image.mode in ("F", "I"):
+        raise TypeError(
+            f"a PIL image of mode {image.mode!r} has no defined range: scale it to [0, 255] and "
+            "convert it to mode 'L' or 'RGB'"
+        )
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I;16"):
+        return (np.asarray(upright) >> 8).astype(np.uint8)
+    return np.asarray(upright.convert("RGB"))
+
+
+def _check_points(
+    coords: ArrayLike | None, labels: ArrayLike | None
+) -> tuple[NDArray[np.float64], NDArray[Any]]:
+    if coords is None or labels is None:
+        given, absent = ("labels", "coords") if coords is None else ("coords", "labels")
+        raise ValueError(f"point_{given} came without point_{absent}: give both or neither")
+    points = _as_finite("point_coords", coords)
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise ValueError(f"point_coords must have the shape (N, 2), not {points.shape}")
+    kinds = np.asarray(labels)
+    if kinds.shape != (len(points),):
+        raise ValueError(
+            f"point_labels must hold one label a point, ({len(points)},), not {kinds.shape}"
+        )
+    unknown = kinds[~np.isin(kinds, (-1, 0, 1))]
+    if unknown.size:
+        raise ValueError(
+            f"point_labels must be 1 (object), 0 (background) or -1 (no point), not {unknown[0]}"
+        )
+    return points, kinds
+
+
+def _check_box(box: ArrayLike) -> NDArray[np.float64]:
+    corners = _as_finite("box", box)
+    if corners.size != 4:
+        raise ValueError(
+            f"box must be 4 numbers, XYXY, not of the shape {corners.shape}; for several boxes "
+            "call predict_torch"
+        )
+    x0, y0, x1, y1 = corners = corners.reshape(4)
+    if x0 > x1 or y0 > y1:
+        warnings.warn(
+            f"box {corners.tolist()} has its corners swapped: XYXY is left, top, right, bottom",
+            stacklevel=3,
+        )
+    return corners
+
+
+def _check_mask(mask: ArrayLike, size: tuple[int, int]) -> NDArray[np.float64]:
+    logits = _as_finite("mask_input", mask)
+    if logits.shape not in (size, (1, *size)):
+        raise ValueError(
+            f"mask_input must be low-res logits of the shape {(1, *size)}, as predict returns "
+            f"them, not {logits.shape}"
+        )
+    return logits.reshape(1, *size)
+
+
+def _as_finite(name: str, values: ArrayLike) -> NDArray[np.float64]:
+    try:
+        array = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be an array of numbers: {error}") from error
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} holds NaN or infinity: {array[~np.isfinite(array)][0]}")
+    return array

@@ -1,0 +1,93 @@
+"""Models, weights and pictures that several test files share."""
+
+import copy
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import segment_anything
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from mobile_sam_plugin import MobileSam, build_sam_vit_t
+
+HERE = Path(__file__).parent
+REFERENCE = HERE / "reference"
+PHOTOGRAPHS = HERE.parent / "examples" / "images"
+
+
+def reference_weights() -> dict[str, Tensor]:
+    """The 439 tensors behind predictor_golden.npz, each from the formula for its key.
+
+    They are not trained; so the file of 40 MB need not travel.
+    """
+    manifest = json.loads((REFERENCE / "state_dict_manifest.json").read_text())
+    return {key: torch.from_numpy(_tensor(key, tuple(manifest[key]["shape"]))) for key in manifest}
+
+
+def _tensor(key: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    seed = zlib.crc32(key.encode("utf-8"))
+    x = np.asarray(np.random.RandomState(seed).standard_normal(shape), dtype=np.float32)
+    if key.endswith("num_batches_tracked"):
+        return np.zeros(shape, dtype=np.int64)
+    if key.endswith("running_var"):
+        return 1 + 0.2 * np.abs(x)
+    if key.endswith("running_mean"):
+        return 0.1 * x
+    if key.endswith("attention_biases"):
+        return 0.3 * x
+    if key.endswith("positional_encoding_gaussian_matrix"):
+        return x
+    if key.endswith("bias"):
+        return 0.05 * x
+    if key.endswith("weight") and len(shape) == 1:
+        return 1 + 0.1 * x
+    embedding = "embed" in key and "patch_embed" not in key and "mask_downscaling" not in key
+    if embedding or "_token" in key:
+        return 0.5 * x
+    fan_in = shape[0] if "output_upscaling" in key else np.prod(shape[1:])
+    return (x / np.sqrt(fan_in)).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def authors_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ``mobile_sam.pt`` as the authors' is: 439 tensors, the classification head among them."""
+    path = tmp_path_factory.mktemp("authors") / "mobile_sam.pt"
+    torch.save(reference_weights(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def reference_sam(authors_file: Path) -> MobileSam:
+    """MobileSAM with the weights of the reference data; not to be changed by a test."""
+    return build_sam_vit_t(authors_file)
+
+
+@pytest.fixture(scope="session")
+def bundled_sam() -> MobileSam:
+    """MobileSAM with the bundled weights; not to be changed by a test."""
+    return build_sam_vit_t("bundled")
+
+
+@pytest.fixture
+def own_sam(bundled_sam: MobileSam) -> MobileSam:
+    """A copy of ``bundled_sam`` that the test may change."""
+    return copy.deepcopy(bundled_sam)
+
+
+@pytest.fixture(scope="session")
+def vit_b() -> segment_anything.modeling.Sam:
+    """Upstream's smallest SAM, untrained."""
+    torch.manual_seed(0)
+    return segment_anything.sam_model_registry["vit_b"]()
+
+
+@pytest.fixture(scope="session")
+def coffee() -> NDArray[np.uint8]:
+    """A photograph, (400, 600, 3) uint8 in RGB."""
+    return np.asarray(Image.open(PHOTOGRAPHS / "coffee.png").convert("RGB"))

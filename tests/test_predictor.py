@@ -1,0 +1,232 @@
+"""``SamPredictor``: upstream's results, more kinds of images, and errors that name the fault."""
+
+import io
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import segment_anything
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from mobile_sam_plugin import MobileSam, SamAutomaticMaskGenerator, SamPredictor
+from mobile_sam_plugin.predictor import as_pixels
+
+Pixels = NDArray[np.uint8]
+
+
+@pytest.fixture(scope="module")
+def predictor(bundled_sam: MobileSam, coffee: Pixels) -> SamPredictor:
+    """Has the photograph of a cup set."""
+    predictor = SamPredictor(bundled_sam)
+    predictor.set_image(coffee)
+    return predictor
+
+
+def exif_rotated(pixels: Pixels) -> Image.Image:
+    """The picture as a camera held sideways stores it: turned, and a tag to turn it back."""
+    stored = Image.fromarray(pixels).transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    stored.save(file, "PNG", exif=exif)
+    return Image.open(file)
+
+
+def test_takes_the_images_people_have(coffee: Pixels) -> None:
+    gray = np.asarray(Image.fromarray(coffee).convert("L"))
+    alpha = np.full_like(gray, 7)
+    palette = Image.fromarray(coffee).quantize(200)
+    deep = Image.fromarray(gray.astype(np.uint16) * 257)
+    assert deep.mode == "I;16"
+    for image, expected in (
+        (coffee, coffee),
+        (np.dstack([coffee, alpha]), coffee),
+        (gray, np.dstack([gray] * 3)),
+        (gray[..., None], np.dstack([gray] * 3)),
+        (coffee[::-1, ::-1], coffee[::-1, ::-1]),
+        (Image.fromarray(coffee), coffee),
+        (Image.fromarray(np.dstack([coffee, alpha])), coffee),
+        (Image.fromarray(gray), np.dstack([gray] * 3)),
+        (palette, np.asarray(palette.convert("RGB"))),
+        (deep, np.dstack([gray] * 3)),
+        (exif_rotated(coffee), coffee),
+    ):
+        np.testing.assert_array_equal(as_pixels(image), expected)
+
+
+def test_set_image_turns_a_pil_image_upright(bundled_sam: MobileSam, predictor: Any) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 90, 3), dtype=np.uint8)
+    upright, rotated = SamPredictor(bundled_sam), SamPredictor(bundled_sam)
+    upright.set_image(pixels)
+    rotated.set_image(exif_rotated(pixels), image_format="BGR")
+    assert rotated.original_size == (40, 90)
+    torch.testing.assert_close(rotated.features, upright.features, rtol=0, atol=0)
+
+
+def test_bgr_is_reordered(bundled_sam: MobileSam, predictor: SamPredictor, coffee: Pixels) -> None:
+    reordered = SamPredictor(bundled_sam)
+    reordered.set_image(np.dstack([coffee[..., ::-1], coffee[..., :1]]), image_format="BGR")
+    torch.testing.assert_close(reordered.features, predictor.features)
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "message"),
+    [
+        (np.zeros((8, 8, 3), np.float32), TypeError, "uint8 in .* not float32"),
+        (np.zeros((8, 8, 3), np.int64), TypeError, "not int64"),
+        (np.zeros((8, 8, 3), bool), TypeError, "not bool"),
+        (np.zeros((3, 8, 8), np.uint8), ValueError, r"not \(3, 8, 8\)"),
+        (np.zeros((8, 8, 2), np.uint8), ValueError, r"not \(8, 8, 2\)"),
+        (np.zeros((1, 8, 8, 3), np.uint8), ValueError, r"not \(1, 8, 8, 3\)"),
+        (np.zeros(8, np.uint8), ValueError, r"not \(8,\)"),
+        (np.zeros((0, 8, 3), np.uint8), ValueError, "empty.*\\(0, 8, 3\\)"),
+        (np.zeros((1, 5000, 3), np.uint8), ValueError, "too thin, 5000 x 1"),
+        (Image.new("F", (8, 8)), TypeError, "mode 'F'"),
+        (torch.zeros(3, 8, 8), TypeError, "not Tensor.*set_torch_image"),
+        ("dog.jpg", TypeError, "not str.*PIL.Image.open"),
+        (None, TypeError, "not NoneType"),
+    ],
+)
+def test_refuses_what_is_no_image(
+    predictor: SamPredictor, image: Any, error: type[Exception], message: str
+) -> None:
+    before = predictor.features
+    with pytest.raises(error, match=message):
+        predictor.set_image(image)
+    assert predictor.features is before
+
+
+def test_refuses_an_unknown_image_format(predictor: SamPredictor, coffee: Pixels) -> None:
+    with pytest.raises(ValueError, match="'RGB' or 'BGR', not 'GBR'"):
+        predictor.set_image(coffee, "GBR")
+
+
+def test_prediction_needs_an_image(bundled_sam: MobileSam) -> None:
+    predictor = SamPredictor(bundled_sam)
+    for predict in (predictor.predict, lambda: predictor.predict_torch(None, None)):
+        with pytest.raises(RuntimeError, match="An image must be set"):
+            predict()
+    with pytest.raises(RuntimeError, match="An image must be set"):
+        predictor.get_image_embedding()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ({"point_coords": [[1, 2]]}, "point_coords came without point_labels"),
+        ({"point_labels": [1]}, "point_labels came without point_coords"),
+        ({"point_coords": [1, 2], "point_labels": [1]}, r"\(N, 2\), not \(2,\)"),
+        ({"point_coords": [[1, 2, 3]], "point_labels": [1]}, r"\(N, 2\), not \(1, 3\)"),
+        ({"point_coords": [[1, 2]], "point_labels": [1, 0]}, r"\(1,\), not \(2,\)"),
+        ({"point_coords": [[1, 2]], "point_labels": [[1]]}, r"\(1,\), not \(1, 1\)"),
+        ({"point_coords": [[1, np.nan]], "point_labels": [1]}, "point_coords holds NaN"),
+        ({"point_coords": [["a", "b"]], "point_labels": [1]}, "point_coords must be .* numbers"),
+        ({"point_coords": [[1, 2]], "point_labels": [2]}, r"object.*background.*not 2"),
+        ({"point_coords": [[1, 2]], "point_labels": [np.nan]}, "not nan"),
+        ({"box": [1, 2, 3]}, r"4 numbers, XYXY, not of the shape \(3,\)"),
+        ({"box": np.zeros((2, 4))}, r"\(2, 4\); for several boxes call predict_torch"),
+        ({"box": [1, 2, 3, np.inf]}, "box holds NaN or infinity: inf"),
+        ({"mask_input": np.zeros((1, 128, 128))}, r"\(1, 256, 256\).*not \(1, 128, 128\)"),
+        ({"mask_input": np.zeros((3, 256, 256))}, r"not \(3, 256, 256\)"),
+        ({"mask_input": np.full((1, 256, 256), np.nan)}, "mask_input holds NaN"),
+    ],
+)
+def test_refuses_a_prompt_by_name(
+    predictor: SamPredictor, prompt: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        predictor.predict(**prompt)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        {},
+        {"point_coords": np.array([[300, 200]]), "point_labels": np.array([1])},
+        {"point_coords": np.array([[-50, 9e3]]), "point_labels": np.array([True])},
+        {"point_coords": np.array([[300.5, 2], [9, 9]]), "point_labels": np.array([1.0, -1.0])},
+        {"point_coords": np.zeros((0, 2)), "point_labels": np.zeros(0)},
+        {"box": np.array([170, 70, 500, 330])},
+        {"box": np.array([[170, 70, 500, 330]])},
+        {"box": np.array([[170, 70], [500, 330]])},
+        {
+            "point_coords": np.array([[300, 200]]),
+            "point_labels": np.array([0]),
+            "box": np.array([170.0, 70.0, 500.0, 330.0]),
+            "mask_input": np.linspace(-8, 8, 65536, dtype=np.float32).reshape(1, 256, 256),
+            "multimask_output": False,
+            "return_logits": True,
+        },
+        {"mask_input": np.linspace(-8, 8, 65536).reshape(1, 256, 256)},
+    ],
+    ids=lambda prompt: "+".join(prompt) or "nothing",
+)
+def test_equals_upstreams_predictor(
+    bundled_sam: MobileSam, predictor: SamPredictor, coffee: Pixels, prompt: dict[str, Any]
+) -> None:
+    upstream = segment_anything.SamPredictor(bundled_sam)
+    upstream.__dict__.update(predictor.__dict__)
+    for ours, theirs in zip(predictor.predict(**prompt), upstream.predict(**prompt), strict=True):
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_takes_lists_and_flat_masks(predictor: SamPredictor) -> None:
+    logits = np.linspace(-8, 8, 65536).reshape(256, 256)
+    expected = predictor.predict(
+        np.array([[300, 200]]), np.array([1]), np.array([1, 2, 300, 200]), logits[None]
+    )
+    actual = predictor.predict([[300, 200]], [1], [1, 2, 300, 200], logits)
+    for ours, theirs in zip(actual, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_swapped_corners_are_taken_with_a_warning(predictor: SamPredictor) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        predictor.predict(box=[170, 70, 500, 330])
+    with pytest.warns(UserWarning, match="corners swapped") as caught:
+        predictor.predict(box=[500, 330, 170, 70])
+    assert caught[0].filename == __file__
+
+
+def test_eval_mode_is_borrowed_and_given_back(
+    own_sam: MobileSam, predictor: SamPredictor, coffee: Pixels
+) -> None:
+    """A forgotten ``.eval()`` lets batch norm change the masks, with the statistics of one image."""
+    own_sam.train()
+    own_sam.mask_decoder.eval()
+    modes = [module.training for module in own_sam.modules()]
+    statistics = {key: value.clone() for key, value in own_sam.state_dict().items()}
+    forgetful = SamPredictor(own_sam)
+    forgetful.set_image(coffee)
+    torch.testing.assert_close(forgetful.features, predictor.features, rtol=0, atol=0)
+    prompt = ([[300, 200]], [1])
+    for ours, expected in zip(forgetful.predict(*prompt), predictor.predict(*prompt), strict=True):
+        np.testing.assert_array_equal(ours, expected)
+    assert [module.training for module in own_sam.modules()] == modes
+    with pytest.raises(AssertionError):
+        forgetful.set_torch_image(torch.zeros(1, 3, 8, 8), (8, 8))
+    assert [module.training for module in own_sam.modules()] == modes
+    for key, value in own_sam.state_dict().items():
+        torch.testing.assert_close(value, statistics[key], rtol=0, atol=0)
+
+
+def test_generator_computes_in_eval_mode_and_takes_pil(own_sam: MobileSam, coffee: Pixels) -> None:
+    options: dict[str, Any] = {
+        "points_per_side": 3,
+        "pred_iou_thresh": 0.2,
+        "stability_score_thresh": 0.3,
+        "stability_score_offset": 0.3,
+    }
+    expected = segment_anything.SamAutomaticMaskGenerator(own_sam, **options).generate(coffee)
+    own_sam.train()
+    actual = SamAutomaticMaskGenerator(own_sam, **options).generate(Image.fromarray(coffee))
+    assert own_sam.training
+    assert len(actual) == len(expected) > 0
+    for ours, theirs in zip(actual, expected, strict=True):
+        np.testing.assert_array_equal(ours.pop("segmentation"), theirs.pop("segmentation"))
+        assert ours == theirs

@@ -1,0 +1,158 @@
+"""``vit_t`` in every registry that it should be in, and nothing else moved."""
+
+import inspect
+import logging
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import segment_anything
+
+from mobile_sam_plugin import (
+    DEFAULT_CHECKPOINT,
+    MobileSam,
+    build_sam_vit_t,
+    register,
+    replace,
+    sam_model_registry,
+)
+
+
+@pytest.fixture
+def vendored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """A project's own copy of segment_anything, as Segment-and-Track-Anything carries it."""
+    shutil.copytree(Path(segment_anything.__file__).parent, tmp_path / "sam" / "segment_anything")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield import_module("sam.segment_anything")
+    for name in [name for name in sys.modules if name.split(".")[0] == "sam"]:
+        del sys.modules[name]
+
+
+def run_python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_our_registry_has_upstreams_builders_and_vit_t() -> None:
+    assert list(sam_model_registry) == ["default", "vit_h", "vit_l", "vit_b", "vit_t"]
+    assert sam_model_registry["vit_b"] is segment_anything.build_sam_vit_b
+    assert sam_model_registry["default"] is segment_anything.build_sam
+    assert sam_model_registry["vit_t"] is build_sam_vit_t
+
+
+def test_builder_takes_its_checkpoint_as_upstreams_do() -> None:
+    (upstream,) = inspect.signature(segment_anything.build_sam_vit_b).parameters.values()
+    (ours,) = inspect.signature(build_sam_vit_t).parameters.values()
+    assert (ours.name, ours.kind) == (upstream.name, upstream.kind)
+    assert ours.default == DEFAULT_CHECKPOINT == "hf://nielsr/mobilesam"
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import mobile_sam_plugin, segment_anything",
+        "import segment_anything, mobile_sam_plugin",
+        "from mobile_sam_plugin import SamPredictor; import segment_anything",
+        "import mobile_sam_plugin.mobile_sam, segment_anything",
+        "import mobile_sam_plugin.registry, segment_anything",
+        "import mobile_sam_plugin.integrations, segment_anything",
+    ],
+)
+def test_importing_the_package_adds_vit_t_upstream(imports: str) -> None:
+    code = f"""{imports}
+from segment_anything import sam_model_registry
+sam = sam_model_registry["vit_t"](checkpoint=None)
+print(type(sam).__name__, isinstance(sam, segment_anything.modeling.Sam), sam.training)"""
+    assert run_python(code) == "MobileSam True False"
+
+
+def test_importing_the_package_alone_imports_nothing_heavy() -> None:
+    code = """import sys, mobile_sam_plugin
+print([name for name in ("torch", "timm", "numpy", "segment_anything") if name in sys.modules])"""
+    assert run_python(code) == "[]"
+
+
+def test_every_public_name_is_there() -> None:
+    import mobile_sam_plugin
+
+    assert {name for name in dir(mobile_sam_plugin) if name in mobile_sam_plugin.__all__} == set(
+        mobile_sam_plugin.__all__
+    )
+    for name in mobile_sam_plugin.__all__:
+        assert getattr(mobile_sam_plugin, name) is not None
+    with pytest.raises(AttributeError, match="sam_model_regisrty"):
+        _ = mobile_sam_plugin.sam_model_regisrty
+
+
+def test_register_adds_vit_t_to_a_vendored_copy(vendored: ModuleType) -> None:
+    assert "vit_t" not in vendored.sam_model_registry
+    register(vendored)
+    sam = vendored.sam_model_registry["vit_t"](checkpoint="bundled")
+    assert vendored.SamPredictor(sam).device.type == "cpu"
+
+
+def test_register_leaves_a_vit_t_of_its_own_alone(vendored: ModuleType) -> None:
+    own = vendored.sam_model_registry["vit_t"] = vendored.build_sam_vit_b
+    register(vendored)
+    assert vendored.sam_model_registry["vit_t"] is own
+    register(vendored, override=True)
+    assert vendored.sam_model_registry["vit_t"] is build_sam_vit_t
+
+
+def test_register_refuses_what_has_no_registry() -> None:
+    with pytest.raises(TypeError, match="logging has no dict sam_model_registry"):
+        register(logging)
+
+
+def test_replace_builds_mobile_sam_and_says_what_it_ignores(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    before = dict(segment_anything.sam_model_registry)
+    with replace("vit_h", "vit_l", checkpoint="bundled"):
+        for build in (
+            segment_anything.sam_model_registry["vit_h"],
+            segment_anything.sam_model_registry["vit_l"],
+            segment_anything.build_sam_vit_h,
+        ):
+            caplog.clear()
+            assert isinstance(build(checkpoint="no/such/sam_vit_h_4b8939.pth"), MobileSam)
+            (record,) = caplog.records
+            assert "ignoring its checkpoint 'no/such/sam_vit_h_4b8939.pth'" in record.getMessage()
+        assert segment_anything.sam_model_registry["vit_b"] is before["vit_b"]
+        assert segment_anything.sam_model_registry["default"] is before["default"]
+    assert segment_anything.sam_model_registry == before
+    assert segment_anything.build_sam_vit_h is before["vit_h"]
+    assert sam_model_registry["vit_h"] is before["vit_h"]
+
+
+def test_replace_is_also_a_function_and_nests(vendored: ModuleType) -> None:
+    before = dict(vendored.sam_model_registry)
+    outer = replace("vit_b", into=vendored, checkpoint=None)
+    replaced = vendored.sam_model_registry["vit_b"]
+    with replace("vit_b", "default", into=vendored, checkpoint="bundled"):
+        assert vendored.sam_model_registry["vit_b"] is not replaced
+        assert isinstance(vendored.build_sam(), MobileSam)
+    assert vendored.sam_model_registry["vit_b"] is replaced
+    assert isinstance(vendored.sam_model_registry["vit_b"]("ignored.pth"), MobileSam)
+    outer.close()
+    assert vendored.sam_model_registry == before
+
+
+def test_replace_restores_after_an_exception() -> None:
+    before = dict(segment_anything.sam_model_registry)
+    with pytest.raises(ZeroDivisionError), replace("vit_h"):
+        raise ZeroDivisionError
+    assert segment_anything.sam_model_registry == before
+
+
+def test_replace_names_what_it_does_not_know() -> None:
+    with pytest.raises(ValueError, match="no model type 'vit_x', only default, vit_h"):
+        replace("vit_h", "vit_x")
+    with pytest.raises(ValueError, match="at least one model type"):
+        replace()
+    assert segment_anything.sam_model_registry["vit_h"] is segment_anything.build_sam_vit_h

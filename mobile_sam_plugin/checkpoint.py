@@ -124,8 +124,8 @@ def download(
         return Path(hf_hub_download(repo_id, filename, revision=revision, **hub_options))
     except GatedRepoError as error:
         raise PermissionError(
-            f"repository {repo_id!r} on the Hub is gated: accept its terms at {ENDPOINT}/{repo_id}, "
-            "then log in with `hf auth login` or set HF_TOKEN"
+            f"repository {repo_id!r} on the Hub is gated: accept its terms at {ENDPOINT}/{repo_id} "
+            "and log in with `hf auth login` or set HF_TOKEN"
         ) from error
     except RepositoryNotFoundError as error:
         raise FileNotFoundError(

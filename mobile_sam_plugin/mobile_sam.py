@@ -17,7 +17,8 @@ _MODEL_CARD = """---
 
 # MobileSAM
 
-A [MobileSAM]({{ paper_url }}) model, saved by mobile-sam-plugin: `model.safetensors` has the key layout of the authors' `mobile_sam.pt`.
+A [MobileSAM]({{ paper_url }}) model, saved by mobile-sam-plugin: `model.safetensors` has the key
+layout of the authors' `mobile_sam.pt`.
 
 ```python
 from mobile_sam_plugin import MobileSam, SamPredictor

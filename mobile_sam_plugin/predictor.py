@@ -26,9 +26,7 @@ class SamPredictor(segment_anything.SamPredictor):
         >>> masks, scores, logits = predictor.predict(np.array([[320, 240]]), np.array([1]))
     """
 
-    def set_image(
-        self, image: NDArray[np.uint8] | Image.Image, image_format: str = "RGB"
-    ) -> None:
+    def set_image(self, image: NDArray[np.uint8] | Image.Image, image_format: str = "RGB") -> None:
         """Computes the image embedding, so that :meth:`predict` can be called.
 
         Args:
@@ -47,10 +45,11 @@ class SamPredictor(segment_anything.SamPredictor):
             image_format = "RGB"
         pixels = as_pixels(image)
         height, width = pixels.shape[:2]
-        if min(self.transform.get_preprocess_shape(height, width, self.transform.target_length)) < 1:
+        long_side = self.transform.target_length
+        if min(self.transform.get_preprocess_shape(height, width, long_side)) < 1:
             raise ValueError(
-                f"the image is too thin, {width} x {height} pixels: resized to a long side of "
-                f"{self.transform.target_length} nothing of its short side is left"
+                f"the image is too thin, {width} x {height} pixels: nothing of its short side is "
+                f"left when the long side is resized to {long_side}"
             )
         super().set_image(pixels, image_format)
 

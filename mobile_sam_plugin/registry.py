@@ -1,4 +1,4 @@
-"""``vit_t`` in SAM's registry: ours, upstream's, and those of projects that carry their own copy."""
+"""``vit_t`` in SAM's registry: ours, upstream's, and that of a project with its own copy."""
 
 import logging
 import os

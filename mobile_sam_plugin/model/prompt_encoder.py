@@ -47,10 +47,11 @@ class PromptEncoder(UpstreamPromptEncoder):
 class _PositionEmbedding(PositionEmbeddingRandom):
     """Upstream's, whose random frequencies follow the model to a device but never to a dtype."""
 
+    positional_encoding_gaussian_matrix: Tensor
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         frequencies = self.positional_encoding_gaussian_matrix
         super()._apply(fn, recurse)
-        self.positional_encoding_gaussian_matrix = frequencies.to(
-            self.positional_encoding_gaussian_matrix.device
-        )
+        device = self.positional_encoding_gaussian_matrix.device
+        self.positional_encoding_gaussian_matrix = frequencies.to(device)
         return self

@@ -1,0 +1,170 @@
+"""The built model: whose classes it is made of, and what it survives."""
+
+import copy
+import io
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import segment_anything.modeling as upstream
+import timm.models.tiny_vit
+import torch
+from numpy.typing import NDArray
+from segment_anything.modeling.common import LayerNorm2d
+from timm.models import register_model
+from torch import Tensor, nn
+
+from mobile_sam_plugin import MobileSam, SamPredictor, build_sam_vit_t
+
+SMALL = torch.linspace(-2, 2, 3 * 112 * 96).reshape(1, 3, 112, 96).sin()
+
+
+def embed(sam: MobileSam, image: Tensor = SMALL) -> Tensor:
+    with torch.no_grad():
+        embedding: Tensor = sam.image_encoder(image.to(sam.device))
+    return embedding
+
+
+def test_is_made_of_upstreams_and_timms_classes(bundled_sam: MobileSam) -> None:
+    assert isinstance(bundled_sam, upstream.Sam)
+    assert isinstance(bundled_sam.prompt_encoder, upstream.PromptEncoder)
+    assert isinstance(bundled_sam.mask_decoder, upstream.MaskDecoder)
+    assert isinstance(bundled_sam.image_encoder.trunk, timm.models.tiny_vit.TinyVit)
+    assert [type(layer) for layer in bundled_sam.image_encoder.neck] == [
+        nn.Conv2d,
+        LayerNorm2d,
+        nn.Conv2d,
+        LayerNorm2d,
+    ]
+    assert bundled_sam.image_encoder.img_size == 1024
+    assert not any(module.training for module in bundled_sam.modules())
+    assert all(parameter.dtype == torch.float32 for parameter in bundled_sam.parameters())
+
+
+def test_loads_the_authors_file_strictly(authors_file: Path, own_sam: MobileSam) -> None:
+    tensors = torch.load(authors_file, weights_only=True)
+    result = own_sam.load_state_dict(tensors, strict=True)
+    assert result == ([], [])
+    saved = own_sam.state_dict()
+    head = ("image_encoder.norm_head.", "image_encoder.head.")
+    assert list(saved) == [key for key in tensors if not key.startswith(head)]
+    for key, value in saved.items():
+        torch.testing.assert_close(value, tensors[key], rtol=0, atol=0)
+    assert "image_encoder.head.weight" in tensors, "the caller's dict was changed"
+
+
+def test_strict_loading_names_what_does_not_fit(own_sam: MobileSam) -> None:
+    tensors = own_sam.state_dict()
+    tensors["mask_decoder.hf_token.weight"] = tensors.pop("image_encoder.neck.0.weight")
+    with pytest.raises(RuntimeError, match="(?s)image_encoder.neck.0.weight.*hf_token"):
+        own_sam.load_state_dict(tensors)
+
+
+def test_weights_loaded_in_eval_mode_reach_the_attention_biases(own_sam: MobileSam) -> None:
+    """timm keeps the first image's table of biases in eval mode; here it would be stale."""
+    before = embed(own_sam)
+    tensors = own_sam.state_dict()
+    biases = [key for key in tensors if key.endswith("attention_biases")]
+    assert len(biases) == 10
+    own_sam.load_state_dict(tensors | {key: tensors[key] + 1.5 * torch.rand(1) for key in biases})
+    constant = embed(own_sam)  # one constant for a whole row drops out of the softmax
+    torch.testing.assert_close(constant, before, rtol=0, atol=1e-3)
+    own_sam.load_state_dict(tensors | {key: 3 * torch.randn_like(tensors[key]) for key in biases})
+    assert (embed(own_sam) - before).abs().max() > 1e-2
+
+
+def test_learns_in_eval_mode_step_after_step(own_sam: MobileSam) -> None:
+    optimizer = torch.optim.SGD(own_sam.image_encoder.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(3):
+        loss = own_sam.image_encoder(SMALL).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[2] < losses[1] < losses[0]
+    assert all(parameter.grad is not None for parameter in own_sam.image_encoder.parameters())
+    copy.deepcopy(own_sam)
+
+
+@pytest.mark.parametrize("how", ["pickle", "deepcopy", "torch.save"])
+def test_survives_copies(bundled_sam: MobileSam, how: str) -> None:
+    embed(bundled_sam)
+    if how == "pickle":
+        twin = pickle.loads(pickle.dumps(bundled_sam))
+    elif how == "deepcopy":
+        twin = copy.deepcopy(bundled_sam)
+    else:
+        file = io.BytesIO()
+        torch.save(bundled_sam, file)
+        file.seek(0)
+        twin = torch.load(file, weights_only=False)
+    torch.testing.assert_close(embed(twin), embed(bundled_sam), rtol=0, atol=0)
+    assert list(twin.state_dict()) == list(bundled_sam.state_dict())
+    with torch.no_grad():
+        twin.image_encoder.neck[0].weight.zero_()
+    assert (embed(twin) - embed(bundled_sam)).abs().max() > 1e-2, "the copy shares weights"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_survives_half_precision(
+    own_sam: MobileSam, bundled_sam: MobileSam, coffee: NDArray[np.uint8], dtype: torch.dtype
+) -> None:
+    own_sam.half() if dtype == torch.float16 else own_sam.to(dtype)
+    embedding, expected_embedding = embed(own_sam, SMALL.to(dtype)), embed(bundled_sam)
+    assert embedding.dtype == dtype
+    assert (embedding.float() - expected_embedding).abs().mean() < 0.05
+
+    full, half = SamPredictor(bundled_sam), SamPredictor(own_sam)
+    full.set_image(coffee)
+    half.__dict__.update(full.__dict__, model=own_sam, features=full.features.to(dtype))
+    box = [170, 70, 500, 330]
+    masks = half.predict(box=box, multimask_output=False)
+    refined = half.predict([[300, 200]], [1], box, masks[2])
+    expected = full.predict(box=box, multimask_output=False)
+    assert [array.dtype for array in masks] == [bool, np.float32, np.float32]
+    assert np.isfinite(refined[2]).all()
+    np.testing.assert_allclose(masks[1], expected[1], atol=0.02)
+    assert (masks[0] == expected[0]).mean() > 0.98
+    frequencies = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
+    expected_frequencies = bundled_sam.state_dict()[frequencies]
+    torch.testing.assert_close(own_sam.state_dict()[frequencies], expected_frequencies)
+
+
+def test_survives_training_mode_and_device_moves(
+    own_sam: MobileSam, bundled_sam: MobileSam
+) -> None:
+    own_sam.train()
+    assert own_sam.image_encoder(SMALL).requires_grad
+    own_sam.eval()
+    own_sam.load_state_dict(bundled_sam.state_dict())  # the running statistics have moved
+    own_sam.to("cpu").double().float()
+    torch.testing.assert_close(embed(own_sam), embed(bundled_sam), rtol=0, atol=0)
+    assert own_sam.to("meta").device.type == "meta"
+
+
+def test_survives_torch_compile(own_sam: MobileSam, bundled_sam: MobileSam) -> None:
+    compiled = torch.compile(own_sam.image_encoder, backend="eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(SMALL), embed(bundled_sam))
+
+
+def test_survives_another_class_under_the_name_of_tiny_vit(bundled_sam: MobileSam) -> None:
+    """Importing the original ``mobile_sam`` registers its own class under timm's name."""
+
+    @register_model
+    def tiny_vit_5m_224(pretrained: bool = False, **options: object) -> nn.Module:
+        raise AssertionError("the model was built through timm's registry")
+
+    torch.testing.assert_close(
+        embed(build_sam_vit_t("bundled")), embed(bundled_sam), rtol=0, atol=0
+    )
+
+
+def test_none_gives_untrained_weights() -> None:
+    torch.manual_seed(0)
+    first = build_sam_vit_t(None).state_dict()
+    torch.manual_seed(1)
+    second = build_sam_vit_t(None).state_dict()
+    assert (first["mask_decoder.iou_token.weight"] != second["mask_decoder.iou_token.weight"]).any()

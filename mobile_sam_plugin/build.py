@@ -3,7 +3,7 @@
 import os
 from typing import TYPE_CHECKING
 
-from .checkpoint import DEFAULT_CHECKPOINT, load_checkpoint
+from .checkpoint import DEFAULT_CHECKPOINT, load_checkpoint, locate_checkpoint
 
 if TYPE_CHECKING:
     from .mobile_sam import MobileSam
@@ -36,7 +36,8 @@ def build_sam_vit_t(
     # Late, since upstream's registry learns of this function while segment_anything is imported.
     from .mobile_sam import MobileSam
 
+    path = None if checkpoint is None else locate_checkpoint(checkpoint)
     sam = MobileSam.untrained()
-    if checkpoint is not None:
-        load_checkpoint(sam, checkpoint)
+    if path is not None:
+        load_checkpoint(sam, path)
     return sam

@@ -26,7 +26,6 @@ from huggingface_hub.constants import ENDPOINT
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
-    HFValidationError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -141,21 +140,23 @@ def download(
         raise ConnectionError(
             f"{filename!r} of {repo_id!r}{at} is not in the Hub's cache, and the Hub at {ENDPOINT} "
             "cannot be reached or offline mode is on: connect and try again, or name a local file "
-            "or 'bundled' as the checkpoint"
+            f"or 'bundled' as the checkpoint ({_first_line(error)})"
         ) from error
     except EntryNotFoundError as error:
         raise FileNotFoundError(
             f"repository {repo_id!r} on the Hub{at} has no file {filename!r}: "
             f"name one that it has, as hf://{repo_id}/FILE"
         ) from error
-    except HFValidationError as error:
-        raise ValueError(f"{repo_id!r} is no name of a repository on the Hub: {error}") from error
+    except ValueError as error:
+        raise ValueError(
+            f"{repo_id!r} and {filename!r} name no file on the Hub: {_first_line(error)}"
+        ) from error
     except Exception as error:  # the HTTP library, and so its errors, differ between hub releases
         if isinstance(error, OSError) and error.errno is not None:
             raise  # a full disk or a cache that may not be written, not the network
         raise ConnectionError(
-            f"{filename!r} of {repo_id!r}{at} could not be downloaded ({error}); "
-            "what has arrived is kept: try again to go on from there"
+            f"{filename!r} of {repo_id!r}{at} could not be downloaded: try again "
+            f"({_first_line(error)})"
         ) from error
 
 
@@ -180,7 +181,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         start = file.read(64)
     if not start:
         raise ValueError(f"checkpoint {str(path)!r} is empty (0 bytes): download it again")
-    if start.lstrip().startswith(b"<"):
+    # A safetensors file starts with the length of its JSON header; the limit is the library's own.
+    is_safetensors = start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= 100_000_000
+    if start.lstrip().startswith(b"<") and not is_safetensors:
         raise ValueError(
             f"checkpoint {str(path)!r} is a web page, not weights: download the file itself, "
             "not the page that shows it"
@@ -190,13 +193,13 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             f"checkpoint {str(path)!r} is a Git LFS pointer, not weights: run `git lfs pull`"
         )
     content: Any
-    if start.startswith((b"PK", b"\x80")):
-        content = _read_torch(path)
-    elif start[8:9] == b"{":
+    if is_safetensors:
         try:
             content = safetensors.torch.load_file(path)
         except SafetensorError as error:
             raise ValueError(_damaged(path, error)) from error
+    elif start.startswith((b"PK", b"\x80")):
+        content = _read_torch(path)
     else:
         raise ValueError(
             f"checkpoint {str(path)!r} is neither a PyTorch nor a safetensors file: "
@@ -210,7 +213,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             f"checkpoint {str(path)!r} holds {_describe(content)}, expected tensors by name"
         )
     for key, value in content.items():
-        if not isinstance(value, Tensor):
+        if not isinstance(key, str) or not isinstance(value, Tensor):
             raise ValueError(
                 f"checkpoint {str(path)!r} holds {_describe(value)} at {key!r}, expected a tensor"
             )
@@ -231,7 +234,7 @@ def verify_checkpoint(
     """
     position_embedding = tensors.get("image_encoder.pos_embed")
     if position_embedding is not None:
-        entry = _VIT_WIDTHS.get(position_embedding.shape[-1])
+        entry = _VIT_WIDTHS.get(position_embedding.shape[-1] if position_embedding.ndim else 0)
         kind = f"SAM's {entry}" if entry else "a SAM with a ViT of unknown width"
         way_out = f": load it with sam_model_registry[{entry!r}]" if entry else ""
         raise ValueError(f"checkpoint {name!r} is {kind}, not MobileSAM's vit_t{way_out}")
@@ -245,6 +248,7 @@ def verify_checkpoint(
         and (
             tensors[key].shape != value.shape
             or tensors[key].is_floating_point() != value.is_floating_point()
+            or tensors[key].layout != value.layout
         )
     ]
     for count, what, keys in (
@@ -268,19 +272,17 @@ def verify_checkpoint(
             )
 
 
-def load_checkpoint(model: torch.nn.Module, checkpoint: str | os.PathLike[str]) -> None:
-    """Loads a checkpoint into a MobileSAM, or raises and leaves the model as it was.
+def load_checkpoint(model: torch.nn.Module, path: str | os.PathLike[str]) -> None:
+    """Loads a checkpoint file into a MobileSAM, or raises and leaves the model as it was.
 
     Args:
         model: a ``Sam`` with the image encoder of MobileSAM.
-        checkpoint: see :func:`locate_checkpoint`; any float dtype, converted to the model's.
+        path: see :func:`read_checkpoint`; any float dtype, converted to the model's.
 
     Raises:
-        FileNotFoundError, IsADirectoryError, PermissionError, ConnectionError: as
-            :func:`locate_checkpoint`.
+        FileNotFoundError: there is no such file.
         ValueError: as :func:`read_checkpoint` and :func:`verify_checkpoint`.
     """
-    path = locate_checkpoint(checkpoint)
     tensors = read_checkpoint(path)
     verify_checkpoint(tensors, model.state_dict(), str(path))
     model.load_state_dict(tensors)
@@ -339,7 +341,8 @@ def save_checkpoint(
 
 def _read_torch(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:  # given a path, torch.load goes by its suffix
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         if found is None:
@@ -348,16 +351,19 @@ def _read_torch(path: Path) -> Any:
             f"checkpoint {str(path)!r} is a pickle that holds code or objects ({found[1]}), which "
             "is not loaded: save its state_dict() alone where you trust it, best as .safetensors"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+    except Exception as error:  # a damaged pickle makes the reader stumble in any way
         raise ValueError(_damaged(path, error)) from error
 
 
 def _damaged(path: Path, error: Exception) -> str:
-    reason = str(error).split("\n")[0][:200]
     return (
         f"checkpoint {str(path)!r} ({path.stat().st_size:,} bytes) is damaged or truncated: "
-        f"download it again ({reason})"
+        f"delete it and download it again ({_first_line(error)})"
     )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n")[0][:200]
 
 
 def _describe(value: Any) -> str:

@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import PyTorchModelHubMixin
 from segment_anything.modeling import MaskDecoder, Sam, TwoWayTransformer
@@ -56,20 +55,44 @@ class MobileSam(
         save_checkpoint(self.state_dict(), save_directory / HUB_FILE)
 
     @classmethod
-    def _from_pretrained(
+    def from_pretrained(  # type: ignore[override]
         cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
         *,
-        model_id: str,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
         map_location: str = "cpu",
-        **options: Any,
     ) -> Self:
-        # The mixin hands over what a config.json says of the constructor's arguments, too; the
-        # architecture is fixed, so the file is not asked.
-        hub_options = {k: v for k, v in options.items() if k not in cls._hub_mixin_init_parameters}
-        if os.path.isdir(model_id):
-            path = Path(model_id) / HUB_FILE
+        """Loads ``model.safetensors`` from a folder or a repository on the Hub, as the mixin does.
+
+        A ``config.json`` beside it is not asked, since the architecture is fixed.
+
+        Args:
+            pretrained_model_name_or_path: a folder, or ``"owner/repo"``.
+            revision: a branch, tag or commit; the default branch if None.
+            cache_dir: where downloads are kept instead of the Hub's cache.
+            force_download: download even what is in the cache.
+            local_files_only: do not ask the Hub.
+            token: the Hub's token; False for none, None for the one of `hf auth login`.
+            map_location: the device that the model goes to.
+
+        Raises:
+            As :func:`~mobile_sam_plugin.build_sam_vit_t`.
+        """
+        if os.path.isdir(pretrained_model_name_or_path):
+            path = Path(pretrained_model_name_or_path) / HUB_FILE
         else:
-            path = download(model_id, **hub_options)
+            path = download(
+                str(pretrained_model_name_or_path),
+                revision=revision,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+                token=token,
+            )
         model = cls.untrained()
         load_checkpoint(model, path)
         return model.to(map_location)

@@ -24,9 +24,9 @@ def main(checkpoint: str) -> None:
     predictor = SamPredictor(sam)
     predictor.set_image(image)
     masks, scores, _ = predictor.predict(
-        point_coords=np.array([[320, 190]]),
+        point_coords=np.array([[300, 130]]),
         point_labels=np.array([1]),
-        box=np.array([170, 70, 500, 330]),
+        box=np.array([170, 10, 430, 300]),
     )
 
     best = masks[np.argmax(scores)]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .build import build_sam_vit_t
     from .checkpoint import DEFAULT_CHECKPOINT
     from .mobile_sam import MobileSam
+    from .model import accelerate
     from .predictor import SamPredictor
     from .registry import register, replace, sam_model_registry
 
@@ -25,6 +26,7 @@ _MODULES = {
     "MobileSam": "mobile_sam",
     "SamAutomaticMaskGenerator": "automatic_mask_generator",
     "SamPredictor": "predictor",
+    "accelerate": "model",
     "build_sam_vit_t": "build",
     "register": "registry",
     "replace": "registry",
@@ -36,6 +38,7 @@ __all__ = [
     "MobileSam",
     "SamAutomaticMaskGenerator",
     "SamPredictor",
+    "accelerate",
     "build_sam_vit_t",
     "register",
     "replace",

@@ -4,11 +4,11 @@ import os
 from pathlib import Path
 
 from huggingface_hub import PyTorchModelHubMixin
-from segment_anything.modeling import MaskDecoder, Sam, TwoWayTransformer
+from segment_anything.modeling import Sam, TwoWayTransformer
 from typing_extensions import Self
 
 from .checkpoint import HUB_FILE, download, load_checkpoint, save_checkpoint
-from .model import PromptEncoder, TinyVitImageEncoder
+from .model import MaskDecoder, PromptEncoder, TinyVitImageEncoder
 
 _MODEL_CARD = """---
 {{ card_data }}

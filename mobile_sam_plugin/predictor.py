@@ -1,9 +1,14 @@
 """Upstream's ``SamPredictor``, which also takes the images people have and refuses nonsense."""
 
+import copy
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import segment_anything
@@ -11,6 +16,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageOps
 from torch import Tensor, nn
+from typing_extensions import Self
+
+from .mask_postprocessing import MaskUpscaler
 
 
 class SamPredictor(segment_anything.SamPredictor):
@@ -39,6 +47,12 @@ class SamPredictor(segment_anything.SamPredictor):
             TypeError: no array or PIL image, or an array whose dtype is not uint8.
             ValueError: another shape, no pixels, or an unknown image_format.
         """
+        self.set_torch_image(*self._prepare(image, image_format))
+
+    def _prepare(
+        self, image: NDArray[np.uint8] | Image.Image, image_format: str
+    ) -> tuple[Tensor, tuple[int, int]]:
+        """The image (1, 3, h, w) resized for the model, and its original size (H, W)."""
         if image_format not in ("RGB", "BGR"):
             raise ValueError(f"image_format must be 'RGB' or 'BGR', not {image_format!r}")
         if isinstance(image, Image.Image):
@@ -51,7 +65,10 @@ class SamPredictor(segment_anything.SamPredictor):
                 f"the image is too thin, {width} x {height} pixels: nothing of its short side is "
                 f"left when the long side is resized to {long_side}"
             )
-        super().set_image(pixels, image_format)
+        if image_format != self.model.image_format:
+            pixels = pixels[..., ::-1]
+        resized = torch.as_tensor(self.transform.apply_image(pixels), device=self.device)
+        return resized.permute(2, 0, 1).contiguous()[None], (height, width)
 
     @torch.no_grad()
     def set_torch_image(
@@ -65,6 +82,43 @@ class SamPredictor(segment_anything.SamPredictor):
         """
         with eval_mode(self.model):
             super().set_torch_image(transformed_image, original_image_size)
+
+    @torch.no_grad()
+    def set_image_batch(
+        self, images: Sequence[NDArray[np.uint8] | Image.Image], image_format: str = "RGB"
+    ) -> list[Self]:
+        """Computes the embeddings of several images at once, which a GPU does faster than singly.
+
+        Args:
+            images: each as :meth:`set_image` takes it; their sizes may differ.
+            image_format: as of :meth:`set_image`.
+
+        Returns:
+            A predictor for each image, which has it set. This one stays as it is.
+
+        Raises:
+            TypeError, ValueError: as :meth:`set_image`, for the first image at fault.
+
+        Example:
+            >>> for each in predictor.set_image_batch([Image.open("a.jpg"), Image.open("b.jpg")]):
+            ...     masks, scores, logits = each.predict(box=[10, 10, 200, 150])
+        """
+        prepared = [self._prepare(image, image_format) for image in images]
+        if not prepared:
+            return []
+        inputs = torch.cat([self.model.preprocess(pixels) for pixels, _ in prepared])
+        with eval_mode(self.model):
+            embeddings = self.model.image_encoder(inputs)
+        predictors = []
+        for (pixels, original_size), embedding in zip(prepared, embeddings, strict=True):
+            predictor = copy.copy(self)
+            predictor.reset_image()
+            predictor.original_size = original_size
+            predictor.input_size = tuple(pixels.shape[-2:])
+            predictor.features = embedding[None]
+            predictor.is_image_set = True
+            predictors.append(predictor)
+        return predictors
 
     def predict(
         self,
@@ -130,26 +184,87 @@ class SamPredictor(segment_anything.SamPredictor):
             Masks (B, C, H, W), bool or float; their predicted IoU (B, C); low-res logits
             (B, C, 256, 256). float32 also where the model is in half precision.
         """
+        if not self.is_image_set:
+            raise RuntimeError("An image must be set with .set_image(...) before mask prediction.")
+        points = None if point_coords is None else (point_coords, point_labels)
         with eval_mode(self.model):
-            masks, scores, low_res_logits = super().predict_torch(
-                point_coords, point_labels, boxes, mask_input, multimask_output, return_logits
+            sparse, dense = self.model.prompt_encoder(points=points, boxes=boxes, masks=mask_input)
+            low_res_logits, scores = self.model.mask_decoder(
+                image_embeddings=self.features,
+                image_pe=self.model.prompt_encoder.get_dense_pe(),
+                sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=dense,
+                multimask_output=multimask_output,
             )
-        if return_logits:
-            masks = masks.float()
-        return masks, scores.float(), low_res_logits.float()
+        low_res_logits = low_res_logits.float()
+        masks = low_res_logits.new_empty(
+            *low_res_logits.shape[:2],
+            *self.original_size,
+            dtype=torch.float if return_logits else torch.bool,
+        )
+        # One prompt after another, since all of them in float32 can take more memory than there is.
+        for prompt, logits in enumerate(low_res_logits):
+            masks[prompt] = self._upscale(logits, return_logits)
+        return masks, scores.float(), low_res_logits
+
+    def _upscale(self, low_res_logits: Tensor, return_logits: bool) -> Tensor:
+        """From low-res logits (C, 256, 256) to masks, or logits, (C, H, W) of the image."""
+        if return_logits or low_res_logits.device.type != "cpu":
+            logits: Tensor = self.model.postprocess_masks(
+                low_res_logits[None], self.input_size, self.original_size
+            )[0]
+            return logits if return_logits else logits > self.model.mask_threshold
+        upscaler = _upscaler(
+            tuple(self.input_size),
+            tuple(self.original_size),
+            tuple(low_res_logits.shape[1:]),
+            self.model.image_encoder.img_size,
+        )
+        height, width = self.original_size
+        masks = []
+        for one_mask in low_res_logits.numpy():
+            mask = upscaler.extract_mask(one_mask, self.model.mask_threshold, 0.0)
+            assert mask is not None  # no stability score was asked for
+            masks.append(mask.to_binary_mask((0, 0, width, height), (height, width)))
+        return torch.from_numpy(np.stack(masks))
+
+
+# A few, since threads and clients go back and forth between images of several sizes.
+_upscaler = lru_cache(maxsize=8)(MaskUpscaler)
+
+
+@dataclass
+class _Borrowed:
+    borrowers: int
+    training: list[nn.Module]
+
+
+_borrowed: WeakKeyDictionary[nn.Module, _Borrowed] = WeakKeyDictionary()
+_borrowed_lock = threading.Lock()
 
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Holds a model in eval mode, then gives every part of it the mode that it had."""
-    training = [module for module in model.modules() if module.training]
-    try:
+    """Holds a model in eval mode, then gives every part of it the mode that it had.
+
+    Where several threads hold one model, the last to leave gives the modes back.
+    """
+    with _borrowed_lock:
+        borrowed = _borrowed.setdefault(model, _Borrowed(0, []))
+        borrowed.borrowers += 1
+        training = [module for module in model.modules() if module.training]
+        borrowed.training += training
         for module in training:
             module.training = False
+    try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        with _borrowed_lock:
+            borrowed.borrowers -= 1
+            if borrowed.borrowers == 0:
+                del _borrowed[model]
+                for module in borrowed.training:
+                    module.training = True
 
 
 def as_pixels(image: NDArray[np.uint8] | Image.Image) -> NDArray[np.uint8]:

@@ -196,7 +196,7 @@ def test_swapped_corners_are_taken_with_a_warning(predictor: SamPredictor) -> No
 def test_eval_mode_is_borrowed_and_given_back(
     own_sam: MobileSam, predictor: SamPredictor, coffee: Pixels
 ) -> None:
-    """A forgotten ``.eval()`` lets batch norm change the masks, with the statistics of one image."""
+    """A forgotten ``.eval()`` lets batch norm change the masks."""
     own_sam.train()
     own_sam.mask_decoder.eval()
     modes = [module.training for module in own_sam.modules()]

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from mobile_sam_plugin import MobileSam, SamAutomaticMaskGenerator, SamPredictor
 
+from .records import assert_same_records
+
 EMPTY = inspect.Parameter.empty
 
 
@@ -55,15 +57,6 @@ def test_instances_have_upstreams_attributes(bundled_sam: MobileSam) -> None:
     ):
         assert set(vars(upstream)) <= set(vars(ours))
         assert {name for name in dir(upstream) if not name.startswith("_")} <= set(dir(ours))
-
-
-def assert_same_records(actual: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
-    assert len(actual) == len(expected)
-    for ours, theirs in zip(actual, expected, strict=True):
-        assert list(ours) == list(theirs)
-        for key, value in theirs.items():
-            assert type(ours[key]) is type(value), key
-            np.testing.assert_equal(ours[key], value, err_msg=key)
 
 
 def test_our_predictor_on_upstreams_vit_b(

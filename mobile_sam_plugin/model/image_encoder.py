@@ -8,6 +8,8 @@ from segment_anything.modeling.common import LayerNorm2d
 from timm.models.tiny_vit import Attention, TinyVit
 from torch import Tensor, nn
 
+from .encoder_inference import InferenceEncoder, WeightState
+
 # In the authors' checkpoint, but no segmentation uses it.
 _CLASSIFICATION_HEAD = ("norm_head.", "head.")
 
@@ -30,6 +32,11 @@ class TinyVitImageEncoder(nn.Module):
     the feature map is 16 times smaller than the image as SAM's is; then the neck of SAM's
     ``ImageEncoderViT``. ``state_dict()`` and ``load_state_dict()`` speak the key names of the
     authors' ``mobile_sam.pt``; its unused classification head may be present and is dropped.
+
+    In eval mode and without gradients, images go through an ``InferenceEncoder`` made of the
+    weights, and made anew whenever they have changed: the same function, faster. Anything else,
+    be it training, tracing, compiling, autocast, hooks on inner modules or inner modules replaced
+    by others, runs the modules themselves.
 
     Attributes:
         img_size (int): the side, in pixels, of the square image that SAM pads its input to.
@@ -57,6 +64,8 @@ class TinyVitImageEncoder(nn.Module):
             LayerNorm2d(out_chans),
         )
         self._upstream_names = {name: _upstream_name(name) for name in super().state_dict()}
+        self._module_types = [type(module) for module in self.modules()]
+        self._prepared: tuple[WeightState, InferenceEncoder] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Encodes images as ``Sam.preprocess`` gives them.
@@ -67,8 +76,49 @@ class TinyVitImageEncoder(nn.Module):
         Returns:
             The image embeddings, (B, 256, H / 16, W / 16).
         """
+        if self._may_run_prepared(x):
+            return self._prepare()(x)
         embeddings: Tensor = self.neck(self.trunk.forward_features(x))
         return embeddings
+
+    def _may_run_prepared(self, x: Tensor) -> bool:
+        """Whether nobody could tell an ``InferenceEncoder`` from the modules, but by its speed."""
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor:
+            return False
+        if "_is_replica" in vars(self):  # of nn.DataParallel: it has no parameters to watch
+            return False
+        device = x.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            return False
+        if torch.is_grad_enabled() and (
+            x.requires_grad or any(parameter.requires_grad for parameter in self.parameters())
+        ):
+            return False
+        modules = list(self.modules())
+        return [type(module) for module in modules] == self._module_types and not any(
+            module.training
+            or "forward" in vars(module)
+            or (module is not self and (module._forward_pre_hooks or module._forward_hooks))
+            for module in modules
+        )
+
+    def _prepare(self) -> InferenceEncoder:
+        """The encoder for the weights as they are now. Threads may each make one; all are right."""
+        state, prepared = WeightState(self.modules()), self._prepared
+        if prepared is not None and prepared[0] == state:
+            return prepared[1]
+        state.keep_alive()
+        encoder = InferenceEncoder(self.trunk, self.neck)
+        self._prepared = state, encoder
+        return encoder
+
+    def train(self, mode: bool = True) -> "TinyVitImageEncoder":
+        # Optimizers that write to parameter.data change weights unseen.
+        self._prepared = None
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_prepared": None}
 
     def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """As ``nn.Module.state_dict``, under the authors' key names and in their order."""

@@ -1,0 +1,99 @@
+"""The command ``mobile-sam``: its commands put together, and how it ends.
+
+The exit code is 0, 2 for a mistake of the user, or 1 for a failure, the last two with one line on
+stderr; ``run`` alone ends as the script that it ran does. What takes long to import, such as torch
+and numpy, the commands import when they are called, so that ``--help`` answers at once.
+"""
+
+import sys
+import warnings
+from typing import Annotated, Any
+
+import typer
+from typer.main import get_command
+
+from .. import __version__
+from .checkpoints import convert, download, info
+from .everything import everything
+from .run import RunCommand, run
+from .segment import segment
+
+# typer's own usage error, or click's where typer still builds on that.
+_UsageError: Any = typer.BadParameter.__base__
+
+# What a user can put right. All are OSErrors; the others are failures.
+_MISTAKES = (
+    FileExistsError,
+    FileNotFoundError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+)
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+app.command()(segment)
+app.command()(everything)
+app.command(cls=RunCommand)(run)
+app.command()(info)
+app.command()(convert)
+app.command()(download)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mobile-sam {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def mobile_sam(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """MobileSAM: masks from clicks, boxes and masks, or of everything in an image."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs ``mobile-sam`` and returns its exit code; ``run`` may raise what its script raises.
+
+    Args:
+        argv: the arguments behind the command's name; those of this process if None.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.showwarning = _show_warning
+            outcome = get_command(app).main(argv, prog_name="mobile-sam", standalone_mode=False)
+    except _UsageError as error:
+        command = error.ctx.command_path if error.ctx else "mobile-sam"
+        return _fail(2, f"{error.format_message().rstrip('.')}; see {command} --help")
+    except ValueError as error:
+        return _fail(2, str(error))
+    except OSError as error:
+        named = error.strerror and error.filename
+        message = f"{error.filename}: {error.strerror}" if named else str(error)
+        return _fail(2 if isinstance(error, _MISTAKES) else 1, message)
+    except Exception as error:
+        # torch's own is told by its name, since torch may not have been imported.
+        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
+            raise
+        return _fail(1, f"out of memory: {error}".rstrip(": "))
+    except KeyboardInterrupt:
+        return 130
+    if callable(outcome):  # what `run` is to run, clear of typer, which catches and alters errors
+        outcome()
+        return 0
+    return outcome or 0
+
+
+def _fail(code: int, message: str) -> int:
+    print("mobile-sam:", *message.split(), file=sys.stderr)
+    return code
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print("mobile-sam: warning:", *str(message).split(), file=sys.stderr)

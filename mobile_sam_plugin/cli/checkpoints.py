@@ -1,0 +1,171 @@
+"""``mobile-sam info``, ``convert`` and ``download``: files of weights."""
+
+import os
+from collections import Counter
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .inputs import CHECKPOINT_NAMES
+
+
+class Dtype(str, Enum):
+    """Floating-point types that checkpoints are kept in."""
+
+    float32 = "float32"
+    float16 = "float16"
+
+
+class Target(str, Enum):
+    """Programs that want more in a checkpoint than this one does."""
+
+    upstream = "upstream"
+
+
+def info(
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="C", help=f"The checkpoint. {CHECKPOINT_NAMES}", show_default="bundled"
+        ),
+    ] = None,
+) -> None:
+    """Tell versions, devices, and what a checkpoint holds.
+
+    Nothing is downloaded unless --checkpoint names what is not here yet. Without it, the checkpoint
+    that comes with this package is described.
+    """
+    import platform
+    from importlib.metadata import version
+
+    from .. import DEFAULT_CHECKPOINT, __version__
+    from ..checkpoint import download, locate_checkpoint
+
+    typer.echo(f"mobile-sam-plugin   {__version__}")
+    typer.echo(f"python              {platform.python_version()} on {platform.platform()}")
+    for package in ("torch", "torchvision", "timm", "segment-anything", "huggingface-hub", "numpy"):
+        typer.echo(f"{package:<20}{version(package)}")
+    typer.echo(f"devices             {', '.join(_list_devices())}")
+    if checkpoint is None:
+        override = os.environ.get("MOBILE_SAM_CHECKPOINT")
+        if override:
+            default = f"{override} (MOBILE_SAM_CHECKPOINT)"
+        else:
+            try:
+                cached = download(DEFAULT_CHECKPOINT.removeprefix("hf://"), local_files_only=True)
+                default = f"{DEFAULT_CHECKPOINT}, at {cached}"
+            except ConnectionError:
+                default = f"{DEFAULT_CHECKPOINT}, not downloaded yet"
+        typer.echo(f"default checkpoint  {default}")
+    _describe_checkpoint(locate_checkpoint(checkpoint or "bundled"))
+
+
+def convert(
+    source: Annotated[
+        str, typer.Argument(metavar="IN", help=f"The checkpoint to read. {CHECKPOINT_NAMES}")
+    ],
+    target: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUT",
+            dir_okay=False,
+            help="The file to write: .safetensors, .pt, .pth or .bin.",
+        ),
+    ],
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="The type to convert to.", show_default="as it is")
+    ] = None,
+    for_: Annotated[
+        Target | None,
+        typer.Option(
+            "--for",
+            help="'upstream' adds the unused classification head that the strict loader of the "
+            "original mobile_sam wants.",
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace OUT if it exists.")
+    ] = False,
+) -> None:
+    """Convert a checkpoint between formats and precisions.
+
+    The checkpoint is verified first. Only going from float32 to float16 loses anything.
+    """
+    if target.exists() and not overwrite:
+        raise FileExistsError(f"{str(target)!r} exists: give --overwrite to replace it")
+
+    import torch
+
+    from .. import MobileSam
+    from ..checkpoint import locate_checkpoint, read_checkpoint, save_checkpoint, verify_checkpoint
+
+    path = locate_checkpoint(source)
+    tensors = read_checkpoint(path)
+    verify_checkpoint(tensors, MobileSam.untrained().state_dict(), str(path))
+    save_checkpoint(
+        tensors,
+        target,
+        dtype=getattr(torch, dtype.value) if dtype else None,
+        for_upstream=for_ is Target.upstream,
+    )
+    typer.echo(f"{target}  {target.stat().st_size:,} bytes")
+
+
+def download(
+    checkpoint: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="CHECKPOINT",
+            help="hf://owner/repo[/file][@revision].",
+            show_default="hf://nielsr/mobilesam",
+        ),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="A branch, tag or commit.", show_default="the default branch")
+    ] = None,
+) -> None:
+    """Download a checkpoint and print its path.
+
+    It goes into the cache of the Hugging Face Hub, and is not downloaded again if it is there.
+    """
+    from .. import DEFAULT_CHECKPOINT
+    from ..checkpoint import locate_checkpoint
+
+    name = checkpoint or DEFAULT_CHECKPOINT
+    if revision is not None:
+        if not name.startswith("hf://") or "@" in name:
+            raise typer.BadParameter(
+                f"{name!r} is no hf:// name without a revision", param_hint="--revision"
+            )
+        name = f"{name}@{revision}"
+    typer.echo(locate_checkpoint(name))
+
+
+def _list_devices() -> list[str]:
+    import torch
+
+    devices = [f"cpu ({torch.get_num_threads()} threads)"]
+    for index in range(torch.cuda.device_count()):
+        devices.append(f"cuda:{index} ({torch.cuda.get_device_name(index)})")
+    if torch.backends.mps.is_available():
+        devices.append("mps")
+    return devices
+
+
+def _describe_checkpoint(path: Path) -> None:
+    import hashlib
+
+    from .. import MobileSam
+    from ..checkpoint import read_checkpoint, verify_checkpoint
+
+    tensors = read_checkpoint(path)
+    model = MobileSam.untrained()
+    verify_checkpoint(tensors, model.state_dict(), str(path))
+    dtypes = Counter(str(t.dtype).removeprefix("torch.") for t in tensors.values())
+    typer.echo(f"checkpoint          {path}")
+    typer.echo(f"sha256              {hashlib.sha256(path.read_bytes()).hexdigest()}")
+    typer.echo(f"tensors             {', '.join(f'{n} {dtype}' for dtype, n in dtypes.items())}")
+    for name, part in model.named_children():
+        typer.echo(f"{name:<20}{sum(p.numel() for p in part.parameters()):,} parameters")

@@ -1,0 +1,180 @@
+"""``mobile-sam everything``: all masks of an image, or of each image in a folder."""
+
+import sys
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .inputs import Checkpoint, Device, Out, load_model, open_image
+
+
+def everything(
+    images: Annotated[
+        Path,
+        typer.Argument(
+            metavar="IMAGE|FOLDER", exists=True, help="An image, or a folder with images in it."
+        ),
+    ],
+    out: Out,
+    points_per_side: Annotated[
+        int | None,
+        typer.Option(min=1, show_default="32", help="Clicks along a side of the image."),
+    ] = None,
+    points_per_batch: Annotated[
+        int | None,
+        typer.Option(min=1, show_default="64", help="Clicks at once; more take more memory."),
+    ] = None,
+    pred_iou_thresh: Annotated[
+        float | None,
+        typer.Option(show_default="0.88", help="Drop masks of a lower predicted IoU."),
+    ] = None,
+    stability_score_thresh: Annotated[
+        float | None,
+        typer.Option(
+            show_default="0.95", help="Drop masks that change more when the cutoff is shifted."
+        ),
+    ] = None,
+    stability_score_offset: Annotated[
+        float | None,
+        typer.Option(show_default="1.0", help="By how much the cutoff is shifted for that."),
+    ] = None,
+    box_nms_thresh: Annotated[
+        float | None,
+        typer.Option(show_default="0.7", help="Box IoU from which on two masks are duplicates."),
+    ] = None,
+    crop_n_layers: Annotated[
+        int | None,
+        typer.Option(
+            min=0, show_default="0", help="Search crops, too: layer N has 2^N a side of the image."
+        ),
+    ] = None,
+    crop_nms_thresh: Annotated[
+        float | None,
+        typer.Option(show_default="0.7", help="As --box-nms-thresh, between crops."),
+    ] = None,
+    crop_overlap_ratio: Annotated[
+        float | None,
+        typer.Option(
+            show_default="512/1500", help="Overlap of crops, as a fraction of the image's length."
+        ),
+    ] = None,
+    crop_n_points_downscale_factor: Annotated[
+        int | None,
+        typer.Option(
+            min=1, show_default="1", help="In layer N, divide --points-per-side by this^N."
+        ),
+    ] = None,
+    min_mask_region_area: Annotated[
+        int | None,
+        typer.Option(
+            min=0, show_default="0", help="Remove islands and fill holes of fewer pixels."
+        ),
+    ] = None,
+    checkpoint: Checkpoint = None,
+    device: Device = "auto",
+) -> None:
+    """Segment everything in an image, or in every image of a folder.
+
+    The options of the search are those of SAM's SamAutomaticMaskGenerator. Writes into DIR/<name of
+    the image>/: a PNG a mask, overlay.png, and masks.json with COCO RLE and the fields of SAM's
+    scripts/amg.py.
+
+    An image of a folder that cannot be read is reported and left out, and the exit code is then 1.
+    """
+    # Only what was given is handed on, so that the defaults are upstream's.
+    given: dict[str, Any] = {
+        name: value
+        for name, value in {
+            "points_per_side": points_per_side,
+            "points_per_batch": points_per_batch,
+            "pred_iou_thresh": pred_iou_thresh,
+            "stability_score_thresh": stability_score_thresh,
+            "stability_score_offset": stability_score_offset,
+            "box_nms_thresh": box_nms_thresh,
+            "crop_n_layers": crop_n_layers,
+            "crop_nms_thresh": crop_nms_thresh,
+            "crop_overlap_ratio": crop_overlap_ratio,
+            "crop_n_points_downscale_factor": crop_n_points_downscale_factor,
+            "min_mask_region_area": min_mask_region_area,
+        }.items()
+        if value is not None
+    }
+    paths = _list_images(images) if images.is_dir() else [images]
+
+    from tqdm import tqdm
+
+    from .. import SamAutomaticMaskGenerator
+    from ..results import write_results
+
+    model = load_model(checkpoint, device)
+    try:
+        generator = SamAutomaticMaskGenerator(model, output_mode="coco_rle", **given)
+    except ZeroDivisionError as error:
+        raise ValueError(
+            "no click is left in the last layer of crops: raise --points-per-side, "
+            "or lower --crop-n-layers or --crop-n-points-downscale-factor"
+        ) from error
+    # In layer N of the crops there are 4^N.
+    clicks = sum(4**layer * len(grid) for layer, grid in enumerate(generator.point_grids))
+    folders = name_folders(paths)
+    failed = False
+    with tqdm(total=len(paths) * clicks, unit="click", disable=None) as bar:
+        for index, path in enumerate(paths):
+            bar.set_description(f"{path.name} ({index + 1}/{len(paths)})")
+            try:
+                pixels = open_image(path)
+                records = generator.generate(pixels, partial(_advance, bar, index * clicks))
+            except ValueError as error:
+                if path == images:
+                    raise
+                bar.write(f"mobile-sam: {error}", file=sys.stderr)
+                failed = True
+            else:
+                # With both thresholds at 0 the generator lets masks of no pixel pass.
+                records = [record for record in records if record["area"]]
+                folder = out / folders[path]
+                write_results(folder, pixels, records)
+                bar.write(f"{folder / 'masks.json'}  {_summarize(records, generator)}")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _list_images(folder: Path) -> list[Path]:
+    from PIL import Image
+
+    suffixes = {
+        suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN
+    }
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes)
+    if not paths:
+        raise ValueError(f"there is no image in the folder {str(folder)!r}")
+    return paths
+
+
+def name_folders(paths: list[Path]) -> dict[Path, str]:
+    """Stems, but whole names where images would share a folder, if only on some file systems."""
+    stems = Counter(path.stem.casefold() for path in paths)
+    names = {path.name.casefold() for path in paths}
+    return {
+        path: path.name
+        if stems[path.stem.casefold()] > 1 or path.stem.casefold() in names
+        else path.stem
+        for path in paths
+    }
+
+
+def _advance(bar: Any, before: int, done: int, _: int) -> None:
+    """Moves the one bar for all images, before this one of which there were so many clicks."""
+    bar.update(before + done - bar.n)
+
+
+def _summarize(records: list[dict[str, Any]], generator: Any) -> str:
+    if records:
+        return f"{len(records)} mask{'s'[: len(records) > 1]}"
+    return (
+        f"no mask passed: lower --pred-iou-thresh ({generator.pred_iou_thresh}) or "
+        f"--stability-score-thresh ({generator.stability_score_thresh})"
+    )

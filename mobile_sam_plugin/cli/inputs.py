@@ -1,0 +1,86 @@
+"""What several commands take: their common options, a model on a device, an image."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+    from .. import MobileSam
+
+CHECKPOINT_NAMES = "A path, hf://owner/repo[/file][@revision] or 'bundled'."
+
+Checkpoint = Annotated[
+    str | None,
+    typer.Option(
+        metavar="C",
+        help=f"The weights. {CHECKPOINT_NAMES}",
+        show_default="the Hub's nielsr/mobilesam",
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option(metavar="D", help="Where to compute: cpu, cuda, cuda:1, mps; or auto."),
+]
+Out = Annotated[
+    Path,
+    typer.Option(
+        metavar="DIR", file_okay=False, help="Where to write: a folder an image, named after it."
+    ),
+]
+
+
+def load_model(checkpoint: str | None, device: str) -> "MobileSam":
+    """Builds MobileSAM on a device.
+
+    Raises:
+        ValueError: there is no such device.
+        FileNotFoundError, IsADirectoryError, PermissionError, ConnectionError, ValueError: no such
+            checkpoint, see :func:`~mobile_sam_plugin.build_sam_vit_t`.
+    """
+    from .. import DEFAULT_CHECKPOINT, build_sam_vit_t
+
+    target = _find_device(device)
+    return build_sam_vit_t(checkpoint or DEFAULT_CHECKPOINT).to(target)
+
+
+def _find_device(name: str) -> "torch.device":
+    import torch
+
+    if name == "auto":
+        if torch.cuda.is_available():
+            name = "cuda"
+        else:
+            name = "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (AssertionError, ImportError, RuntimeError) as error:  # whatever the backend raises
+        reason = str(error).partition("\n")[0][:200]
+        raise ValueError(f"the device {name!r} cannot be used here: {reason}") from error
+    return device
+
+
+def open_image(path: Path) -> "NDArray[np.uint8]":
+    """Reads an image file as (H, W, 3) RGB, turned upright.
+
+    Raises:
+        ValueError: it cannot be read, or is damaged, or too large to be safe; naming the file.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    from ..predictor import as_pixels
+
+    try:
+        with Image.open(path) as image:
+            return as_pixels(image)
+    except MemoryError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{str(path)!r} is no image that Pillow can read") from error
+    except Exception as error:  # Pillow's readers raise of every kind on damaged files
+        raise ValueError(f"the image {str(path)!r} cannot be read: {error}") from error

@@ -1,0 +1,152 @@
+"""``mobile-sam run``: an unmodified SAM script, with MobileSAM in its registry."""
+
+import builtins
+import os
+import runpy
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from functools import partial
+from importlib.machinery import SourceFileLoader
+from types import ModuleType
+from typing import Annotated, Any
+
+import typer
+import wrapt
+from typer.core import TyperCommand
+
+from .inputs import CHECKPOINT_NAMES
+
+
+class ModelType(str, Enum):
+    """The types in SAM's registry that can be replaced."""
+
+    default = "default"
+    vit_h = "vit_h"
+    vit_l = "vit_l"
+    vit_b = "vit_b"
+
+
+class RunCommand(TyperCommand):
+    """Takes options only before the script, and several types behind one ``--replace``."""
+
+    allow_interspersed_args = False
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Writes ``--replace A B`` out as ``--replace A --replace B`` before it is parsed."""
+        spelled_out, rest = [], list(args)
+        while rest and rest[0].startswith("-"):
+            option = rest.pop(0)
+            spelled_out.append(option)
+            if option in ("--replace", "--checkpoint"):
+                spelled_out += rest[:1]
+                del rest[:1]
+            while option == "--replace" and rest and rest[0] in list(ModelType):
+                spelled_out += [option, rest.pop(0)]
+        return super().parse_args(ctx, [*spelled_out, *rest])
+
+
+def run(
+    script: Annotated[
+        str, typer.Argument(metavar="script.py", help="The script, or with -m the module.")
+    ],
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="ARGS", help="What the script is given.")
+    ] = None,
+    module: Annotated[
+        bool, typer.Option("-m", help="Run a module by its name, as python -m does.")
+    ] = False,
+    replace: Annotated[
+        list[ModelType] | None,
+        typer.Option(
+            metavar="TYPE ...",
+            help="Build MobileSAM where the script asks for these types: default, vit_h, vit_l, "
+            "vit_b. The checkpoint that it gives for them is ignored.",
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="C",
+            help="The weights for replaced types, and for vit_t where the script names none. "
+            + CHECKPOINT_NAMES,
+            show_default="the Hub's nielsr/mobilesam",
+        ),
+    ] = None,
+) -> Callable[[], None]:
+    """Run an unmodified SAM script with vit_t registered.
+
+    The script runs as python itself would run it, with the same sys.argv, __main__, sys.path and
+    exit code. Everything behind its name belongs to it.
+    """
+    weights = None
+    if checkpoint is not None:
+        from ..checkpoint import locate_checkpoint
+
+        # Found now, since a script may change folders, and would end with a traceback if it is not.
+        weights = str(locate_checkpoint(checkpoint).absolute())
+        os.environ["MOBILE_SAM_CHECKPOINT"] = weights
+    if replace:
+        # Once the script has imported segment_anything, if it does.
+        types = [model_type.value for model_type in replace]
+        wrapt.when_imported("segment_anything")(lambda _: _replace_types(types, weights))
+    if module:
+        return partial(_run_module, script, arguments or [])
+    with open(script, "rb") as file:
+        source = file.read()
+    return partial(_run_script, script, source, arguments or [])
+
+
+def _replace_types(types: list[str], weights: str | None) -> None:
+    from .. import DEFAULT_CHECKPOINT, replace
+
+    replace(*types, checkpoint=weights or DEFAULT_CHECKPOINT)
+
+
+def _run_script(script: str, source: bytes, arguments: list[str]) -> None:
+    path = os.path.abspath(script)
+    main = _become_main([script, *arguments], os.path.dirname(os.path.realpath(script)))
+    main.__file__ = path
+    main.__loader__ = SourceFileLoader("__main__", path)
+    with _own_frames_hidden():
+        exec(compile(source, path, "exec", dont_inherit=True), vars(main))
+
+
+def _run_module(name: str, arguments: list[str]) -> None:
+    _become_main(["-m", *arguments], os.getcwd())
+    with _own_frames_hidden():
+        # What `python -m` itself calls. The public run_module puts sys.argv and __main__ back at
+        # the end, when threads and exit handlers of the module may still need them.
+        runpy._run_module_as_main(name)  # type: ignore[attr-defined]
+
+
+def _become_main(argv: list[str], folder: str) -> Any:
+    """Sets up what a fresh interpreter has before the first line of a program runs."""
+    sys.argv[:] = argv
+    if not getattr(sys.flags, "safe_path", False):
+        sys.path[0] = folder  # was this program's own
+    main: Any = ModuleType("__main__")
+    vars(main).update(__builtins__=builtins, __annotations__={}, __cached__=None)
+    sys.modules["__main__"] = main
+    return main
+
+
+@contextmanager
+def _own_frames_hidden() -> Iterator[None]:
+    """Lets errors through, but has python print their traceback as if this file were not in it."""
+    try:
+        yield
+    except SystemExit:
+        raise
+    except BaseException as error:
+        traceback = error.__traceback__
+        while traceback is not None and traceback.tb_frame.f_code.co_filename == __file__:
+            traceback = traceback.tb_next
+        print_error = sys.excepthook
+
+        def print_script_frames(kind: type[BaseException], value: BaseException, _: Any) -> None:
+            print_error(kind, value.with_traceback(traceback), traceback)
+
+        sys.excepthook = print_script_frames
+        raise

@@ -1,0 +1,709 @@
+"""Segment Anything's mask decoder: the same function with half of the arithmetic.
+
+Upstream copies the image tokens for every prompt and projects them again in every attention.
+Two observations remove most of that work without approximating anything:
+
+* Before the first layer the image tokens are the same for every prompt, so all that the first
+  layer projects from them is computed once an image.
+* Afterwards there are thousands of image tokens a prompt but only a few prompt tokens. A score
+  is ``(W_q t) . (W_k x) = (W_k^T W_q t) . x``, so the few tokens are projected into image space
+  and the image tokens are never projected. Attention weights sum to one, so the projections of
+  values and outputs move to the few tokens in the same way.
+
+Below, ``tokens`` are a prompt's tokens (output tokens and sparse prompt embeddings) and ``pixels``
+are image tokens, channels last. In shapes, B is prompts, T tokens, P pixels, C channels, H
+attention heads, D channels a head, and M masks a prompt.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from segment_anything.modeling import MaskDecoder as UpstreamMaskDecoder
+from segment_anything.modeling import Sam
+from segment_anything.modeling.common import LayerNorm2d
+from segment_anything.modeling.transformer import Attention
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# On a CPU, first touches of fresh memory cost more than the arithmetic: a chunk of prompts works in
+# buffers that the next one uses again, and temporaries are small enough for malloc to recycle. An
+# accelerator wants few large kernels instead.
+_CPU_CHUNK_BYTES = 8 << 20
+_CPU_BAND_BYTES = 1 << 20
+_ACCELERATOR_CHUNK_BYTES = 256 << 20
+
+# Enough for two images in turn.
+_IMAGES_KEPT = 2
+
+
+class _Positions(NamedTuple):
+    """The positional encoding of the pixels, as each attention projects it."""
+
+    sources: tuple[Tensor, ...]
+    keys: list[Tensor]  # of token-to-image attention: every layer's, then the final one; (H, D, P)
+    queries: list[Tensor]  # of image-to-token attention: every layer's; (H, D, P)
+
+
+class _Image(NamedTuple):
+    """What all prompts on an image share: the pixels, and what the first layer projects."""
+
+    sources: tuple[Tensor, ...]
+    positions: _Positions
+    pixels: Tensor  # (P, C)
+    keys: Tensor  # (H, D, P)
+    queries: Tensor  # (H, D, P)
+    values: Tensor  # (H, P, D)
+
+
+class _Chunk(NamedTuple):
+    """A few prompts after the transformer."""
+
+    prompts: slice
+    mask_tokens: Tensor  # (B, M, C)
+    iou_predictions: Tensor  # (B, M)
+    pixels: Tensor  # (B, P, C)
+
+
+class MaskDecoder(UpstreamMaskDecoder):
+    """``segment_anything.modeling.MaskDecoder``, exact and faster.
+
+    Parameters, state dict and calls are upstream's. Upstream's own code runs instead whenever
+    the shortcuts do not apply: gradients are wanted, each prompt has a mask prompt of its own,
+    several images come in one call, a prompt has very many points, the module is traced, exported
+    or compiled, or a part that would be skipped was replaced or carries a forward hook.
+
+    On a CPU, work that depends only on the image is kept between calls, and used again only after
+    the inputs and weights that it came from compared equal, value by value: it is never stale,
+    however they were changed. On an accelerator this work takes less time than waiting for such a
+    comparison, and every call does it anew. What is kept is neither copied nor pickled with the
+    module. Several threads may call one decoder.
+    """
+
+    _kept_positions: _Positions | None = None
+    _kept_images: tuple[_Image, ...] = ()
+
+    @classmethod
+    def sharing(cls, decoder: nn.Module) -> MaskDecoder:
+        """Return a new decoder on the submodules of ``decoder``, which is left untouched.
+
+        Arguments:
+          decoder: upstream's mask decoder, or the copy of it in a vendored segment-anything.
+
+        Raises:
+          TypeError: ``decoder`` is of another kind, which this decoder cannot stand in for.
+        """
+        _require_upstream_decoder(decoder)
+        shared = cls.__new__(cls)
+        for name, value in vars(decoder).items():
+            # Submodules, parameters and hooks are shared; the registries that list them are not.
+            shared.__dict__[name] = value.copy() if isinstance(value, (dict, set)) else value
+        return shared
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: v for name, v in vars(self).items() if not name.startswith("_kept_")}
+
+    def forward(
+        self,
+        image_embeddings: Tensor,
+        image_pe: Tensor,
+        sparse_prompt_embeddings: Tensor,
+        dense_prompt_embeddings: Tensor,
+        multimask_output: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Predict masks, as ``segment_anything.modeling.MaskDecoder.forward`` does.
+
+        Arguments:
+          image_embeddings: (1, C, h, w) floating point, from the image encoder.
+          image_pe: (1, C, h, w), the positional encoding of the image embedding.
+          sparse_prompt_embeddings: (B, N, C), of points and boxes.
+          dense_prompt_embeddings: (B or 1, C, h, w), of mask prompts.
+          multimask_output: several masks, for an ambiguous prompt, or a single one.
+
+        Returns:
+          Low-resolution logits (B, M, 4h, 4w) and predicted IoU (B, M), where M is
+          ``num_multimask_outputs`` or 1, in upstream's dtype.
+        """
+        inputs = image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings
+        if not self._applies(*inputs):
+            upstream: tuple[Tensor, Tensor] = super().forward(*inputs, multimask_output)
+            return upstream
+        return self._predict(*inputs, self._output_masks(multimask_output))
+
+    def predict_masks(
+        self,
+        image_embeddings: Tensor,
+        image_pe: Tensor,
+        sparse_prompt_embeddings: Tensor,
+        dense_prompt_embeddings: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Predict the single mask and the multimask outputs together.
+
+        Follows ``segment_anything.modeling.MaskDecoder.predict_masks``. The arguments are those of
+        ``forward``; returns logits (B, ``num_mask_tokens``, 4h, 4w) and predicted IoU
+        (B, ``num_mask_tokens``).
+        """
+        inputs = image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings
+        if not self._applies(*inputs):
+            upstream: tuple[Tensor, Tensor] = super().predict_masks(*inputs)
+            return upstream
+        return self._predict(*inputs, slice(0, self.num_mask_tokens))
+
+    def predict_masks_above(
+        self,
+        image_embeddings: Tensor,
+        image_pe: Tensor,
+        sparse_prompt_embeddings: Tensor,
+        dense_prompt_embeddings: Tensor,
+        pred_iou_thresh: float,
+        multimask_output: bool = True,
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Predict only the masks whose predicted IoU is above a threshold, a few at a time.
+
+        Keeps what ``SamAutomaticMaskGenerator._process_batch`` keeps, in its order (prompts, then
+        masks): a threshold of zero or less keeps all. Masks that are dropped are never upscaled.
+        The other arguments are those of ``forward``.
+
+        Yields:
+          Prompt indices (K,) int64, predicted IoU (K,) and low-resolution logits (K, 4h, 4w) of at
+          least one mask. The tensors are the caller's own.
+        """
+        inputs = image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings
+        if not self._applies(*inputs):
+            logits, iou_predictions = super().forward(*inputs, multimask_output)
+            kept = _above(iou_predictions, pred_iou_thresh).nonzero(as_tuple=True)
+            if len(kept[0]) > 0:
+                yield kept[0], iou_predictions[kept], logits[kept]
+            return
+
+        masks = self._output_masks(multimask_output)
+        upscale = _Upscaling(self.output_upscaling, _pixel_dtype(image_embeddings))
+        for chunk in self._transformed(*inputs):
+            iou_predictions = chunk.iou_predictions[:, masks]
+            above = _above(iou_predictions, pred_iou_thresh).cpu()
+            kept = above.nonzero(as_tuple=True)
+            if len(kept[0]) == 0:
+                continue
+            height, width = image_embeddings.shape[-2:]
+            logits = image_embeddings.new_empty(
+                len(kept[0]), 4 * height, 4 * width, dtype=iou_predictions.dtype
+            )
+            with _plain_arithmetic(logits.device):
+                hypernetwork = self._hypernetwork(chunk.mask_tokens, masks).to(logits.dtype)
+                upscale.only(above, chunk.pixels, hypernetwork, logits)
+            prompts = kept[0].to(logits.device) + chunk.prompts.start
+            yield prompts, iou_predictions[kept], logits
+
+    def _output_masks(self, multimask_output: bool) -> slice:
+        return slice(1, self.num_mask_tokens) if multimask_output else slice(0, 1)
+
+    def _applies(self, image: Tensor, image_pe: Tensor, sparse: Tensor, dense: Tensor) -> bool:
+        """Whether the shortcuts hold for these inputs and modules; reads no device memory."""
+        if (
+            torch.compiler.is_compiling()
+            or torch.jit.is_tracing()
+            or torch.jit.is_scripting()
+            or torch.onnx.is_in_onnx_export()
+        ):
+            return False
+        inputs = image, image_pe, sparse, dense
+        if torch.is_grad_enabled() and any(
+            tensor.requires_grad for tensor in (*inputs, *self.parameters())
+        ):
+            return False
+        channels = self.transformer_dim
+        if (
+            image.dim() != 4
+            or image.shape[:2] != (1, channels)
+            or image_pe.shape != image.shape
+            or sparse.dim() != 3
+            or sparse.shape[0] == 0
+            or sparse.shape[2] != channels
+            or dense.dim() != 4
+            or dense.shape[1:] != image.shape[1:]
+            or dense.shape[0] not in (1, sparse.shape[0])
+        ):
+            return False
+        one_dense_embedding = dense.shape[0] == 1 or dense.stride(0) == 0
+        if not one_dense_embedding or not _is_plain_decoder(self):
+            return False
+        weight = self.iou_token.weight
+        if any(tensor.device != weight.device for tensor in inputs):
+            return False
+        if not torch.is_autocast_enabled(weight.device.type) and any(
+            tensor.dtype != weight.dtype for tensor in inputs
+        ):
+            return False
+        # A matrix as wide as tokens x heads replaces a projection of C to C / 2 channels; with
+        # many points there is nothing left to gain.
+        tokens = 1 + self.num_mask_tokens + sparse.shape[1]
+        return bool(tokens * self.transformer.num_heads <= 2 * channels)
+
+    def _predict(
+        self, image: Tensor, image_pe: Tensor, sparse: Tensor, dense: Tensor, masks: slice
+    ) -> tuple[Tensor, Tensor]:
+        height, width = image.shape[-2:]
+        prompts = sparse.shape[0]
+        dtype = _pixel_dtype(image)
+        iou_predictions = image.new_empty(prompts, masks.stop - masks.start, dtype=dtype)
+        logits = image.new_empty(*iou_predictions.shape, 4 * height, 4 * width, dtype=dtype)
+        upscale = _Upscaling(self.output_upscaling, dtype)
+        for chunk in self._transformed(image, image_pe, sparse, dense):
+            iou_predictions[chunk.prompts] = chunk.iou_predictions[:, masks]
+            with _plain_arithmetic(image.device):
+                hypernetwork = self._hypernetwork(chunk.mask_tokens, masks).to(dtype)
+                upscale(chunk.pixels, hypernetwork, logits[chunk.prompts])
+        return logits, iou_predictions
+
+    def _transformed(
+        self, image_embedding: Tensor, image_pe: Tensor, sparse: Tensor, dense: Tensor
+    ) -> Iterator[_Chunk]:
+        """Run the transformer on a few prompts at a time."""
+        device = image_embedding.device
+        dtype = _pixel_dtype(image_embedding)
+        with _plain_arithmetic(device):
+            image = self._image(image_embedding, image_pe, dense, dtype)
+            output_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
+            output_tokens = output_tokens.expand(sparse.shape[0], -1, -1)
+            prompt_tokens = torch.cat([output_tokens, sparse.to(output_tokens.dtype)], dim=1)
+
+        pixels, channels = image.pixels.shape
+        rows = max(channels, prompt_tokens.shape[1] * self.transformer.num_heads)
+        budget = _CPU_CHUNK_BYTES if device.type == "cpu" else _ACCELERATOR_CHUNK_BYTES
+        step = max(1, budget // (pixels * rows * dtype.itemsize))
+        buffer = image.pixels.new_empty(min(step, sparse.shape[0]), pixels, channels)
+        for start in range(0, sparse.shape[0], step):
+            prompts = slice(start, start + step)
+            with _plain_arithmetic(device):
+                tokens, attended_pixels = self._two_way_transformer(
+                    prompt_tokens[prompts], image, buffer
+                )
+                iou_predictions = self.iou_prediction_head(tokens[:, 0]).to(dtype)
+            mask_tokens = tokens[:, 1 : 1 + self.num_mask_tokens]
+            yield _Chunk(prompts, mask_tokens, iou_predictions, attended_pixels)
+
+    def _two_way_transformer(
+        self, prompt_tokens: Tensor, image: _Image, buffer: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Follow ``TwoWayTransformer.forward`` for tokens (B, T, C) on one image.
+
+        Returns tokens (B, T, C), and pixels (B, P, C) in ``buffer``.
+        """
+        transformer = self.transformer
+        positions = image.positions
+        tokens = prompt_tokens
+        pixels = buffer[: len(tokens)]
+        for index, layer in enumerate(transformer.layers):
+            if layer.skip_first_layer_pe:
+                tokens = layer.self_attn(q=tokens, k=tokens, v=tokens)
+            else:
+                placed = tokens + prompt_tokens
+                tokens = tokens + layer.self_attn(q=placed, k=placed, v=tokens)
+            tokens = layer.norm1(tokens)
+
+            attention = layer.cross_attn_token_to_image
+            placed = tokens + prompt_tokens
+            if index == 0:
+                attended = _attend_to_image(attention, placed, image)
+            else:
+                attended = _attend_to_pixels(attention, placed, positions.keys[index], pixels)
+            tokens = layer.norm2(tokens + attended)
+            tokens = layer.norm3(tokens + layer.mlp(tokens))
+
+            attention = layer.cross_attn_image_to_token
+            placed = tokens + prompt_tokens
+            if index == 0:
+                _image_attends_to_tokens(attention, placed, tokens, image, pixels)
+            else:
+                queries = positions.queries[index]
+                _pixels_attend_to_tokens_(attention, placed, tokens, queries, pixels)
+            _apply_(partial(_layer_norm, layer.norm4), pixels.flatten(0, 1))
+
+        attention = transformer.final_attn_token_to_image
+        placed = tokens + prompt_tokens
+        attended = _attend_to_pixels(attention, placed, positions.keys[-1], pixels)
+        return transformer.norm_final_attn(tokens + attended), pixels
+
+    def _hypernetwork(self, mask_tokens: Tensor, masks: slice) -> Tensor:
+        """Map mask tokens (B, all, C) to the weights of some masks on upscaled channels."""
+        networks = self.output_hypernetworks_mlps
+        return torch.stack(
+            [networks[i](mask_tokens[:, i]) for i in range(masks.start, masks.stop)], dim=1
+        )
+
+    def _image(
+        self, embedding: Tensor, image_pe: Tensor, dense: Tensor, dtype: torch.dtype
+    ) -> _Image:
+        """Do the work that depends only on the image, or find it done."""
+        keep = embedding.device.type == "cpu"
+        positions = self._positions(image_pe, dtype, keep)
+        # Axes that were expanded hold one value: without a mask prompt a vector remains.
+        dense = dense[tuple(slice(1 if stride == 0 else None) for stride in dense.stride())][:1]
+        layer = self.transformer.layers[0]
+        values = layer.cross_attn_token_to_image.v_proj
+        sources: tuple[Tensor, ...] = (embedding, dense, values.weight)
+        if keep:
+            kept_images = self._kept_images
+            for image in kept_images:
+                if image.positions is positions and _all_equal(image.sources, sources):
+                    return image
+            sources = tuple(source.detach().clone() for source in sources)
+
+        embedding, dense, value_weight = (source.to(dtype) for source in sources)
+        pixels = (embedding + dense).flatten(2)[0].t().contiguous()
+        key_weight = layer.cross_attn_token_to_image.k_proj.weight.to(dtype)
+        query_weight = layer.cross_attn_image_to_token.q_proj.weight.to(dtype)
+        heads = self.transformer.num_heads
+        image = _Image(
+            sources,
+            positions,
+            pixels,
+            positions.keys[0] + _by_head(key_weight @ pixels.t(), heads),
+            positions.queries[0] + _by_head(query_weight @ pixels.t(), heads),
+            _by_head(value_weight @ pixels.t(), heads).transpose(1, 2).contiguous(),
+        )
+        # A mask prompt is a new one each time, and would only push images out.
+        if keep and dense.shape[-2:] == (1, 1):
+            self._kept_images = (image, *kept_images)[:_IMAGES_KEPT]
+        return image
+
+    def _positions(self, image_pe: Tensor, dtype: torch.dtype, keep: bool) -> _Positions:
+        """Project the positional encoding for every attention, or find that done."""
+        layers = self.transformer.layers
+        keys = [layer.cross_attn_token_to_image.k_proj for layer in layers]
+        keys.append(self.transformer.final_attn_token_to_image.k_proj)
+        queries = [layer.cross_attn_image_to_token.q_proj for layer in layers]
+        # The key bias adds one constant to all scores of a token, which softmax ignores.
+        sources: tuple[Tensor, ...] = (
+            image_pe,
+            *(linear.weight for linear in keys),
+            *(linear.weight for linear in queries),
+            *(linear.bias for linear in queries),
+        )
+        if keep:
+            kept = self._kept_positions
+            if kept and kept.keys[0].dtype == dtype and _all_equal(kept.sources, sources):
+                return kept
+            sources = tuple(source.detach().clone() for source in sources)
+
+        positions = sources[0].to(dtype).flatten(2)[0]
+        weights = [source.to(dtype) for source in sources[1:]]
+        heads = self.transformer.num_heads
+        projected = _Positions(
+            sources,
+            [_by_head(w @ positions, heads) for w in weights[: len(keys)]],
+            [
+                _by_head(torch.addmm(bias[:, None], weight, positions), heads)
+                for weight, bias in zip(
+                    weights[len(keys) : -len(queries)], weights[-len(queries) :], strict=True
+                )
+            ],
+        )
+        if keep:
+            self._kept_positions = projected
+        return projected
+
+
+class _Upscaling:
+    """``output_upscaling`` and the product with the hypernetwork, channels last.
+
+    A transposed convolution whose stride is its kernel's size is a matrix product for each place
+    in the kernel. Taking one row of both kernels at a time yields whole rows of logits.
+    """
+
+    def __init__(self, layers: Iterable[Any], dtype: torch.dtype) -> None:
+        first, self._norm, self._first_activation, second, self._second_activation = layers
+        self._first = _kernel_rows(first, dtype)
+        self._second = _kernel_rows(second, dtype)
+        self._once = self._twice = torch.empty(0)
+
+    def __call__(self, pixels: Tensor, hypernetwork: Tensor, logits: Tensor) -> None:
+        """Write logits (B, M, 4h, 4w) for pixels (B, P, C) and hypernetwork (B, M, C / 8)."""
+        batch, masks, height, width = logits.shape
+        interleaved = logits.view(batch, masks, height // 4, 4, width)
+        for some in _prompts_at_once(torch.arange(batch), logits.device):
+            start, stop = int(some[0]), int(some[-1]) + 1
+            rows = self._rows(pixels[start:stop], hypernetwork[start:stop])
+            for row, product in enumerate(rows):
+                interleaved[start:stop, :, :, row] = product.view(*product.shape[:2], -1, width)
+
+    def only(self, above: Tensor, pixels: Tensor, hypernetwork: Tensor, logits: Tensor) -> None:
+        """Write logits (K, 4h, 4w) of the K masks that ``above`` (B, M) marks.
+
+        ``above`` lies on the CPU: the host has read it already.
+        """
+        start = 0
+        for some in _prompts_at_once(above.any(dim=1).nonzero()[:, 0], logits.device):
+            # A slice of pixels is no copy of them.
+            chosen = slice(int(some[0]), int(some[0]) + 1) if len(some) == 1 else some
+            columns = above[chosen].any(dim=0).nonzero()[:, 0]
+            selected = above[chosen][:, columns]
+            upscaled = logits.new_empty(*selected.shape, *logits.shape[1:])
+            self(pixels[chosen], hypernetwork[chosen][:, columns], upscaled)
+            stop = start + int(selected.sum())
+            logits[start:stop] = upscaled[selected]
+            start = stop
+
+    def _rows(self, pixels: Tensor, hypernetwork: Tensor) -> Iterator[Tensor]:
+        """Yield each of the four rows of logits that a row of pixels becomes, (B, M, h 4w)."""
+        flat = pixels.flatten(0, 1)
+        if len(self._once) != len(flat) or self._once.device != flat.device:
+            channels = self._second[0].shape[-1]
+            self._once = flat.new_empty(len(flat), 2 * channels)
+            self._twice = flat.new_empty(2 * len(flat), channels)
+        first_weights, first_bias = self._first
+        second_weights, second_bias = self._second
+        once = self._once.view(len(self._twice), -1)
+        for first_weight in first_weights:
+            torch.addmm(first_bias, flat, first_weight.t(), out=self._once)
+            _apply_(lambda rows: self._first_activation(_layer_norm(self._norm, rows)), once)
+            for second_weight in second_weights:
+                torch.addmm(second_bias, once, second_weight.t(), out=self._twice)
+                _apply_(self._second_activation, self._twice)
+                twice = self._twice.view(len(pixels), -1, hypernetwork.shape[-1])
+                yield hypernetwork @ twice.transpose(1, 2)
+
+
+def _prompts_at_once(prompts: Tensor, device: torch.device) -> Sequence[Tensor]:
+    """Split prompts for upscaling: one prompt's upscaled pixels fill a CPU's cache."""
+    return prompts.tensor_split(len(prompts) if device.type == "cpu" else 1)
+
+
+def _kernel_rows(convolution: nn.ConvTranspose2d, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The matrices (2, 2 out, in) of a kernel's two rows, and their bias (2 out,)."""
+    assert convolution.bias is not None
+    weight = convolution.weight.detach().permute(2, 3, 1, 0).flatten(1, 2)
+    return weight.to(dtype).contiguous(), convolution.bias.detach().to(dtype).repeat(2)
+
+
+def accelerate(sam: Sam) -> Sam:
+    """Give a Segment Anything model the faster decoder, in place, on the same parameters.
+
+    Arguments:
+      sam: any model with upstream's mask decoder: vit_b, vit_l, vit_h, or of a vendored
+        segment-anything. Its decoder's training mode and hooks are kept.
+
+    Returns:
+      The same model.
+
+    Raises:
+      TypeError: the model's decoder is not upstream's; SAM-HQ's, for example.
+    """
+    if not isinstance(sam.mask_decoder, MaskDecoder):
+        sam.mask_decoder = MaskDecoder.sharing(sam.mask_decoder)
+    return sam
+
+
+def _attend_to_image(attention: Attention, tokens: Tensor, image: _Image) -> Tensor:
+    """Token-to-image attention where all prompts see the same pixels."""
+    queries = _scaled_heads(attention, attention.q_proj(tokens), image.pixels.dtype)
+    weights = _scores(queries, image.keys, len(tokens))
+    torch.softmax(weights, dim=-1, out=weights)
+    by_head = weights.view(-1, *image.keys.shape[::2]).transpose(0, 1)
+    return _token_output(attention, by_head @ image.values, tokens)
+
+
+def _attend_to_pixels(
+    attention: Attention, tokens: Tensor, position_keys: Tensor, pixels: Tensor
+) -> Tensor:
+    """Token-to-image attention with keys and values projected on the side of the tokens."""
+    heads = attention.num_heads
+    queries = _scaled_heads(attention, attention.q_proj(tokens), pixels.dtype)
+    weights = _scores(queries, position_keys, len(tokens))
+    key_weight = _by_head(attention.k_proj.weight.to(pixels.dtype), heads)
+    weights.baddbmm_(_by_prompt(queries @ key_weight, len(tokens)), pixels.transpose(1, 2))
+    torch.softmax(weights, dim=-1, out=weights)
+    seen = (weights @ pixels).view(-1, heads, pixels.shape[-1]).transpose(0, 1)
+    value_weight = _by_head(attention.v_proj.weight.to(pixels.dtype), heads)
+    return _token_output(attention, seen @ value_weight.transpose(1, 2), tokens)
+
+
+def _image_attends_to_tokens(
+    attention: Attention, keys: Tensor, values: Tensor, image: _Image, pixels: Tensor
+) -> None:
+    """Image-to-token attention and its residual, from the image to each prompt's ``pixels``."""
+    batch = len(keys)
+    scaled_keys = _scaled_heads(attention, attention.k_proj(keys), image.pixels.dtype)
+    weights = _softmax_over_tokens_(_scores(scaled_keys, image.queries, batch), attention)
+    outputs = _token_contributions(attention, values, image.pixels.dtype)
+    shared = image.pixels.expand(batch, -1, -1)
+    torch.baddbmm(shared, weights.transpose(1, 2), outputs, out=pixels)
+
+
+def _pixels_attend_to_tokens_(
+    attention: Attention, keys: Tensor, values: Tensor, position_queries: Tensor, pixels: Tensor
+) -> None:
+    """Image-to-token attention and its residual, added to pixels (B, P, C) in place."""
+    scaled_keys = _scaled_heads(attention, attention.k_proj(keys), pixels.dtype)
+    scores = _scores(scaled_keys, position_queries, len(keys))
+    query_weight = _by_head(attention.q_proj.weight.to(pixels.dtype), attention.num_heads)
+    scores.baddbmm_(_by_prompt(scaled_keys @ query_weight, len(keys)), pixels.transpose(1, 2))
+    weights = _softmax_over_tokens_(scores, attention)
+    outputs = _token_contributions(attention, values, pixels.dtype)
+    pixels.baddbmm_(weights.transpose(1, 2), outputs)
+
+
+def _scores(tokens: Tensor, pixels: Tensor, batch: int) -> Tensor:
+    """Products of tokens (H, B T, D) and pixels (H, D, P), as (B, T H, P)."""
+    scores = tokens.new_empty(tokens.shape[1], tokens.shape[0], pixels.shape[2])
+    torch.bmm(tokens, pixels, out=scores.transpose(0, 1))
+    return scores.view(batch, -1, pixels.shape[2])
+
+
+def _softmax_over_tokens_(scores: Tensor, attention: Attention) -> Tensor:
+    """Softmax of scores (B, T H, P) over T, in place."""
+    by_token = scores.view(len(scores), -1, attention.num_heads * scores.shape[2])
+    torch.softmax(by_token, dim=1, out=by_token)
+    return scores
+
+
+def _token_output(attention: Attention, attended: Tensor, tokens: Tensor) -> Tensor:
+    """Finish token-to-image attention: attended values (H, B T, D) to outputs (B, T, C)."""
+    values = attended.transpose(0, 1).reshape(*tokens.shape[:2], -1).to(tokens.dtype)
+    output: Tensor = attention.out_proj(values + attention.v_proj.bias)
+    return output
+
+
+def _token_contributions(attention: Attention, values: Tensor, dtype: torch.dtype) -> Tensor:
+    """What each head of each token adds to a pixel that attends to it alone, (B, T H, C)."""
+    heads = attention.num_heads
+    output = attention.out_proj
+    outputs = _split_heads(attention.v_proj(values), heads) @ _by_head(output.weight.t(), heads)
+    # A pixel's weights sum to one in each head, so the heads bring the bias together.
+    return _by_prompt(outputs + output.bias / heads, len(values)).to(dtype)
+
+
+def _scaled_heads(attention: Attention, projected: Tensor, dtype: torch.dtype) -> Tensor:
+    """Split projected tokens into heads (H, B T, D), scaled for their products with pixels."""
+    by_head = _split_heads(projected, attention.num_heads)
+    return (by_head / math.sqrt(by_head.shape[-1])).to(dtype)
+
+
+def _split_heads(projected: Tensor, heads: int) -> Tensor:
+    """Split projected tokens (B, T, H D) into heads (H, B T, D)."""
+    batch, tokens, channels = projected.shape
+    return projected.reshape(batch * tokens, heads, channels // heads).transpose(0, 1)
+
+
+def _apply_(function: Callable[[Tensor], Tensor], rows: Tensor) -> None:
+    """Apply a function of rows (N, C) in place."""
+    on_cpu = rows.device.type == "cpu"
+    band = max(1, _CPU_BAND_BYTES // rows[0].nbytes) if on_cpu else len(rows)
+    for start in range(0, len(rows), band):
+        some = rows[start : start + band]
+        some.copy_(function(some))
+
+
+def _layer_norm(norm: nn.LayerNorm | LayerNorm2d, rows: Tensor) -> Tensor:
+    """Normalise the last axis, as ``nn.LayerNorm`` or channels last for ``LayerNorm2d``."""
+    weight, bias = norm.weight.to(rows.dtype), norm.bias.to(rows.dtype)
+    return F.layer_norm(rows, weight.shape, weight, bias, norm.eps)
+
+
+def _by_head(rows: Tensor, heads: int) -> Tensor:
+    """Split rows (H D, N) into (H, D, N)."""
+    return rows.reshape(heads, -1, rows.shape[-1])
+
+
+def _by_prompt(tokens: Tensor, batch: int) -> Tensor:
+    """Rearrange tokens (H, B T, C) to (B, T H, C)."""
+    return tokens.transpose(0, 1).reshape(batch, -1, tokens.shape[-1])
+
+
+def _pixel_dtype(image_embedding: Tensor) -> torch.dtype:
+    device_type = image_embedding.device.type
+    if torch.is_autocast_enabled(device_type):
+        return torch.get_autocast_dtype(device_type)
+    return image_embedding.dtype
+
+
+@contextmanager
+def _plain_arithmetic(device: torch.device) -> Iterator[None]:
+    """No gradients, and dtypes as written: autocast leaves in-place operations alone."""
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        yield
+
+
+def _above(iou_predictions: Tensor, pred_iou_thresh: float) -> Tensor:
+    if pred_iou_thresh > 0.0:
+        return iou_predictions > pred_iou_thresh
+    return torch.ones_like(iou_predictions, dtype=torch.bool)
+
+
+def _all_equal(kept: tuple[Tensor, ...], given: tuple[Tensor, ...]) -> bool:
+    return all(_equal(*pair) for pair in zip(kept, given, strict=True))
+
+
+def _equal(kept: Tensor, given: Tensor) -> bool:
+    if kept.shape != given.shape or kept.dtype != given.dtype or kept.device != given.device:
+        return False
+    if kept.is_contiguous() and given.is_contiguous() and kept.nbytes % 8 == 0:
+        # As whole words: half of the time for 32-bit floats.
+        kept, given = kept.view(-1).view(torch.int64), given.view(-1).view(torch.int64)
+    return torch.equal(kept, given)
+
+
+def _is_plain_decoder(decoder: UpstreamMaskDecoder) -> bool:
+    """Whether the parts that the shortcuts skip are upstream's, and nothing watches them."""
+    transformer = decoder.transformer
+    if not _is_plain(transformer, "TwoWayTransformer") or len(transformer.layers) == 0:
+        return False
+    attentions = [transformer.final_attn_token_to_image]
+    for layer in transformer.layers:
+        if not _is_plain(layer, "TwoWayAttentionBlock") or not _is_plain(layer.norm4, nn.LayerNorm):
+            return False
+        attentions += [layer.cross_attn_token_to_image, layer.cross_attn_image_to_token]
+    if not all(
+        _is_plain(attention, "Attention")
+        and _is_plain(attention.q_proj, nn.Linear)
+        and _is_plain(attention.k_proj, nn.Linear)
+        and _is_plain(attention.v_proj, nn.Linear)
+        and _is_plain(attention.out_proj, nn.Linear)
+        for attention in attentions
+    ):
+        return False
+    upscaling = decoder.output_upscaling
+    return (
+        _is_plain(upscaling, nn.Sequential)
+        and len(upscaling) == 5
+        and _is_plain(upscaling[0], nn.ConvTranspose2d)
+        and _is_plain(upscaling[1], "LayerNorm2d")
+        and _is_plain(upscaling[3], nn.ConvTranspose2d)
+        and all(
+            isinstance(activation, (nn.GELU, nn.ReLU)) and _is_plain(activation, type(activation))
+            for activation in (upscaling[2], upscaling[4])
+        )
+    )
+
+
+def _is_plain(module: nn.Module, kind: type[nn.Module] | str) -> bool:
+    """Whether a module is exactly of a kind, unpatched and without forward hooks.
+
+    Upstream's own classes go by name, because vendored copies of them are other classes.
+    """
+    same = type(module).__name__ == kind if isinstance(kind, str) else type(module) is kind
+    return (
+        same
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
+        and "forward" not in vars(module)
+    )
+
+
+def _require_upstream_decoder(decoder: nn.Module) -> None:
+    # Classes of vendored copies are told by name, and adaptations of them by their calls.
+    expected = list(inspect.signature(UpstreamMaskDecoder.forward).parameters)
+    if (
+        type(decoder).__name__ != UpstreamMaskDecoder.__name__
+        or list(inspect.signature(type(decoder).forward).parameters) != expected
+    ):
+        raise TypeError(
+            f"{type(decoder).__module__}.{type(decoder).__qualname__} is not "
+            "segment-anything's MaskDecoder, nor a copy of it"
+        )

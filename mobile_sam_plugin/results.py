@@ -1,0 +1,226 @@
+"""Masks on disk: records with COCO RLE, PNGs, and a picture of masks and prompts.
+
+A record is a dict, with the fields of those that upstream's ``SamAutomaticMaskGenerator`` makes and
+``scripts/amg.py`` writes.
+"""
+
+import colorsys
+import io
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pycocotools.mask
+from numpy.typing import ArrayLike, NDArray
+
+Record = dict[str, Any]
+Color = tuple[int, int, int]
+
+_MASK_FILE = re.compile(r"mask_\d{3,}(\.png|_logits\.npy)")
+_WHITE: Color = (255, 255, 255)
+_OBJECT: Color = (0, 170, 60)
+_BACKGROUND: Color = (230, 30, 40)
+_BOX: Color = (255, 140, 0)
+
+
+def make_record(
+    logits: NDArray[np.float32],
+    predicted_iou: float,
+    point_coords: ArrayLike = (),
+    mask_threshold: float = 0.0,
+    stability_score_offset: float = 1.0,
+) -> Record:
+    """The record of a mask that ``SamPredictor.predict`` returned.
+
+    Args:
+        logits: (H, W), as ``return_logits=True`` gives them.
+        predicted_iou: the mask's score.
+        point_coords: (N, 2), the clicks that it comes from.
+        mask_threshold: the logit from which on a pixel belongs to the mask.
+        stability_score_offset: as in upstream's generator.
+
+    Returns:
+        segmentation (COCO RLE), area, bbox (XYWH), predicted_iou, point_coords, stability_score and
+        crop_box, computed as upstream's generator does.
+    """
+    mask = logits > mask_threshold
+    height, width = mask.shape
+    x, y, box_width, box_height = cv2.boundingRect(mask.astype(np.uint8))
+    surely = np.count_nonzero(logits > mask_threshold + stability_score_offset)
+    perhaps = np.count_nonzero(logits > mask_threshold - stability_score_offset)
+    return {
+        "segmentation": encode_mask(mask),
+        "area": int(np.count_nonzero(mask)),
+        # Upstream's width and height are the distances of the outermost pixels.
+        "bbox": [x, y, max(box_width - 1, 0), max(box_height - 1, 0)],
+        "predicted_iou": float(predicted_iou),
+        "point_coords": np.asarray(point_coords, dtype=float).reshape(-1, 2).tolist(),
+        "stability_score": surely / perhaps if perhaps else 0.0,
+        "crop_box": [0, 0, width, height],
+    }
+
+
+def encode_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
+    """A (H, W) mask as COCO RLE that ``json`` can write and ``pycocotools`` can read."""
+    rle = pycocotools.mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": list(mask.shape), "counts": rle["counts"].decode("ascii")}
+
+
+def decode_mask(record: Record) -> NDArray[np.bool_]:
+    """The (H, W) mask of a record in upstream's output mode ``binary_mask`` or ``coco_rle``."""
+    segmentation = record["segmentation"]
+    if isinstance(segmentation, np.ndarray):
+        return segmentation.astype(bool)
+    return np.asarray(pycocotools.mask.decode(segmentation), dtype=bool)
+
+
+def draw_overlay(
+    image: NDArray[np.uint8],
+    records: Sequence[Record],
+    point_coords: ArrayLike = (),
+    point_labels: ArrayLike = (),
+    box: ArrayLike | None = None,
+) -> NDArray[np.uint8]:
+    """Draws masks and the prompt that they come from over a copy of an image.
+
+    Args:
+        image: (H, W, 3) RGB.
+        records: masks of that size. Large ones are drawn first, so that small ones stay visible.
+        point_coords: (N, 2), XY.
+        point_labels: (N,), 1 is drawn as a green disc, 0 as a red cross.
+        box: XYXY.
+
+    Returns:
+        (H, W, 3) RGB.
+    """
+    picture = image.copy()
+    unit = max(*image.shape[:2], 400) / 400  # lines and clicks grow with the image
+    largest_first = sorted(enumerate(records), key=lambda item: -item[1]["area"])
+    for index, record in largest_first:
+        _draw_mask(picture, decode_mask(record), _color(index), unit)
+    if box is not None:
+        _draw_box(picture, box, unit)
+    coords = np.asarray(point_coords, dtype=float).reshape(-1, 2)
+    for point, label in zip(coords, np.ravel(point_labels), strict=True):
+        _draw_point(picture, point, label, unit)
+    return picture
+
+
+def write_results(
+    folder: Path,
+    image: NDArray[np.uint8],
+    records: Sequence[Record],
+    low_res_logits: Sequence[NDArray[np.float32]] = (),
+    point_coords: ArrayLike = (),
+    point_labels: ArrayLike = (),
+    box: ArrayLike | None = None,
+) -> list[Path]:
+    """Writes the results of one image into a folder, in place of those of an earlier run there.
+
+    ``mask_000.png`` and so on (0 and 255), ``mask_000_logits.npy`` and so on if logits are given,
+    ``overlay.png``, and ``masks.json``, a list of the records. A file appears whole or not at all,
+    ``masks.json`` after all that it tells of. Other files in the folder are left alone.
+
+    Args:
+        folder: made if need be.
+        image: (H, W, 3) RGB.
+        records: masks of that size.
+        low_res_logits: (1, 256, 256) for each record, or nothing.
+        point_coords, point_labels, box: the prompt, as :func:`draw_overlay` takes it.
+
+    Returns:
+        The paths of the masks.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "masks.json").unlink(missing_ok=True)
+    for path in folder.iterdir():
+        if _MASK_FILE.fullmatch(path.name):
+            path.unlink()
+    masks = []
+    for index, record in enumerate(records):
+        masks.append(folder / f"mask_{index:03}.png")
+        _write(masks[-1], _png(decode_mask(record).astype(np.uint8) * 255))
+    for index, logits in enumerate(low_res_logits):
+        npy = io.BytesIO()
+        np.save(npy, logits)
+        _write(folder / f"mask_{index:03}_logits.npy", npy.getvalue())
+    overlay = draw_overlay(image, records, point_coords, point_labels, box)
+    _write(folder / "overlay.png", _png(overlay[..., ::-1]))
+    _write(folder / "masks.json", json.dumps(list(records), allow_nan=False).encode())
+    return masks
+
+
+def _write(path: Path, content: bytes) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _png(pixels: NDArray[np.uint8]) -> bytes:
+    """Encodes grayscale or BGR."""
+    return bytes(cv2.imencode(".png", pixels)[1])
+
+
+def _color(index: int) -> Color:
+    """Hues a golden angle apart: spread evenly however many there are, neighbours unlike."""
+    red, green, blue = colorsys.hsv_to_rgb((0.58 + index * 0.618034) % 1, 0.85, 1.0)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def _draw_mask(
+    picture: NDArray[np.uint8], mask: NDArray[np.bool_], color: Color, unit: float
+) -> None:
+    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    region = picture[y : y + height, x : x + width]
+    inside = mask[y : y + height, x : x + width]
+    region[inside] = (region[inside] * 0.55 + np.array(color) * 0.45).round()
+    outlines, _ = cv2.findContours(
+        inside.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE, offset=(x, y)
+    )
+    cv2.drawContours(picture, outlines, -1, color, _pixels(0.7 * unit), cv2.LINE_AA)
+
+
+def _draw_box(picture: NDArray[np.uint8], box: ArrayLike, unit: float) -> None:
+    x0, y0, x1, y1 = np.asarray(box, dtype=float).reshape(4)
+    for color, width in ((_WHITE, 3.0), (_BOX, 1.4)):
+        corners = _visible(picture, (x0, y0)), _visible(picture, (x1, y1))
+        cv2.rectangle(picture, *corners, color, _pixels(width * unit), cv2.LINE_AA)
+
+
+def _draw_point(picture: NDArray[np.uint8], point: ArrayLike, label: int, unit: float) -> None:
+    """A green disc for the object, a red cross for the background, both with a white edge."""
+    center = _visible(picture, point)
+    if label == 1:
+        cv2.circle(picture, center, _pixels(5.5 * unit), _WHITE, cv2.FILLED, cv2.LINE_AA)
+        cv2.circle(picture, center, _pixels(3.8 * unit), _OBJECT, cv2.FILLED, cv2.LINE_AA)
+    else:
+        for color, size, width in ((_WHITE, 11, 5), (_BACKGROUND, 9, 2)):
+            cv2.drawMarker(
+                picture,
+                center,
+                color,
+                cv2.MARKER_TILTED_CROSS,
+                _pixels(size * unit),
+                _pixels(width * unit),
+                cv2.LINE_AA,
+            )
+
+
+def _pixels(length: float) -> int:
+    return max(1, round(length))
+
+
+def _visible(picture: NDArray[np.uint8], point: ArrayLike) -> tuple[int, int]:
+    """Whole pixels; what lies far outside of the picture stays outside, but in OpenCV's range."""
+    height, width = picture.shape[:2]
+    x, y = np.clip(np.asarray(point, dtype=float), (-width, -height), (2 * width, 2 * height))
+    return round(x), round(y)

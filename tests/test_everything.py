@@ -1,7 +1,10 @@
 """Everything mode against upstream's generator on a model of installed parts, same weights."""
 
+import subprocess
+import sys
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -139,3 +142,40 @@ def test_nothing_of_the_size_of_prompts_times_pixels_is_held(
     tracemalloc.stop()
     assert len(records) > 8
     assert peak < 100e6, "numpy alone; the picture has 18 MB"
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_twelve_megapixels_take_less_than_two_and_a_half_gigabytes() -> None:
+    """All counted: the interpreter, PyTorch, the weights and the picture."""
+    code = f"""
+import re
+import numpy as np
+from PIL import Image
+from mobile_sam_plugin import SamAutomaticMaskGenerator, build_sam_vit_t
+options = {OPTIONS | {"points_per_side": 4, "output_mode": "coco_rle"}}
+generator = SamAutomaticMaskGenerator(build_sam_vit_t("bundled"), **options)
+image = Image.open({str(PHOTOGRAPHS / "coffee.png")!r}).convert("RGB").resize((4000, 3000))
+records = generator.generate(image)
+print(len(records), re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    records, kilobytes = map(int, done.stdout.split())
+    assert records > 8
+    assert kilobytes < 2.5e6
+
+
+def test_half_precision_finds_the_same_masks(own_sam: MobileSam, coffee: Pixels) -> None:
+    settings = OPTIONS | {"points_per_side": 3, "stability_score_thresh": 0.0}
+    expected = SamAutomaticMaskGenerator(own_sam, **settings).generate(coffee)
+    own_sam.to(torch.bfloat16)
+    found = SamAutomaticMaskGenerator(own_sam, **settings).generate(coffee)
+    assert all(np.isfinite(record["predicted_iou"]) for record in found)
+    ours = [record["segmentation"] for record in found]
+    overlaps = [
+        max(
+            float((mask & twin["segmentation"]).sum() / (mask | twin["segmentation"]).sum())
+            for mask in ours
+        )
+        for twin in expected
+    ]
+    assert np.mean(overlaps) > 0.8

@@ -230,3 +230,35 @@ def test_generator_computes_in_eval_mode_and_takes_pil(own_sam: MobileSam, coffe
     for ours, theirs in zip(actual, expected, strict=True):
         np.testing.assert_array_equal(ours.pop("segmentation"), theirs.pop("segmentation"))
         assert ours == theirs
+
+
+def test_set_image_batch_gives_a_predictor_an_image(
+    bundled_sam: MobileSam, predictor: SamPredictor, coffee: Pixels
+) -> None:
+    one = SamPredictor(bundled_sam)
+    tall = Image.fromarray(coffee).crop((100, 0, 300, 400))
+    first, second = one.set_image_batch([coffee, tall])
+    assert not one.is_image_set
+    assert (first.original_size, second.original_size) == ((400, 600), (400, 200))
+    torch.testing.assert_close(first.features, predictor.features)
+    one.set_image(tall)
+    torch.testing.assert_close(second.features, one.features)
+    prompt = ([[100, 150]], [1], [20, 20, 180, 300])
+    for batched, single in zip(second.predict(*prompt), one.predict(*prompt), strict=True):
+        np.testing.assert_allclose(batched, single, rtol=0, atol=1e-3)
+    assert one.set_image_batch([]) == []
+    with pytest.raises(TypeError, match="not float32"):
+        one.set_image_batch([coffee, coffee.astype(np.float32)])
+
+
+def test_many_boxes_equal_one_after_another(predictor: SamPredictor) -> None:
+    corners = np.random.default_rng(0).uniform(size=(9, 2, 2)) * [600, 400]
+    boxes = np.sort(corners, axis=1).reshape(-1, 4)
+    transformed = predictor.transform.apply_boxes_torch(torch.from_numpy(boxes), (400, 600))
+    masks, scores, logits = predictor.predict_torch(None, None, transformed, None, False)
+    assert masks.shape == (9, 1, 400, 600) and masks.dtype == torch.bool
+    for index, box in enumerate(boxes):
+        mask, score, one = predictor.predict(box=box, multimask_output=False)
+        np.testing.assert_allclose(logits[index], one, rtol=0, atol=1e-3)
+        np.testing.assert_allclose(scores[index], score, rtol=0, atol=1e-5)
+        assert (masks[index].numpy() == mask).mean() > 0.9999

@@ -35,7 +35,7 @@ from torch.nn import functional as F
 # On a CPU, first touches of fresh memory cost more than the arithmetic: a chunk of prompts works in
 # buffers that the next one uses again, and temporaries are small enough for malloc to recycle. An
 # accelerator wants few large kernels instead.
-_CPU_CHUNK_BYTES = 8 << 20
+_CPU_CHUNK_BYTES = 16 << 20
 _CPU_BAND_BYTES = 1 << 20
 _ACCELERATOR_CHUNK_BYTES = 256 << 20
 

@@ -89,6 +89,6 @@ def draw(results: dict[str, Any], path: Path) -> None:
     axes.set_xscale("log")
     axes.set_xlabel("seconds")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="lower right", frameon=False)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
     axes.margins(x=0.12)
     figure.savefig(path, dpi=110)

@@ -112,7 +112,6 @@ class SamPredictor(segment_anything.SamPredictor):
         predictors = []
         for (pixels, original_size), embedding in zip(prepared, embeddings, strict=True):
             predictor = copy.copy(self)
-            predictor.reset_image()
             predictor.original_size = original_size
             predictor.input_size = tuple(pixels.shape[-2:])
             predictor.features = embedding[None]
@@ -147,8 +146,7 @@ class SamPredictor(segment_anything.SamPredictor):
             RuntimeError: no image has been set.
             ValueError: a prompt of the wrong shape or length, or with NaN or infinity in it.
         """
-        if not self.is_image_set:
-            raise RuntimeError("An image must be set with .set_image(...) before mask prediction.")
+        self._require_image()
         if point_coords is not None or point_labels is not None:
             point_coords, point_labels = _check_points(point_coords, point_labels)
         if box is not None:
@@ -184,8 +182,7 @@ class SamPredictor(segment_anything.SamPredictor):
             Masks (B, C, H, W), bool or float; their predicted IoU (B, C); low-res logits
             (B, C, 256, 256). float32 also where the model is in half precision.
         """
-        if not self.is_image_set:
-            raise RuntimeError("An image must be set with .set_image(...) before mask prediction.")
+        self._require_image()
         points = None if point_coords is None else (point_coords, point_labels)
         with eval_mode(self.model):
             sparse, dense = self.model.prompt_encoder(points=points, boxes=boxes, masks=mask_input)
@@ -206,6 +203,10 @@ class SamPredictor(segment_anything.SamPredictor):
         for prompt, logits in enumerate(low_res_logits):
             masks[prompt] = self._upscale(logits, return_logits)
         return masks, scores.float(), low_res_logits
+
+    def _require_image(self) -> None:
+        if not self.is_image_set:
+            raise RuntimeError("An image must be set with .set_image(...) before mask prediction.")
 
     def _upscale(self, low_res_logits: Tensor, return_logits: bool) -> Tensor:
         """From low-res logits (C, 256, 256) to masks, or logits, (C, H, W) of the image."""

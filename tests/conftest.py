@@ -2,8 +2,13 @@
 
 import copy
 import json
+import shutil
+import sys
 import zlib
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -91,3 +96,13 @@ def vit_b() -> segment_anything.modeling.Sam:
 def coffee() -> NDArray[np.uint8]:
     """A photograph, (400, 600, 3) uint8 in RGB."""
     return np.asarray(Image.open(PHOTOGRAPHS / "coffee.png").convert("RGB"))
+
+
+@pytest.fixture
+def vendored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """A project's own copy of segment_anything, as Segment-and-Track-Anything carries it."""
+    shutil.copytree(Path(segment_anything.__file__).parent, tmp_path / "sam" / "segment_anything")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield import_module("sam.segment_anything")
+    for name in [name for name in sys.modules if name.split(".")[0] == "sam"]:
+        del sys.modules[name]

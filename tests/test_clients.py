@@ -1,14 +1,10 @@
 """The projects built on SAM that exist today, and exactly the calls that each of them makes."""
 
-import shutil
-import sys
-from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
-import pytest
 import segment_anything
 import torch
 from numpy.typing import NDArray
@@ -213,21 +209,9 @@ def test_track_anything(coffee: Pixels) -> None:
         assert refined.shape == masks.shape == (3, *coffee.shape[:2])
 
 
-@pytest.fixture
-def segment_and_track(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A project that carries its own segment_anything, in a folder ``sam``."""
-    shutil.copytree(Path(segment_anything.__file__).parent, tmp_path / "sam" / "segment_anything")
-    monkeypatch.syspath_prepend(tmp_path)
-    yield
-    for name in [name for name in sys.modules if name.split(".")[0] == "sam"]:
-        del sys.modules[name]
-
-
-@pytest.mark.usefixtures("segment_and_track")
-def test_segment_and_track_anything(coffee: Pixels) -> None:
+def test_segment_and_track_anything(vendored: ModuleType, coffee: Pixels) -> None:
     """``Segmentor`` keeps the generator and clicks through its predictor."""
-    mobile_sam_plugin.register(import_module("sam.segment_anything"))
-    vendored = import_module("sam.segment_anything")
+    mobile_sam_plugin.register(vendored)
 
     class Segmentor:
         def __init__(self, sam_args: dict[str, Any]) -> None:

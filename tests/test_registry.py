@@ -2,12 +2,8 @@
 
 import inspect
 import logging
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from importlib import import_module
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -21,16 +17,6 @@ from mobile_sam_plugin import (
     replace,
     sam_model_registry,
 )
-
-
-@pytest.fixture
-def vendored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """A project's own copy of segment_anything, as Segment-and-Track-Anything carries it."""
-    shutil.copytree(Path(segment_anything.__file__).parent, tmp_path / "sam" / "segment_anything")
-    monkeypatch.syspath_prepend(tmp_path)
-    yield import_module("sam.segment_anything")
-    for name in [name for name in sys.modules if name.split(".")[0] == "sam"]:
-        del sys.modules[name]
 
 
 def run_python(code: str) -> str:

@@ -6,6 +6,7 @@ is the time that its multiplications alone take at the speed of this machine's m
 """
 
 import argparse
+import importlib.util
 import itertools
 import json
 import os
@@ -164,30 +165,51 @@ def photograph(run: int, megapixels: float | None = None) -> Any:
     return np.asarray(image)
 
 
-def measure(rows: list[str], runs: int, path: Path) -> None:
-    """Times every row on both sides by turns, and writes the results so far after each."""
-    sides = {name: Side(name) for name in SIDES}
-    peak = _matrix_product_peak()
-    results: dict[str, Any] = {
-        "machine": {
-            "processor": _processor(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "gflops": peak,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "runs": runs,
-        },
-        "start": {
-            "import": statistics.median(_run_python(IMPORT) for _ in range(runs)),
-            "build": {
-                side: statistics.median(_run_python(BUILD[side]) for _ in range(runs))
-                for side in SIDES
-            },
-        },
-        "rows": {},
+def measure(rows: list[str], runs: int, path: Path, keep: bool = False) -> None:
+    """Times every row on both sides by turns, and writes the results so far after each.
+
+    Args:
+        rows: names of ``ROWS``.
+        runs: of each row and side.
+        path: of the JSON file.
+        keep: rows that the file has already are kept, not measured again.
+
+    Raises:
+        ValueError: the rows to keep come from another machine, other versions or other runs.
+    """
+    machine = {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "runs": runs,
     }
+    if keep and path.exists():
+        results: dict[str, Any] = json.loads(path.read_text())
+        for name, value in machine.items():
+            if results["machine"][name] != value:
+                raise ValueError(
+                    f"{path} was measured with {name} {results['machine'][name]!r}, not {value!r}: "
+                    "leave out --keep, or name another file with --out"
+                )
+    else:
+        results = {
+            "machine": {**machine, "gflops": _matrix_product_peak()},
+            "start": {
+                "import": statistics.median(_run_python(IMPORT) for _ in range(runs)),
+                "build": {
+                    side: statistics.median(_run_python(BUILD[side]) for _ in range(runs))
+                    for side in SIDES
+                },
+            },
+            "rows": {},
+        }
+    peak = results["machine"]["gflops"]
+    sides = {name: Side(name) for name in SIDES}
     for name in rows:
+        if name in results["rows"]:
+            continue
         row = ROWS[name]
         prepared = {side: row.prepare(sides[side]) for side in SIDES}
         if row.warm_up:
@@ -211,6 +233,7 @@ def measure(rows: list[str], runs: int, path: Path) -> None:
             if row.memory
             else None,
         }
+        results["rows"] = {name: results["rows"][name] for name in ROWS if name in results["rows"]}
         path.write_text(json.dumps(results, indent=1))
 
 
@@ -257,15 +280,25 @@ def main() -> None:
         "--out", type=Path, default=Path("benchmark.json"), help="default benchmark.json"
     )
     parser.add_argument(
+        "--keep", action="store_true", help="keep the rows that --out has, measure the others"
+    )
+    parser.add_argument(
         "--report", action="store_true", help="only table and picture, of an earlier benchmark.json"
     )
     parser.add_argument(
         "--readme", type=Path, help="write the table into this file, between its benchmark marks"
     )
     arguments = parser.parse_args()
-    if not arguments.report:
-        measure(arguments.rows, arguments.runs, arguments.out)
-    write_report(arguments.out, arguments.readme)
+    if importlib.util.find_spec("matplotlib") is None:
+        parser.error("the picture needs matplotlib: pip install 'mobile-sam-plugin[benchmark]'")
+    if arguments.report and not arguments.out.is_file():
+        parser.error(f"--report: there is no {arguments.out}; run the benchmark first")
+    try:
+        if not arguments.report:
+            measure(arguments.rows, arguments.runs, arguments.out, arguments.keep)
+        write_report(arguments.out, arguments.readme)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

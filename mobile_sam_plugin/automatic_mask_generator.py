@@ -154,9 +154,13 @@ class SamAutomaticMaskGenerator(segment_anything.SamAutomaticMaskGenerator):
         )
         total, done = sum(len(self.point_grids[layer]) for layer in layers), 0
         candidates: list[_Candidate] = []
+        decoder = self.predictor.model.mask_decoder
+        if not isinstance(decoder, MaskDecoder):
+            decoder = MaskDecoder.sharing(decoder)
         for crop_box, layer in zip(crop_boxes, layers, strict=True):
             found: list[_Candidate] = []
-            for points, more in self._find_in_crop(pixels, crop_box, self.point_grids[layer]):
+            grid = self.point_grids[layer]
+            for points, more in self._find_in_crop(pixels, crop_box, grid, decoder):
                 found += more
                 done += points
                 progress(done, total)
@@ -172,7 +176,11 @@ class SamAutomaticMaskGenerator(segment_anything.SamAutomaticMaskGenerator):
         return candidates
 
     def _find_in_crop(
-        self, pixels: NDArray[np.uint8], crop_box: list[int], point_grid: NDArray[Any]
+        self,
+        pixels: NDArray[np.uint8],
+        crop_box: list[int],
+        point_grid: NDArray[Any],
+        decoder: MaskDecoder,
     ) -> Iterator[tuple[int, list[_Candidate]]]:
         """Batch by batch of the grid: the number of points, and the masks found by them."""
         model = self.predictor.model
@@ -185,9 +193,6 @@ class SamAutomaticMaskGenerator(segment_anything.SamAutomaticMaskGenerator):
             predictor.input_size, (y1 - y0, x1 - x0), model_size=model.image_encoder.img_size
         )
         image_pe = model.prompt_encoder.get_dense_pe()
-        decoder = model.mask_decoder
-        if not isinstance(decoder, MaskDecoder):
-            decoder = MaskDecoder.sharing(decoder)
         for (points,) in batch_iterator(self.points_per_batch, point_grid * [x1 - x0, y1 - y0]):
             coords = predictor.transform.apply_coords(points, (y1 - y0, x1 - x0))
             coords = torch.as_tensor(coords, dtype=torch.float, device=predictor.device)

@@ -221,27 +221,16 @@ class MaskUpscaler:
         Raises:
             ValueError: if the logits do not have the expected shape.
         """
-        logits = np.asarray(low_res_logits, dtype=np.float32)
-        if logits.shape != self.low_res_size:
-            raise ValueError(f"Expected logits of shape {self.low_res_size}, got {logits.shape}.")
-        rows, columns = self._rows, self._columns
+        logits = self._checked(low_res_logits)
         lower = mask_threshold - stability_score_offset
         upper = mask_threshold + stability_score_offset
-        lowest, highest = min(lower, upper), max(lower, upper)
-
-        not_empty = self._any_in_tiles(logits > lowest)
-        full = ~self._any_in_tiles(logits <= highest) & np.outer(rows.whole, columns.whole)
-        tile_rows, tile_columns = np.nonzero(not_empty & ~full)
+        full, tile_rows, tile_columns = self._tiles(logits, min(lower, upper), max(lower, upper))
+        tile_height, tile_width = self._rows.tile_size, self._columns.tile_size
 
         # Full tiles are above both thresholds throughout.
-        above_lower = above_upper = np.count_nonzero(full) * rows.tile_size * columns.tile_size
-
-        tiles = np.empty((len(tile_rows), rows.tile_size, columns.tile_size), dtype=bool)
-        patches = sliding_window_view(logits, (rows.support_size, columns.support_size))
-        for chunk in self._chunks(len(tiles)):
-            row, column = tile_rows[chunk], tile_columns[chunk]
-            patch = patches[rows.support_starts[row], columns.support_starts[column]]
-            upscaled = rows.weights[row] @ (patch @ columns.weights_transposed[column])
+        above_lower = above_upper = np.count_nonzero(full) * tile_height * tile_width
+        tiles = np.empty((len(tile_rows), tile_height, tile_width), dtype=bool)
+        for chunk, upscaled in self._upscale(logits, tile_rows, tile_columns):
             np.greater(upscaled, mask_threshold, out=tiles[chunk])
             above_lower += np.count_nonzero(upscaled > lower)
             above_upper += np.count_nonzero(upscaled > upper)
@@ -254,6 +243,57 @@ class MaskUpscaler:
             return None
         runs = self._vertical_runs(full, tile_rows, tile_columns, tiles)
         return CropMask(stability_score, self.crop_size, *runs)
+
+    def binary_mask(self, low_res_logits: FloatArray, mask_threshold: float = 0.0) -> BoolArray:
+        """Upscale and threshold the logits of one mask into an array of ``crop_size``.
+
+        Args:
+            low_res_logits: float32 array of shape ``low_res_size``, finite.
+            mask_threshold: logits above it are in the mask.
+
+        Raises:
+            ValueError: if the logits do not have the expected shape.
+        """
+        logits = self._checked(low_res_logits)
+        full, tile_rows, tile_columns = self._tiles(logits, mask_threshold, mask_threshold)
+        tile_height, tile_width = self._rows.tile_size, self._columns.tile_size
+        mask = np.zeros((full.shape[0], tile_height, full.shape[1], tile_width), dtype=bool)
+        by_tile = mask.swapaxes(1, 2)
+        by_tile[full] = True
+        for chunk, upscaled in self._upscale(logits, tile_rows, tile_columns):
+            by_tile[tile_rows[chunk], tile_columns[chunk]] = upscaled > mask_threshold
+        height, width = self.crop_size
+        whole: BoolArray = mask.reshape(full.shape[0] * tile_height, -1)
+        return whole[:height, :width]
+
+    def _checked(self, low_res_logits: FloatArray) -> FloatArray:
+        logits = np.asarray(low_res_logits, dtype=np.float32)
+        if logits.shape != self.low_res_size:
+            raise ValueError(f"Expected logits of shape {self.low_res_size}, got {logits.shape}.")
+        return logits
+
+    def _tiles(
+        self, logits: FloatArray, lowest: float, highest: float
+    ) -> tuple[BoolArray, IntArray, IntArray]:
+        """Which tiles lie above all thresholds, bool (tile rows, tile columns), and the rows and
+        columns of the tiles that must be upscaled to know.
+        """
+        not_empty = self._any_in_tiles(logits > lowest)
+        full = ~self._any_in_tiles(logits <= highest)
+        full &= np.outer(self._rows.whole, self._columns.whole)
+        tile_rows, tile_columns = np.nonzero(not_empty & ~full)
+        return full, tile_rows, tile_columns
+
+    def _upscale(
+        self, logits: FloatArray, tile_rows: IntArray, tile_columns: IntArray
+    ) -> Iterator[tuple[slice, FloatArray]]:
+        """A chunk of tiles, and their upscaled logits (tiles, tile height, tile width)."""
+        rows, columns = self._rows, self._columns
+        patches = sliding_window_view(logits, (rows.support_size, columns.support_size))
+        for chunk in self._chunks(len(tile_rows)):
+            row, column = tile_rows[chunk], tile_columns[chunk]
+            patch = patches[rows.support_starts[row], columns.support_starts[column]]
+            yield chunk, rows.weights[row] @ (patch @ columns.weights_transposed[column])
 
     def _any_in_tiles(self, condition: BoolArray) -> BoolArray:
         """Whether a low-resolution condition holds anywhere that a tile depends on."""

@@ -184,7 +184,7 @@ class SamPredictor(segment_anything.SamPredictor):
         """
         self._require_image()
         points = None if point_coords is None else (point_coords, point_labels)
-        with eval_mode(self.model):
+        with eval_mode(self.model.prompt_encoder), eval_mode(self.model.mask_decoder):
             sparse, dense = self.model.prompt_encoder(points=points, boxes=boxes, masks=mask_input)
             low_res_logits, scores = self.model.mask_decoder(
                 image_embeddings=self.features,
@@ -221,12 +221,8 @@ class SamPredictor(segment_anything.SamPredictor):
             tuple(low_res_logits.shape[1:]),
             self.model.image_encoder.img_size,
         )
-        height, width = self.original_size
-        masks = []
-        for one_mask in low_res_logits.numpy():
-            mask = upscaler.extract_mask(one_mask, self.model.mask_threshold, 0.0)
-            assert mask is not None  # no stability score was asked for
-            masks.append(mask.to_binary_mask((0, 0, width, height), (height, width)))
+        threshold = self.model.mask_threshold
+        masks = [upscaler.binary_mask(logits, threshold) for logits in low_res_logits.numpy()]
         return torch.from_numpy(np.stack(masks))
 
 

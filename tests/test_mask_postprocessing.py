@@ -172,6 +172,9 @@ class TestAgreementWithUpstream:
         assert mask.box == upstream_box(actual_mask)
         assert mask.to_rle(whole_image(size), size) == upstream_rle(actual_mask)
 
+        upscaler = MaskUpscaler(input_size_of(size), size)
+        np.testing.assert_array_equal(upscaler.binary_mask(logits, threshold), actual_mask)
+
     def test_the_great_majority_is_equal_to_the_last_pixel(self) -> None:
         size = (600, 800)
         upscaler = MaskUpscaler(input_size_of(size), size)

@@ -144,6 +144,24 @@ def test_survives_training_mode_and_device_moves(
     assert own_sam.to("meta").device.type == "meta"
 
 
+def test_positional_encoding_is_computed_once_and_never_stale(own_sam: MobileSam) -> None:
+    encoder = own_sam.prompt_encoder
+    first = encoder.get_dense_pe()
+    assert encoder.get_dense_pe() is first
+    torch.testing.assert_close(first, upstream.PromptEncoder.get_dense_pe(encoder))
+
+    frequencies = encoder.pe_layer.positional_encoding_gaussian_matrix
+    frequencies.data.mul_(2)  # a write that PyTorch does not count
+    torch.testing.assert_close(encoder.get_dense_pe(), upstream.PromptEncoder.get_dense_pe(encoder))
+
+    encoder.get_dense_pe().zero_()
+    torch.testing.assert_close(encoder.get_dense_pe(), upstream.PromptEncoder.get_dense_pe(encoder))
+
+    with torch.inference_mode():
+        expected = upstream.PromptEncoder.get_dense_pe(copy.deepcopy(encoder).half())
+        torch.testing.assert_close(encoder.half().get_dense_pe(), expected.half())
+
+
 def test_survives_torch_compile(own_sam: MobileSam, bundled_sam: MobileSam) -> None:
     compiled = torch.compile(own_sam.image_encoder, backend="eager")
     with torch.no_grad():

@@ -19,9 +19,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -320,10 +319,14 @@ class MaskDecoder(UpstreamMaskDecoder):
             placed = tokens + prompt_tokens
             if index == 0:
                 _image_attends_to_tokens(attention, placed, tokens, image, pixels)
+                for attended in pixels:
+                    for band, residual in zip(_bands(attended), _bands(image.pixels), strict=True):
+                        _normalise_(layer.norm4, band.add_(residual))
             else:
                 queries = positions.queries[index]
                 _pixels_attend_to_tokens_(attention, placed, tokens, queries, pixels)
-            _apply_(partial(_layer_norm, layer.norm4), pixels.flatten(0, 1))
+                for band in _bands(pixels.flatten(0, 1)):
+                    _normalise_(layer.norm4, band)
 
         attention = transformer.final_attn_token_to_image
         placed = tokens + prompt_tokens
@@ -413,33 +416,44 @@ class MaskDecoder(UpstreamMaskDecoder):
 class _Upscaling:
     """``output_upscaling`` and the product with the hypernetwork, channels last.
 
-    A transposed convolution whose stride is its kernel's size is a matrix product for each place
-    in the kernel. Taking one row of both kernels at a time yields whole rows of logits.
+    A transposed convolution whose stride is its kernel's size is a matrix product: every pixel
+    becomes the places of the kernel. On a CPU a few rows of one prompt go through all steps at a
+    time, in buffers that its cache holds.
     """
 
     def __init__(self, layers: Iterable[Any], dtype: torch.dtype) -> None:
         first, self._norm, self._first_activation, second, self._second_activation = layers
-        self._first = _kernel_rows(first, dtype)
-        self._second = _kernel_rows(second, dtype)
+        self._first_weight, self._first_bias = _as_product(first, dtype)
+        self._second_weight, self._second_bias = _as_product(second, dtype)
         self._once = self._twice = torch.empty(0)
 
     def __call__(self, pixels: Tensor, hypernetwork: Tensor, logits: Tensor) -> None:
         """Write logits (B, M, 4h, 4w) for pixels (B, P, C) and hypernetwork (B, M, C / 8)."""
-        batch, masks, height, width = logits.shape
-        interleaved = logits.view(batch, masks, height // 4, 4, width)
-        for some in _prompts_at_once(torch.arange(batch), logits.device):
-            start, stop = int(some[0]), int(some[-1]) + 1
-            rows = self._rows(pixels[start:stop], hypernetwork[start:stop])
-            for row, product in enumerate(rows):
-                interleaved[start:stop, :, :, row] = product.view(*product.shape[:2], -1, width)
+        batch, masks, height, width = (*logits.shape[:2], *(side // 4 for side in logits.shape[2:]))
+        # Both kernels split rows and columns in two: (B, M, h, 2, 2, w, 2, 2).
+        by_pixel = logits.view(batch, masks, height, 2, 2, width, 2, 2)
+        by_pixel = by_pixel.permute(0, 1, 2, 5, 3, 6, 4, 7)
+        rows = pixels.view(batch, height, width, -1)
+        prompts_at_once, rows_at_once = batch, height
+        if logits.device.type == "cpu":
+            prompts_at_once, rows_at_once = 1, max(1, _CPU_BAND_BYTES // rows[0, 0].nbytes)
+        for start in range(0, batch, prompts_at_once):
+            prompts = slice(start, start + prompts_at_once)
+            for top in range(0, height, rows_at_once):
+                band = prompts, slice(top, top + rows_at_once)
+                upscaled = self._upscale(rows[band].flatten(0, 2))
+                upscaled = upscaled.view(len(hypernetwork[prompts]), -1, upscaled.shape[-1])
+                some = by_pixel[prompts, :, top : top + rows_at_once]
+                some.copy_((hypernetwork[prompts] @ upscaled.transpose(1, 2)).view(some.shape))
 
     def only(self, above: Tensor, pixels: Tensor, hypernetwork: Tensor, logits: Tensor) -> None:
         """Write logits (K, 4h, 4w) of the K masks that ``above`` (B, M) marks.
 
         ``above`` lies on the CPU: the host has read it already.
         """
+        prompts = above.any(dim=1).nonzero()[:, 0]
         start = 0
-        for some in _prompts_at_once(above.any(dim=1).nonzero()[:, 0], logits.device):
+        for some in prompts.split(1) if logits.device.type == "cpu" else (prompts,):
             # A slice of pixels is no copy of them.
             chosen = slice(int(some[0]), int(some[0]) + 1) if len(some) == 1 else some
             columns = above[chosen].any(dim=0).nonzero()[:, 0]
@@ -450,36 +464,25 @@ class _Upscaling:
             logits[start:stop] = upscaled[selected]
             start = stop
 
-    def _rows(self, pixels: Tensor, hypernetwork: Tensor) -> Iterator[Tensor]:
-        """Yield each of the four rows of logits that a row of pixels becomes, (B, M, h 4w)."""
-        flat = pixels.flatten(0, 1)
-        if len(self._once) != len(flat) or self._once.device != flat.device:
-            channels = self._second[0].shape[-1]
-            self._once = flat.new_empty(len(flat), 2 * channels)
-            self._twice = flat.new_empty(2 * len(flat), channels)
-        first_weights, first_bias = self._first
-        second_weights, second_bias = self._second
-        once = self._once.view(len(self._twice), -1)
-        for first_weight in first_weights:
-            torch.addmm(first_bias, flat, first_weight.t(), out=self._once)
-            _apply_(lambda rows: self._first_activation(_layer_norm(self._norm, rows)), once)
-            for second_weight in second_weights:
-                torch.addmm(second_bias, once, second_weight.t(), out=self._twice)
-                _apply_(self._second_activation, self._twice)
-                twice = self._twice.view(len(pixels), -1, hypernetwork.shape[-1])
-                yield hypernetwork @ twice.transpose(1, 2)
+    def _upscale(self, pixels: Tensor) -> Tensor:
+        """Upscale pixels (N, C) to (16 N, C / 8), valid until the next call."""
+        if len(self._once) != len(pixels) or self._once.device != pixels.device:
+            self._once = pixels.new_empty(len(pixels), self._first_weight.shape[1])
+            self._twice = pixels.new_empty(4 * len(pixels), self._second_weight.shape[1])
+        once = torch.mm(pixels, self._first_weight, out=self._once).view(-1, len(self._first_bias))
+        _normalise_(self._norm, once.add_(self._first_bias))
+        _activate_(self._first_activation, once)
+        twice = torch.mm(once, self._second_weight, out=self._twice)
+        twice = twice.view(-1, len(self._second_bias))
+        _activate_(self._second_activation, twice.add_(self._second_bias))
+        return twice
 
 
-def _prompts_at_once(prompts: Tensor, device: torch.device) -> Sequence[Tensor]:
-    """Split prompts for upscaling: one prompt's upscaled pixels fill a CPU's cache."""
-    return prompts.tensor_split(len(prompts) if device.type == "cpu" else 1)
-
-
-def _kernel_rows(convolution: nn.ConvTranspose2d, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The matrices (2, 2 out, in) of a kernel's two rows, and their bias (2 out,)."""
+def _as_product(convolution: nn.ConvTranspose2d, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The matrix (in, 2 * 2 * out) of a 2x2 kernel, and its bias (out,)."""
     assert convolution.bias is not None
-    weight = convolution.weight.detach().permute(2, 3, 1, 0).flatten(1, 2)
-    return weight.to(dtype).contiguous(), convolution.bias.detach().to(dtype).repeat(2)
+    weight = convolution.weight.detach().permute(0, 2, 3, 1).flatten(1)
+    return weight.to(dtype).contiguous(), convolution.bias.detach().to(dtype)
 
 
 def accelerate(sam: Sam) -> Sam:
@@ -527,13 +530,12 @@ def _attend_to_pixels(
 def _image_attends_to_tokens(
     attention: Attention, keys: Tensor, values: Tensor, image: _Image, pixels: Tensor
 ) -> None:
-    """Image-to-token attention and its residual, from the image to each prompt's ``pixels``."""
+    """Image-to-token attention, written to each prompt's ``pixels`` without its residual."""
     batch = len(keys)
     scaled_keys = _scaled_heads(attention, attention.k_proj(keys), image.pixels.dtype)
     weights = _softmax_over_tokens_(_scores(scaled_keys, image.queries, batch), attention)
     outputs = _token_contributions(attention, values, image.pixels.dtype)
-    shared = image.pixels.expand(batch, -1, -1)
-    torch.baddbmm(shared, weights.transpose(1, 2), outputs, out=pixels)
+    torch.bmm(weights.transpose(1, 2), outputs, out=pixels)
 
 
 def _pixels_attend_to_tokens_(
@@ -591,19 +593,23 @@ def _split_heads(projected: Tensor, heads: int) -> Tensor:
     return projected.reshape(batch * tokens, heads, channels // heads).transpose(0, 1)
 
 
-def _apply_(function: Callable[[Tensor], Tensor], rows: Tensor) -> None:
-    """Apply a function of rows (N, C) in place."""
+def _bands(rows: Tensor) -> Sequence[Tensor]:
+    """Split rows (N, C) so that a CPU's cache holds a band through several passes."""
     on_cpu = rows.device.type == "cpu"
-    band = max(1, _CPU_BAND_BYTES // rows[0].nbytes) if on_cpu else len(rows)
-    for start in range(0, len(rows), band):
-        some = rows[start : start + band]
-        some.copy_(function(some))
+    return rows.split(max(1, _CPU_BAND_BYTES // rows[0].nbytes)) if on_cpu else (rows,)
 
 
-def _layer_norm(norm: nn.LayerNorm | LayerNorm2d, rows: Tensor) -> Tensor:
-    """Normalise the last axis, as ``nn.LayerNorm`` or channels last for ``LayerNorm2d``."""
+def _normalise_(norm: nn.LayerNorm | LayerNorm2d, rows: Tensor) -> None:
+    """Normalise the last axis in place: ``nn.LayerNorm``, or channels last ``LayerNorm2d``."""
     weight, bias = norm.weight.to(rows.dtype), norm.bias.to(rows.dtype)
-    return F.layer_norm(rows, weight.shape, weight, bias, norm.eps)
+    rows.copy_(F.layer_norm(rows, weight.shape, weight, bias, norm.eps))
+
+
+def _activate_(activation: nn.Module, rows: Tensor) -> None:
+    if isinstance(activation, nn.GELU):
+        torch.ops.aten.gelu_(rows, approximate=activation.approximate)
+    else:
+        torch.relu_(rows)
 
 
 def _by_head(rows: Tensor, heads: int) -> Tensor:
@@ -643,10 +649,18 @@ def _all_equal(kept: tuple[Tensor, ...], given: tuple[Tensor, ...]) -> bool:
 def _equal(kept: Tensor, given: Tensor) -> bool:
     if kept.shape != given.shape or kept.dtype != given.dtype or kept.device != given.device:
         return False
-    if kept.is_contiguous() and given.is_contiguous() and kept.nbytes % 8 == 0:
-        # As whole words: half of the time for 32-bit floats.
-        kept, given = kept.view(-1).view(torch.int64), given.view(-1).view(torch.int64)
+    if kept.stride() != given.stride():
+        return torch.equal(kept, given)
+    kept, given = _as_words(kept), _as_words(given)
     return torch.equal(kept, given)
+
+
+def _as_words(tensor: Tensor) -> Tensor:
+    """The memory of a tensor without gaps as 64-bit integers, which compare twice as fast."""
+    in_memory = tensor.permute(sorted(range(tensor.dim()), key=tensor.stride, reverse=True))
+    if in_memory.is_contiguous() and tensor.nbytes % 8 == 0:
+        return in_memory.view(-1).view(torch.int64)
+    return tensor
 
 
 def _is_plain_decoder(decoder: UpstreamMaskDecoder) -> bool:

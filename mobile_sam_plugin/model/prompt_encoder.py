@@ -1,7 +1,7 @@
 """SAM's prompt encoder, also for models in half precision."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from segment_anything.modeling import PromptEncoder as UpstreamPromptEncoder
@@ -16,6 +16,8 @@ class PromptEncoder(UpstreamPromptEncoder):
     cannot tell neighbouring pixels apart; the embeddings come out in the dtype of the weights.
     Same constructor, parameters, state-dict keys and results as upstream's.
     """
+
+    _kept_dense_pe: "_DensePE | None" = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -34,14 +36,49 @@ class PromptEncoder(UpstreamPromptEncoder):
         return sparse.to(self._dtype), dense.to(self._dtype)
 
     def get_dense_pe(self) -> Tensor:
-        """As upstream's ``PromptEncoder.get_dense_pe``: (1, C, H, W)."""
+        """As upstream's ``PromptEncoder.get_dense_pe``: (1, C, H, W).
+
+        It depends on nothing but a small matrix, so on a CPU it is computed once, not with every
+        prompt, for as long as the matrix holds the same values. Not to be written to.
+        """
+        frequencies = self.pe_layer.positional_encoding_gaussian_matrix
+        if frequencies.device.type != "cpu" or torch.compiler.is_compiling():
+            return self._compute_dense_pe()
+        kept = self._kept_dense_pe
+        if kept is None or not kept.serves(self):
+            with torch.inference_mode(False), torch.no_grad():
+                encoding = self._compute_dense_pe().contiguous()
+                kept = _DensePE(encoding, encoding._version, frequencies.clone())
+            self._kept_dense_pe = kept
+        return kept.encoding
+
+    def _compute_dense_pe(self) -> Tensor:
         encoding: Tensor = super().get_dense_pe()
         return encoding.to(self._dtype)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept_dense_pe": None}
 
     @property
     def _dtype(self) -> torch.dtype:
         dtype: torch.dtype = self.no_mask_embed.weight.dtype
         return dtype
+
+
+class _DensePE(NamedTuple):
+    encoding: Tensor
+    version: int
+    frequencies: Tensor
+
+    def serves(self, prompt_encoder: PromptEncoder) -> bool:
+        return (
+            self.encoding._version == self.version
+            and self.encoding.dtype == prompt_encoder._dtype
+            and self.encoding.shape[-2:] == prompt_encoder.image_embedding_size
+            and torch.equal(
+                self.frequencies, prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
+            )
+        )
 
 
 class _PositionEmbedding(PositionEmbeddingRandom):

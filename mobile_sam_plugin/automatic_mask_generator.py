@@ -190,7 +190,10 @@ class SamAutomaticMaskGenerator(segment_anything.SamAutomaticMaskGenerator):
         predictor = SamPredictor(model)
         predictor.set_image(pixels[y0:y1, x0:x1])
         upscaler = MaskUpscaler(
-            predictor.input_size, (y1 - y0, x1 - x0), model_size=model.image_encoder.img_size
+            predictor.input_size,
+            (y1 - y0, x1 - x0),
+            low_res_size=tuple(model.prompt_encoder.mask_input_size),
+            model_size=model.image_encoder.img_size,
         )
         image_pe = model.prompt_encoder.get_dense_pe()
         for (points,) in batch_iterator(self.points_per_batch, point_grid * [x1 - x0, y1 - y0]):

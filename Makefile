@@ -1,6 +1,6 @@
 # make demo: set-up, then a photograph, a click and a box in; masks, a picture and JSON out.
 # make test: set-up, then ruff, mypy and all tests.
-# make benchmark: set-up, then the speed beside that of installed parts; a good hour on two cores.
+# make benchmark: set-up, then the speed beside that of installed parts; half an hour on two cores.
 
 PYTHON ?= python3
 BIN := .venv/bin

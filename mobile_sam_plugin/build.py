@@ -3,7 +3,7 @@
 import os
 from typing import TYPE_CHECKING
 
-from .checkpoint import DEFAULT_CHECKPOINT, load_checkpoint, locate_checkpoint
+from .checkpoint import DEFAULT_CHECKPOINT, load_checkpoint, locate_checkpoint, read_backbone
 
 if TYPE_CHECKING:
     from .mobile_sam import MobileSam
@@ -21,14 +21,16 @@ def build_sam_vit_t(
             overrides the default, and nothing else.
 
     Returns:
-        The model on the CPU, in float32 and eval mode.
+        The model on the CPU, in float32 and eval mode. Its image encoder is TinyViT, or the
+        backbone that a student's checkpoint names.
 
     Raises:
         FileNotFoundError: no such path, or no such repository, file or revision on the Hub.
         IsADirectoryError: the path is a folder.
         PermissionError: the repository is gated.
         ConnectionError: the Hub cannot be reached, and the file is not in its cache.
-        ValueError: the file holds no MobileSAM that is whole and finite.
+        ValueError: the file holds no MobileSAM that is whole and finite, or names a backbone that
+            the installed timm does not have.
 
     Example:
         >>> predictor = SamPredictor(build_sam_vit_t("mobile_sam.pt"))
@@ -36,8 +38,9 @@ def build_sam_vit_t(
     # Late, since upstream's registry learns of this function while segment_anything is imported.
     from .mobile_sam import MobileSam
 
-    path = None if checkpoint is None else locate_checkpoint(checkpoint)
-    sam = MobileSam.untrained()
-    if path is not None:
-        load_checkpoint(sam, path)
+    if checkpoint is None:
+        return MobileSam.untrained()
+    path = locate_checkpoint(checkpoint)
+    sam = MobileSam.untrained(read_backbone(path))
+    load_checkpoint(sam, path)
     return sam

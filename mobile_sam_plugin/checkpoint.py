@@ -181,8 +181,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         start = file.read(64)
     if not start:
         raise ValueError(f"checkpoint {str(path)!r} is empty (0 bytes): download it again")
-    # A safetensors file starts with the length of its JSON header; the limit is the library's own.
-    is_safetensors = start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= 100_000_000
+    is_safetensors = _starts_safetensors(start)
     if start.lstrip().startswith(b"<") and not is_safetensors:
         raise ValueError(
             f"checkpoint {str(path)!r} is a web page, not weights: download the file itself, "
@@ -222,6 +221,31 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     return dict(content)
 
 
+def read_backbone(path: str | os.PathLike[str]) -> str | None:
+    """Reads from a checkpoint file's metadata which timm backbone its image encoder has.
+
+    Only safetensors files have metadata.
+
+    Args:
+        path: a file, as :func:`read_checkpoint` takes it.
+
+    Returns:
+        The name; None where there is none, as for TinyViT and for files that are no checkpoint.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = Path(path)
+    with open(path, "rb") as file:
+        if not _starts_safetensors(file.read(64)):
+            return None
+    try:
+        with safetensors.safe_open(path, "pt") as content:
+            return (content.metadata() or {}).get("backbone")
+    except SafetensorError as error:
+        raise ValueError(_damaged(path, error)) from error
+
+
 def verify_checkpoint(
     tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], name: str
 ) -> None:
@@ -238,6 +262,12 @@ def verify_checkpoint(
         kind = f"SAM's {entry}" if entry else "a SAM with a ViT of unknown width"
         way_out = f": load it with sam_model_registry[{entry!r}]" if entry else ""
         raise ValueError(f"checkpoint {name!r} is {kind}, not MobileSAM's vit_t{way_out}")
+    if _has_backbone(tensors) and not _has_backbone(expected):
+        raise ValueError(
+            f"checkpoint {name!r} has another image encoder than TinyViT and does not say which: "
+            "MobileSam.untrained(BACKBONE) takes it with load_state_dict, and save_pretrained then "
+            "writes a .safetensors file that names its backbone"
+        )
     problems = []
     missing = [key for key in expected if key not in tensors]
     unexpected = [key for key in tensors if key not in expected and key not in _HEAD_SHAPES]
@@ -294,6 +324,7 @@ def save_checkpoint(
     path: str | os.PathLike[str],
     dtype: torch.dtype | None = None,
     for_upstream: bool = False,
+    backbone: str | None = None,
 ) -> None:
     """Writes tensors as ``.safetensors``, or as ``torch.save`` does under any suffix it uses.
 
@@ -305,17 +336,29 @@ def save_checkpoint(
         dtype: convert floating-point tensors to this; as they are if None.
         for_upstream: add the classification head, zeros but for its norm, that the strict loader
             of the original ``mobile_sam`` wants and nothing uses.
+        backbone: the timm backbone of the image encoder, which the metadata is to name; None for
+            TinyViT.
 
     Raises:
-        ValueError: an unknown suffix, or a value too large for the dtype.
+        ValueError: an unknown suffix, a value too large for the dtype, or a backbone where the
+            format cannot name one or the original ``mobile_sam`` cannot have one.
     """
     path = Path(path)
     if path.suffix not in _SUFFIXES:
         raise ValueError(
             f"{str(path)!r} has no suffix of a checkpoint: end it in {', '.join(_SUFFIXES)}"
         )
+    if backbone is not None and path.suffix != ".safetensors":
+        raise ValueError(
+            f"{str(path)!r} cannot name the backbone {backbone!r}, without which it could not be "
+            "loaded: end it in .safetensors"
+        )
     tensors = dict(tensors)
     if for_upstream:
+        if backbone is not None:
+            raise ValueError(
+                f"the original mobile_sam has no image encoder but TinyViT, not {backbone!r}"
+            )
         for key, shape in _HEAD_SHAPES.items():
             fill = 1.0 if key.endswith("norm_head.weight") else 0.0
             tensors.setdefault(key, torch.full(shape, fill))
@@ -325,18 +368,32 @@ def save_checkpoint(
                 tensors[key] = value.to(dtype)
                 if not torch.isfinite(tensors[key]).all():
                     raise ValueError(f"{key} holds values too large for {dtype}: choose float32")
-    tensors = {key: value.contiguous() for key, value in tensors.items()}
+    metadata = {"format": "pt"} | ({} if backbone is None else {"backbone": backbone})
+    # safetensors refuses tensors that share memory, as parameters do that layers share.
+    tensors = {
+        key: value.detach().clone(memory_format=torch.contiguous_format)
+        for key, value in tensors.items()
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         if path.suffix == ".safetensors":
-            safetensors.torch.save_file(tensors, partial, metadata={"format": "pt"})
+            safetensors.torch.save_file(tensors, partial, metadata=metadata)
         else:
             torch.save(tensors, partial)
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def _starts_safetensors(start: bytes) -> bool:
+    # First comes the length of the JSON header, as 8 bytes; the limit is the library's own.
+    return start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= 100_000_000
+
+
+def _has_backbone(tensors: Mapping[str, Tensor]) -> bool:
+    return any(key.startswith("image_encoder.backbone.") for key in tensors)
 
 
 def _read_torch(path: Path) -> Any:

@@ -1,4 +1,4 @@
-"""The model: SAM's prompt encoder and mask decoder behind the image encoder TinyViT."""
+"""The model: SAM's prompt encoder and mask decoder behind TinyViT, or another image encoder."""
 
 import os
 from pathlib import Path
@@ -7,8 +7,9 @@ from huggingface_hub import PyTorchModelHubMixin
 from segment_anything.modeling import Sam, TwoWayTransformer
 from typing_extensions import Self
 
-from .checkpoint import HUB_FILE, download, load_checkpoint, save_checkpoint
+from .checkpoint import HUB_FILE, download, load_checkpoint, read_backbone, save_checkpoint
 from .model import MaskDecoder, PromptEncoder, TinyVitImageEncoder
+from .model.backbone_encoder import BackboneImageEncoder
 
 _MODEL_CARD = """---
 {{ card_data }}
@@ -17,7 +18,7 @@ _MODEL_CARD = """---
 # MobileSAM
 
 A [MobileSAM]({{ paper_url }}) model, saved by mobile-sam-plugin: `model.safetensors` has the key
-layout of the authors' `mobile_sam.pt`.
+layout of the authors' `mobile_sam.pt`, unless its metadata names another backbone than TinyViT.
 
 ```python
 from mobile_sam_plugin import MobileSam, SamPredictor
@@ -51,8 +52,14 @@ class MobileSam(
     The constructor is upstream's: it takes the three parts.
     """
 
+    @property
+    def backbone(self) -> str | None:
+        """The name of the image encoder's timm backbone; None for TinyViT."""
+        encoder = self.image_encoder
+        return encoder.backbone_name if isinstance(encoder, BackboneImageEncoder) else None
+
     def _save_pretrained(self, save_directory: Path) -> None:
-        save_checkpoint(self.state_dict(), save_directory / HUB_FILE)
+        save_checkpoint(self.state_dict(), save_directory / HUB_FILE, backbone=self.backbone)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -68,7 +75,8 @@ class MobileSam(
     ) -> Self:
         """Loads ``model.safetensors`` from a folder or a repository on the Hub, as the mixin does.
 
-        A ``config.json`` beside it is not asked, since the architecture is fixed.
+        A ``config.json`` beside it is not asked: the architecture is fixed but for the backbone,
+        which the file's metadata names.
 
         Args:
             pretrained_model_name_or_path: a folder, or ``"owner/repo"``.
@@ -93,17 +101,29 @@ class MobileSam(
                 local_files_only=local_files_only,
                 token=token,
             )
-        model = cls.untrained()
+        model = cls.untrained(read_backbone(path))
         load_checkpoint(model, path)
         return model.to(map_location)
 
     @classmethod
-    def untrained(cls) -> Self:
-        """MobileSAM's architecture with weights drawn at random, in eval mode."""
+    def untrained(cls, backbone: str | None = None) -> Self:
+        """MobileSAM's architecture with weights drawn at random, in eval mode.
+
+        Args:
+            backbone: a timm network to build the image encoder of; TinyViT if None.
+
+        Raises:
+            ValueError: as :class:`~mobile_sam_plugin.model.backbone_encoder.BackboneImageEncoder`.
+        """
         embed_dim, img_size = 256, 1024
+        image_encoder = (
+            TinyVitImageEncoder(img_size=img_size, out_chans=embed_dim)
+            if backbone is None
+            else BackboneImageEncoder(backbone, img_size=img_size, out_chans=embed_dim)
+        )
         image_embedding_size = (img_size // 16, img_size // 16)
         sam = cls(
-            image_encoder=TinyVitImageEncoder(img_size=img_size, out_chans=embed_dim),
+            image_encoder=image_encoder,
             prompt_encoder=PromptEncoder(
                 embed_dim=embed_dim,
                 image_embedding_size=image_embedding_size,

@@ -144,18 +144,19 @@ def write_results(
     masks = []
     for index, record in enumerate(records):
         masks.append(folder / f"mask_{index:03}.png")
-        _write(masks[-1], _png(decode_mask(record).astype(np.uint8) * 255))
+        write_file(masks[-1], _png(decode_mask(record).astype(np.uint8) * 255))
     for index, logits in enumerate(low_res_logits):
         npy = io.BytesIO()
         np.save(npy, logits)
-        _write(folder / f"mask_{index:03}_logits.npy", npy.getvalue())
+        write_file(folder / f"mask_{index:03}_logits.npy", npy.getvalue())
     overlay = draw_overlay(image, records, point_coords, point_labels, box)
-    _write(folder / "overlay.png", _png(overlay[..., ::-1]))
-    _write(folder / "masks.json", json.dumps(list(records), allow_nan=False).encode())
+    write_file(folder / "overlay.png", _png(overlay[..., ::-1]))
+    write_file(folder / "masks.json", json.dumps(list(records), allow_nan=False).encode())
     return masks
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes) -> None:
+    """Writes a file that appears whole or not at all."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.write_bytes(content)

@@ -16,6 +16,7 @@ from PIL import Image
 
 from benchmarks.baseline import build_baseline
 from mobile_sam_plugin import MobileSam, SamAutomaticMaskGenerator
+from mobile_sam_plugin.distill.objectives import set_image_size
 
 from .conftest import PHOTOGRAPHS
 from .records import assert_same_records
@@ -179,3 +180,13 @@ def test_half_precision_finds_the_same_masks(own_sam: MobileSam, coffee: Pixels)
         for twin in expected
     ]
     assert np.mean(overlaps) > 0.8
+
+
+def test_same_records_where_the_model_takes_small_images(own_sam: MobileSam) -> None:
+    set_image_size(own_sam, 256)
+    image = photograph("coffee.png")
+    ours = SamAutomaticMaskGenerator(own_sam, **OPTIONS)
+    theirs = segment_anything.SamAutomaticMaskGenerator(own_sam, **OPTIONS)
+    found = ours.generate(image)
+    assert len(found) > 5
+    assert_same_records(found, theirs.generate(image))

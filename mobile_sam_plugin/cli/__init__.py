@@ -14,6 +14,8 @@ from typer.main import get_command
 
 from .. import __version__
 from .checkpoints import convert, download, info
+from .distill import app as distill
+from .evaluate import evaluate
 from .everything import everything
 from .run import RunCommand, run
 from .segment import segment
@@ -34,6 +36,8 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 app.command()(segment)
 app.command()(everything)
 app.command(cls=RunCommand)(run)
+app.command()(evaluate)
+app.add_typer(distill, name="distill")
 app.command()(info)
 app.command()(convert)
 app.command()(download)
@@ -77,6 +81,11 @@ def main(argv: list[str] | None = None) -> int:
         named = error.strerror and error.filename
         message = f"{error.filename}: {error.strerror}" if named else str(error)
         return _fail(2 if isinstance(error, _MISTAKES) else 1, message)
+    except ImportError as error:
+        # One of an extra that is not installed says how to install it; others are mistakes here.
+        if "mobile-sam-plugin[" not in str(error):
+            raise
+        return _fail(1, str(error))
     except Exception as error:
         # torch's own is told by its name, since torch may not have been imported.
         if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":

@@ -99,16 +99,24 @@ def convert(
     import torch
 
     from .. import MobileSam
-    from ..checkpoint import locate_checkpoint, read_checkpoint, save_checkpoint, verify_checkpoint
+    from ..checkpoint import (
+        locate_checkpoint,
+        read_backbone,
+        read_checkpoint,
+        save_checkpoint,
+        verify_checkpoint,
+    )
 
     path = locate_checkpoint(source)
     tensors = read_checkpoint(path)
-    verify_checkpoint(tensors, MobileSam.untrained().state_dict(), str(path))
+    backbone = read_backbone(path)
+    verify_checkpoint(tensors, MobileSam.untrained(backbone).state_dict(), str(path))
     save_checkpoint(
         tensors,
         target,
         dtype=getattr(torch, dtype.value) if dtype else None,
         for_upstream=for_ is Target.upstream,
+        backbone=backbone,
     )
     typer.echo(f"{target}  {target.stat().st_size:,} bytes")
 
@@ -158,14 +166,15 @@ def _describe_checkpoint(path: Path) -> None:
     import hashlib
 
     from .. import MobileSam
-    from ..checkpoint import read_checkpoint, verify_checkpoint
+    from ..checkpoint import read_backbone, read_checkpoint, verify_checkpoint
 
     tensors = read_checkpoint(path)
-    model = MobileSam.untrained()
+    model = MobileSam.untrained(read_backbone(path))
     verify_checkpoint(tensors, model.state_dict(), str(path))
     dtypes = Counter(str(t.dtype).removeprefix("torch.") for t in tensors.values())
     typer.echo(f"checkpoint          {path}")
     typer.echo(f"sha256              {hashlib.sha256(path.read_bytes()).hexdigest()}")
     typer.echo(f"tensors             {', '.join(f'{n} {dtype}' for dtype, n in dtypes.items())}")
+    typer.echo(f"backbone            {model.backbone or 'TinyViT'}")
     for name, part in model.named_children():
         typer.echo(f"{name:<20}{sum(p.numel() for p in part.parameters()):,} parameters")

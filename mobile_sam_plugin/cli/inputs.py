@@ -1,5 +1,6 @@
 """What several commands take: their common options, a model on a device, an image."""
 
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,8 +10,10 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
+    from segment_anything.modeling import Sam
 
     from .. import MobileSam
+
 
 CHECKPOINT_NAMES = "A path, hf://owner/repo[/file][@revision] or 'bundled'."
 
@@ -34,6 +37,15 @@ Out = Annotated[
 ]
 
 
+class ModelType(str, Enum):
+    """The types in SAM's registry."""
+
+    vit_t = "vit_t"
+    vit_b = "vit_b"
+    vit_l = "vit_l"
+    vit_h = "vit_h"
+
+
 def load_model(checkpoint: str | None, device: str) -> "MobileSam":
     """Builds MobileSAM on a device.
 
@@ -44,11 +56,44 @@ def load_model(checkpoint: str | None, device: str) -> "MobileSam":
     """
     from .. import DEFAULT_CHECKPOINT, build_sam_vit_t
 
-    target = _find_device(device)
+    target = find_device(device)
     return build_sam_vit_t(checkpoint or DEFAULT_CHECKPOINT).to(target)
 
 
-def _find_device(name: str) -> "torch.device":
+def load_sam(model_type: ModelType, checkpoint: str | None, option: str, device: str) -> "Sam":
+    """Builds a SAM of a type on a device.
+
+    Raises:
+        typer.BadParameter: no checkpoint is named, and the type has no default one.
+        ValueError: the checkpoint is of another type.
+        Others: as :func:`load_model`.
+    """
+    if model_type == ModelType.vit_t:
+        return load_model(checkpoint, device)
+    if checkpoint is None:
+        raise typer.BadParameter(f"name the checkpoint of a {model_type.value}", param_hint=option)
+
+    from .. import sam_model_registry
+    from ..checkpoint import locate_checkpoint, read_checkpoint
+
+    target = find_device(device)
+    tensors = read_checkpoint(locate_checkpoint(checkpoint))
+    model = sam_model_registry[model_type.value]()
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(
+            f"checkpoint {checkpoint!r} is no {model_type.value}: {str(error)[:200]}"
+        ) from error
+    return model.to(target)
+
+
+def find_device(name: str) -> "torch.device":
+    """A device by its name, or the best there is for ``"auto"``.
+
+    Raises:
+        ValueError: there is no such device.
+    """
     import torch
 
     if name == "auto":

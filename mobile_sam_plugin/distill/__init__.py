@@ -1,0 +1,1 @@
+"""The paper's method: teacher embeddings, decoupled distillation, its data and its evaluation."""

@@ -1,0 +1,219 @@
+"""From images with masks, or with a teacher's embeddings, to the batches that objectives take.
+
+Training draws from an endless stream of examples. The example at a position of the stream depends
+on the seed and the position alone, so that training can go on from any step.
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from segment_anything.utils.transforms import ResizeLongestSide
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import Dataset, Sampler
+
+from .data import AnnotatedImages
+from .embeddings import Embeddings, preprocess, read_image
+from .objectives import LOW_RES, Batch, sample_prompts
+from .scenes import Scenes
+
+
+class MaskExamples(Dataset[Batch]):
+    """Images with masks and a first prompt for each mask, as :class:`~.Supervised` takes them.
+
+    Half of the images are flipped left to right. Half are cropped to between half and all of their
+    width or height, so that the model sees the padding of images that are not square.
+
+    Args:
+        images: the data set; scenes come in their order, all else is shuffled anew every epoch.
+        size: the side S of the square input.
+        prompts_per_image: P. An image of more masks gives some of them, drawn at random; one of
+            fewer gives each several times, with different prompts.
+        seed: that of order, crops and prompts.
+
+    Example:
+        >>> example = MaskExamples(Scenes(1000, size=256), 256, 8, seed=0)[0]
+        >>> example["pixels"].shape, example["masks"].shape
+        (torch.Size([3, 256, 256]), torch.Size([8, 64, 64]))
+    """
+
+    def __init__(
+        self, images: AnnotatedImages, size: int, prompts_per_image: int, seed: int
+    ) -> None:
+        self.images = images
+        self.size = size
+        self.prompts_per_image = prompts_per_image
+        self.seed = seed
+        self.shuffled = not isinstance(images, Scenes)
+
+    def __getitem__(self, position: int) -> Batch:
+        length = len(self.images)
+        index = shuffled_index(position, length, self.seed) if self.shuffled else position % length
+        item = self.images[index]
+        rng = np.random.default_rng((self.seed, position))
+        generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
+
+        rows, columns = _random_crop(item.image.shape[:2], rng)
+        step = -1 if rng.random() < 0.5 else 1
+        image = np.ascontiguousarray(item.image[rows, columns][:, ::step])
+        masks = item.masks[:, rows, columns]
+        masks = masks[np.flatnonzero(masks.any((1, 2)))]
+        count = self.prompts_per_image
+        chosen = np.resize(rng.permutation(len(masks)), count)
+        masks = masks[chosen][:, :, ::step] if len(masks) else np.zeros((count, 1, 1), bool)
+
+        targets = _resize_masks(masks, _resized_shape(image, self.size), self.size)
+        low_res = F.avg_pool2d(targets.float(), LOW_RES) >= 0.5
+        prompts = sample_prompts(targets, generator)
+        return {
+            "pixels": preprocess(image, self.size),
+            **prompts._asdict(),
+            "masks": low_res,
+            "is_real": low_res.any(-1).any(-1),
+        }
+
+
+class EmbeddedImages:
+    """Images and their embeddings by a teacher, read as they are asked for.
+
+    Args:
+        embeddings: what :func:`~.embeddings.embed` stored.
+    """
+
+    def __init__(self, embeddings: Embeddings) -> None:
+        self.embeddings = embeddings
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], Tensor]:
+        """Returns an image, (H, W, 3) uint8 RGB, and its embedding, (C, h, w) float16.
+
+        Raises:
+            ValueError: either is missing or damaged.
+        """
+        path, _, embedding = self.embeddings[index]
+        return read_image(path), embedding
+
+
+class EmbeddingExamples(Dataset[Batch]):
+    """Images with a teacher's embeddings, as distillation takes them, in shuffled epochs.
+
+    Args:
+        embedded: pairs, see :class:`EmbeddedImages`.
+        size: the side S of the square input, 16 h.
+        seed: that of the order.
+    """
+
+    def __init__(self, embedded: EmbeddedImages, size: int, seed: int) -> None:
+        self.embedded = embedded
+        self.size = size
+        self.seed = seed
+
+    def __getitem__(self, position: int) -> Batch:
+        index = shuffled_index(position, len(self.embedded), self.seed)
+        image, embedding = self.embedded[index]
+        height, width = _resized_shape(image, self.size)
+        return {
+            "pixels": preprocess(image, self.size),
+            "size": torch.tensor((height, width)),
+            "embedding": embedding,
+        }
+
+
+class Steps(Sampler[list[int]]):
+    """The positions in the stream of the batches of one process, from a step on.
+
+    A step takes ``batch_size`` examples, those behind the ones of the step before. They are
+    divided among processes, and there among the batches whose gradients are accumulated.
+
+    Args:
+        first, last: the steps, the last not included.
+        batch_size: examples a step, of all processes and batches together.
+        batches: how many batches a step a process computes, one behind the other.
+        process: the index of this process.
+        processes: how many there are.
+
+    Raises:
+        ValueError: the examples of a step cannot be divided evenly.
+    """
+
+    def __init__(
+        self,
+        first: int,
+        last: int,
+        batch_size: int,
+        batches: int = 1,
+        process: int = 0,
+        processes: int = 1,
+    ) -> None:
+        if batch_size % (batches * processes):
+            raise ValueError(
+                f"{batch_size} images a step cannot be divided evenly among {processes} processes "
+                f"and {batches} accumulated batches"
+            )
+        self.first, self.last = first, last
+        self.batch_size, self.batches = batch_size, batches
+        self.process, self.processes = process, processes
+
+    def __len__(self) -> int:
+        return (self.last - self.first) * self.batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        size = self.batch_size // (self.batches * self.processes)
+        for step in range(self.first, self.last):
+            for batch in range(self.batches):
+                start = step * self.batch_size + (batch * self.processes + self.process) * size
+                yield list(range(start, start + size))
+
+
+def shuffled_index(position: int, length: int, seed: int) -> int:
+    """Returns which of ``length`` items stands at a position, every epoch in an order of its own.
+
+    Args:
+        position: not negative; epochs follow one another without end.
+        length: how many items there are.
+        seed: that of all orders.
+    """
+    epoch, place = divmod(position, length)
+    return int(_permutation(epoch, length, seed)[place])
+
+
+@lru_cache(maxsize=2)  # a batch may reach into the next epoch
+def _permutation(epoch: int, length: int, seed: int) -> NDArray[np.int64]:
+    return np.random.default_rng((seed, epoch)).permutation(length)
+
+
+def _resized_shape(image: NDArray[np.uint8], size: int) -> tuple[int, int]:
+    """Height and width of what is not padding, once an image has been preprocessed."""
+    height, width = ResizeLongestSide.get_preprocess_shape(*image.shape[:2], size)
+    return height, width
+
+
+def _random_crop(shape: tuple[int, ...], rng: np.random.Generator) -> tuple[slice, slice]:
+    """Rows and columns of an image that are kept."""
+    kept = [slice(0, length) for length in shape]
+    axis, share, place, cropped = rng.integers(2), rng.uniform(0.5, 1), rng.random(), rng.random()
+    if cropped < 0.5:
+        length = max(1, round(share * shape[axis]))
+        start = round(place * (shape[axis] - length))
+        kept[axis] = slice(start, start + length)
+    return kept[0], kept[1]
+
+
+def _resize_masks(masks: NDArray[np.bool_], shape: tuple[int, int], size: int) -> Tensor:
+    """Masks (N, H, W) as their padded image: (N, size, size) bool."""
+    height, width = shape
+    resized = np.zeros((len(masks), size, size), np.uint8)
+    shrinks = masks.shape[1] > height or masks.shape[2] > width
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    for mask, target in zip(masks, resized, strict=True):
+        values = mask.astype(np.uint8) * 255
+        if mask.shape != shape:
+            values = cv2.resize(values, (width, height), interpolation=interpolation)
+        target[:height, :width] = values > 127
+    return torch.from_numpy(resized).bool()

@@ -1,0 +1,596 @@
+"""Distillation and training: losses, prompts, objectives, batches, and whole runs."""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from segment_anything.modeling import ImageEncoderViT, Sam
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from typer.testing import CliRunner
+
+from mobile_sam_plugin import MobileSam, SamPredictor, sam_model_registry
+from mobile_sam_plugin.checkpoint import read_checkpoint
+from mobile_sam_plugin.cli.distill import app
+from mobile_sam_plugin.distill.batches import MaskExamples, Steps, shuffled_index
+from mobile_sam_plugin.distill.data import AnnotatedImage
+from mobile_sam_plugin.distill.embeddings import embed
+from mobile_sam_plugin.distill.objectives import (
+    Batch,
+    Coupled,
+    Decoupled,
+    Prompts,
+    Supervised,
+    corrective_clicks,
+    dice_loss,
+    focal_loss,
+    mask_iou,
+    mask_losses,
+    predict_masks,
+    random_points,
+    sample_prompts,
+    set_image_size,
+)
+from mobile_sam_plugin.distill.options import Options
+from mobile_sam_plugin.distill.scenes import Scenes, make_scene
+from mobile_sam_plugin.distill.training import ramped_average, train
+
+pytest.importorskip("tensorboard")
+
+SIZE = 64
+
+
+@pytest.fixture(scope="module")
+def sam() -> MobileSam:
+    """MobileSAM for small images, untrained; not to be changed by a test."""
+    torch.manual_seed(0)
+    model = MobileSam.untrained()
+    set_image_size(model, SIZE)
+    return model
+
+
+# Losses
+
+
+def test_focal_loss_of_a_coin_flip() -> None:
+    logits = torch.zeros(2, 3, 5)
+    targets = torch.stack([torch.ones(3, 5), torch.zeros(3, 5)])
+    expected = torch.tensor([0.25, 0.75]) * 0.5**2 * math.log(2)
+    torch.testing.assert_close(focal_loss(logits, targets), expected)
+
+
+def test_dice_loss() -> None:
+    target = torch.zeros(1, 4, 4)
+    target[:, :2] = 1
+    right, wrong, coin = 100 * (2 * target - 1), 100 * (1 - 2 * target), torch.zeros(1, 4, 4)
+    assert dice_loss(right, target).item() == pytest.approx(0)
+    assert dice_loss(wrong, target).item() == pytest.approx(1 - 1 / 17)
+    assert dice_loss(coin, target).item() == pytest.approx(1 - 9 / 17)
+
+
+def test_mask_iou() -> None:
+    masks = torch.zeros(3, 2, 4, dtype=torch.bool)
+    targets = masks.clone()
+    masks[0, 0], targets[0, :, :2] = True, True
+    masks[1], targets[1] = True, True
+    assert mask_iou(masks, targets).tolist() == pytest.approx([2 / 6, 1, 0])
+
+
+def test_only_the_best_of_three_masks_is_trained_for_a_click() -> None:
+    target = torch.zeros(1, 8, 8, dtype=torch.bool)
+    target[:, :4] = True
+    sign = torch.where(target, 1.0, -1.0)
+    logits = torch.stack([sign, -sign, sign, 0 * sign], dim=1).requires_grad_()
+    iou = torch.zeros(1, 4, requires_grad=True)
+
+    focal, dice, iou_error = mask_losses(logits, iou, target, torch.ones(1))
+
+    torch.testing.assert_close(focal, focal_loss(sign, target.float()))
+    torch.testing.assert_close(dice, dice_loss(sign, target.float()))
+    assert iou_error.item() == pytest.approx((0 + 1 + 0) / 3)  # of the three masks' IoU
+    (20 * focal + dice + iou_error).sum().backward()
+    assert logits.grad is not None and iou.grad is not None
+    assert (logits.grad[0] != 0).any(-1).any(-1).tolist() == [False, False, True, False]
+    assert iou.grad[0, 0] == 0
+
+
+def test_a_box_trains_both_kinds_of_masks() -> None:
+    target = torch.ones(1, 8, 8, dtype=torch.bool)
+    ones = torch.ones(1, 8, 8)
+    logits = torch.stack([0 * ones, 3 * ones, -ones, -ones], dim=1)
+    logits.requires_grad_()
+    focal, dice, _ = mask_losses(logits, torch.zeros(1, 4), target, torch.full((1,), 0.5))
+    expected = dice_loss(logits, torch.ones_like(logits))[0, :2].mean()
+    torch.testing.assert_close(dice[0], expected)
+    (focal + dice).sum().backward()
+    assert logits.grad is not None
+    assert (logits.grad[0] != 0).any(-1).any(-1).tolist() == [True, True, False, False]
+
+
+# Prompts
+
+
+def test_random_points_are_uniform_in_their_regions() -> None:
+    regions = torch.zeros(4000, 3, 5, dtype=torch.bool)
+    regions[:, 0, 1] = regions[:, 2, 4] = True
+    regions[-1] = False
+    points = random_points(regions, torch.Generator().manual_seed(0))
+    assert points[-1].tolist() == [0, 0]
+    first = (points[:-1] == torch.tensor([1, 0])).all(1)
+    second = (points[:-1] == torch.tensor([4, 2])).all(1)
+    assert (first | second).all()
+    assert 0.45 < first.float().mean() < 0.55
+
+
+def test_first_prompts_follow_sams_recipe() -> None:
+    size = 128
+    masks = torch.zeros(3000, size, size, dtype=torch.bool)
+    masks[:1500, 10:31, 20:61] = True
+    masks[1500:, 2:123, 3:124] = True
+    prompts = sample_prompts(masks, torch.Generator().manual_seed(0))
+    x, y = prompts.points.long().unbind(1)
+    assert masks[torch.arange(3000), y, x].all()
+    assert 0.45 < prompts.is_box.float().mean() < 0.55
+    noise = prompts.boxes[:1500] - torch.tensor([20.0, 10, 60, 30])
+    limit = 20 / 1024 * size
+    assert noise.abs().max() == limit
+    assert noise[:, 1::2].std() == pytest.approx(0.1 * 20, rel=0.25)  # but for what is cut off
+    assert (prompts.boxes[1500:] - torch.tensor([3.0, 2, 123, 122])).abs().max() == limit
+
+
+def test_corrective_clicks_lie_in_the_error() -> None:
+    torch.manual_seed(0)
+    targets = torch.rand(300, 6, 6) < 0.5
+    masks = torch.rand(300, 6, 6) < 0.5
+    masks[:5] = targets[:5]
+    points, labels = corrective_clicks(masks, targets)
+    at = torch.arange(300), points[:, 1], points[:, 0]
+    assert (masks[at] != targets[at])[5:].all()
+    assert targets[at][:5].all()  # nothing to correct: a click on the object
+    assert torch.equal(labels.bool(), targets[at])
+    assert 0 < labels.float().mean() < 1
+
+
+def test_masks_of_several_images_at_once_are_upstreams(bundled_sam: MobileSam) -> None:
+    torch.manual_seed(0)
+    embeddings = torch.randn(2, 256, 64, 64).repeat_interleave(2, 0)
+    points = torch.tensor([[100.0, 200], [300, 50], [700, 800], [10, 20]])
+    boxes = torch.tensor([[50.0, 60, 400, 500], [1, 2, 3, 4], [5, 600, 700, 1000], [9, 9, 99, 99]])
+    is_box = torch.tensor([False, True, True, False])
+    clicks, labels = torch.rand(4, 1, 2) * 1024, torch.tensor([[1.0], [0], [0], [1]])
+    mask = torch.randn(4, 1, 256, 256)
+    for further, kinds, prior in (
+        (clicks[:, :0], labels[:, :0], None),
+        (clicks, labels, mask),
+    ):
+        logits, iou = predict_masks(
+            bundled_sam, embeddings, Prompts(points, boxes, is_box), further, kinds, prior
+        )
+        for index in range(4):
+            one = slice(index, index + 1)
+            if is_box[index]:
+                clicked = (further[one], kinds[one]) if further.shape[1] else None
+                box = boxes[one]
+            else:
+                clicked = (
+                    torch.cat([points[one, None], further[one]], 1),
+                    torch.cat([torch.ones(1, 1), kinds[one]], 1),
+                )
+                box = None
+            sparse, dense = bundled_sam.prompt_encoder(
+                clicked, box, None if prior is None else prior[one]
+            )
+            for multimask, masks in ((True, slice(1, 4)), (False, slice(0, 1))):
+                expected_logits, expected_iou = bundled_sam.mask_decoder(
+                    image_embeddings=embeddings[one],
+                    image_pe=bundled_sam.prompt_encoder.get_dense_pe(),
+                    sparse_prompt_embeddings=sparse,
+                    dense_prompt_embeddings=dense,
+                    multimask_output=multimask,
+                )
+                scale = expected_logits.abs().max().item()
+                torch.testing.assert_close(
+                    logits[one, masks], expected_logits, atol=1e-4 * scale, rtol=0
+                )
+                torch.testing.assert_close(iou[one, masks], expected_iou, atol=1e-4, rtol=0)
+
+
+def test_image_size_must_be_a_multiple_of_16(sam: MobileSam) -> None:
+    with pytest.raises(ValueError, match="multiple of 16, not 100"):
+        set_image_size(sam, 100)
+
+
+# Objectives
+
+
+def _batch() -> Batch:
+    torch.manual_seed(0)
+    masks = torch.zeros(4, SIZE, SIZE, dtype=torch.bool)
+    masks[:, 8:40, 12:50] = True
+    prompts = {name: x.unflatten(0, (2, 2)) for name, x in sample_prompts(masks)._asdict().items()}
+    return {
+        "pixels": torch.randn(2, 3, SIZE, SIZE),
+        "size": torch.tensor([[SIZE, SIZE], [SIZE, 40]]),
+        "embedding": torch.randn(2, 256, SIZE // 16, SIZE // 16).half(),
+        "masks": masks[:, ::4, ::4].unflatten(0, (2, 2)),
+        "is_real": torch.ones(2, 2, dtype=torch.bool),
+        **prompts,
+    }
+
+
+@pytest.fixture(scope="module")
+def pristine(sam: MobileSam) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in sam.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("objective", "trained"),
+    [
+        (lambda sam: Decoupled(sam), {"image_encoder"}),
+        (lambda sam: Coupled(sam, ["encoder"], 2), {"image_encoder"}),
+        (
+            lambda sam: Coupled(sam, ["encoder", "decoder"], 2),
+            {"image_encoder", "prompt_encoder", "mask_decoder"},
+        ),
+        (lambda sam: Supervised(sam, ["decoder"]), {"prompt_encoder", "mask_decoder"}),
+        (lambda sam: Supervised(sam, ["encoder"]), {"image_encoder"}),
+        (
+            lambda sam: Supervised(sam, ["encoder", "decoder"], 2, 2),
+            {"image_encoder", "prompt_encoder", "mask_decoder"},
+        ),
+    ],
+    ids=["decoupled", "semi-coupled", "coupled", "finetune", "encoder", "supervised"],
+)
+def test_gradients_reach_exactly_the_parts_that_are_trained(
+    sam: MobileSam, pristine: dict[str, Tensor], objective: Any, trained: set[str]
+) -> None:
+    sam.load_state_dict(pristine)
+    sam.zero_grad()
+    module = objective(sam).train()
+    losses = module(_batch())
+    losses["loss"].backward()
+
+    of_coupled_prompts = {"mask_downscaling"}  # Coupled has no mask prompts
+    for name, parameter in module.named_parameters():
+        part = name.split(".")[1]
+        if name.startswith("teacher.") or part not in trained:
+            assert parameter.grad is None, name
+        elif isinstance(module, Coupled) and of_coupled_prompts & set(name.split(".")):
+            assert parameter.grad is None
+        else:
+            assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+    for part in trained:
+        gradients = [p.grad for p in getattr(sam, part).parameters() if p.grad is not None]
+        assert sum(gradient.abs().sum() for gradient in gradients) > 0
+    # Batch norms of a frozen encoder keep their statistics, too.
+    moved = {
+        name.split(".")[0]
+        for name, value in sam.state_dict().items()
+        if not torch.equal(value, pristine[name])
+    }
+    assert moved == ({"image_encoder"} & trained)
+
+
+def test_losses_add_up(sam: MobileSam, pristine: dict[str, Tensor]) -> None:
+    sam.load_state_dict(pristine)
+    for objective in (Supervised(sam, ["encoder"]), Coupled(sam, ["encoder"], 3)):
+        losses = objective.train()(_batch())
+        total = 20 * losses["focal"] + losses["dice"] + losses["iou_error"]
+        torch.testing.assert_close(losses["loss"], total)
+
+
+def test_coupled_compares_with_the_teachers_masks(
+    sam: MobileSam, pristine: dict[str, Tensor]
+) -> None:
+    sam.load_state_dict(pristine)
+    objective = Coupled(sam, ["encoder"], 4).eval()
+    batch = _batch()
+    with torch.no_grad():
+        batch["embedding"] = objective.encode(batch)
+        same = objective(batch)
+        batch["embedding"] = torch.randn_like(batch["embedding"])
+        other = objective(batch)
+    assert same["iou_error"].item() == pytest.approx(0, abs=1e-9)
+    assert other["iou_error"].item() > 1e-6
+
+
+def test_images_without_masks_train_nothing(sam: MobileSam, pristine: dict[str, Tensor]) -> None:
+    sam.load_state_dict(pristine)
+    sam.zero_grad()
+    blank = AnnotatedImage("blank", np.zeros((40, 60, 3), np.uint8), np.zeros((0, 40, 60), bool))
+    example = MaskExamples([blank], SIZE, 2, seed=0)[0]
+    assert not example["is_real"].any()
+    batch = torch.utils.data.default_collate([example])
+    losses = Supervised(sam, ["decoder"])(batch)
+    losses["loss"].backward()
+    assert losses["loss"].item() == 0
+    assert all((p.grad == 0).all() for p in sam.mask_decoder.parameters() if p.grad is not None)
+
+
+# Batches
+
+
+def test_examples_are_what_sam_sees() -> None:
+    scene = make_scene(3, (96, 128))
+    examples = MaskExamples([scene], SIZE, 6, seed=5)
+    sizes = set()
+    for position in range(12):
+        example = examples[position]
+        again = MaskExamples([scene], SIZE, 6, seed=5)[position]
+        assert all(torch.equal(example[name], again[name]) for name in example)
+        assert example["pixels"].shape == (3, SIZE, SIZE)
+        assert example["masks"].shape == (6, SIZE // 4, SIZE // 4)
+        padding = (example["pixels"] == 0).all(0)
+        height, width = SIZE - padding.all(1).sum().item(), SIZE - padding.all(0).sum().item()
+        sizes.add((height, width))
+        assert not example["masks"][:, -(-height // 4) :].any()
+        assert not example["masks"][:, :, -(-width // 4) :].any()
+    assert len(sizes) > 3  # crops
+
+
+def test_a_mask_lands_where_its_pixels_land() -> None:
+    image = np.zeros((100, 80, 3), np.uint8)
+    image[30:70, 10:50] = 255
+    mask = image[None, :, :, 0] > 0
+    for position in range(8):
+        example = MaskExamples([AnnotatedImage("square", image, mask)], SIZE, 1, 0)[position]
+        bright = nn.functional.avg_pool2d(example["pixels"][:1], 4)[0] > 0
+        assert mask_iou(example["masks"][0], bright) > 0.8
+        x, y = example["points"][0].long().tolist()
+        assert example["pixels"][0, y, x] > 0
+
+
+def test_steps_divide_the_stream_among_processes_and_batches() -> None:
+    def take(**parts: int) -> list[int]:
+        return [position for batch in Steps(2, 4, 12, **parts) for position in batch]
+
+    assert take() == list(range(24, 48))
+    divided = [take(batches=2, process=process, processes=3) for process in range(3)]
+    assert sorted(position for part in divided for position in part) == list(range(24, 48))
+    assert [sorted(x for part in divided for x in part[:4]), len(divided[0])] == [
+        list(range(24, 36)),
+        8,
+    ]
+    assert len(Steps(2, 4, 12, batches=2)) == len(list(Steps(2, 4, 12, batches=2))) == 4
+    with pytest.raises(ValueError, match="12 images a step .* 5 processes"):
+        Steps(0, 1, 12, processes=5)
+
+
+def test_every_epoch_has_an_order_of_its_own() -> None:
+    orders = [[shuffled_index(7 * epoch + i, 7, seed=1) for i in range(7)] for epoch in range(3)]
+    assert all(sorted(order) == list(range(7)) for order in orders)
+    assert orders[0] != orders[1] != orders[2]
+
+
+# Whole runs
+
+
+def test_ramped_average() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    average = AveragedModel(model, multi_avg_fn=ramped_average(0.5))
+    expected = 0.0
+    for count, value in enumerate((1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0)):
+        nn.init.constant_(model.weight, value)
+        average.update_parameters(model)
+        decay = min(0.5, (1 + count) / (10 + count)) if count else 0.0
+        expected = decay * expected + (1 - decay) * value
+    assert next(average.parameters()).item() == pytest.approx(expected)
+    assert decay == 0.5
+
+
+def _tiny_teacher() -> Sam:
+    """SAM's vit_b for images of 64 x 64, with 2 blocks of 64 channels, untrained."""
+    torch.manual_seed(1)
+    teacher: Any = MobileSam.untrained()
+    teacher.image_encoder = ImageEncoderViT(
+        img_size=SIZE,
+        embed_dim=64,
+        depth=2,
+        num_heads=2,
+        out_chans=256,
+        use_rel_pos=True,
+        window_size=2,
+        global_attn_indexes=(1,),
+    )
+    set_image_size(teacher, SIZE)
+    return Sam(teacher.image_encoder, teacher.prompt_encoder, teacher.mask_decoder).eval()
+
+
+@pytest.fixture(scope="module")
+def embeddings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("teacher")
+    (folder / "images").mkdir()
+    for seed in range(8):
+        scene = make_scene(seed, (48 + 4 * seed, 64))
+        Image.fromarray(scene.image).save(folder / "images" / f"{seed}.png")
+    embed(_tiny_teacher(), folder / "images", folder / "embeddings", shard_size=3)
+    return folder / "embeddings"
+
+
+@pytest.fixture(scope="module")
+def options(embeddings: Path) -> Options:
+    return Options(
+        "decoupled",
+        str(embeddings),
+        steps=30,
+        batch_size=4,
+        accumulate=2,
+        learning_rate=3e-3,
+        warmup_steps=3,
+        evaluate_every=15,
+        save_every=5,
+        log_every=1,
+        workers=0,
+    )
+
+
+@pytest.fixture(scope="module")
+def run(options: Options, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    assert train(options, folder) == folder / "best.safetensors"
+    return folder
+
+
+def _losses(folder: Path) -> dict[int, float]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = EventAccumulator(str(folder / "log"))
+    log.Reload()
+    return {event.step: event.value for event in log.Scalars("loss")}
+
+
+def test_a_student_learns_its_teachers_embeddings(run: Path, coffee: NDArray[np.uint8]) -> None:
+    losses = _losses(run)
+    assert list(losses) == list(range(1, 31))
+    assert losses[1] > 1.5  # two sets of independent numbers of variance 1
+    assert np.mean([losses[step] for step in range(26, 31)]) < losses[1] / 5
+
+    for name in ("best.safetensors", "last.safetensors"):
+        tensors = read_checkpoint(run / name)
+        assert {t.dtype for t in tensors.values() if t.is_floating_point()} == {torch.float32}
+    student = sam_model_registry["vit_t"](run / "best.safetensors")
+    predictor = SamPredictor(student)
+    predictor.set_image(coffee)
+    masks, scores, _ = predictor.predict(np.array([[300, 130]]), np.array([1]))
+    assert masks.shape == (3, 400, 600) and np.isfinite(scores).all()
+
+
+def test_a_run_that_was_killed_ends_with_the_same_weights(
+    run: Path, options: Options, tmp_path: Path
+) -> None:
+    script = (
+        "import json, sys; from mobile_sam_plugin.distill.training import Options, train; "
+        "train(Options(**json.loads(sys.argv[1])), sys.argv[2])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, json.dumps(asdict(options)), tmp_path]
+    )
+    while process.poll() is None and not (tmp_path / "state.pt").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    reached = torch.load(tmp_path / "state.pt", weights_only=True)["step"]
+    assert 0 < reached < 30
+
+    train(options, tmp_path)
+
+    assert _losses(tmp_path) == _losses(run)
+    for name in ("best.safetensors", "last.safetensors"):
+        expected, found = read_checkpoint(run / name), read_checkpoint(tmp_path / name)
+        assert all(torch.equal(expected[key], found[key]) for key in expected)
+
+
+def test_another_option_is_refused_by_its_name(run: Path, options: Options) -> None:
+    with pytest.raises(ValueError, match="has learning_rate = 0.003, not 0.001"):
+        train(replace(options, learning_rate=1e-3), run)
+    before = (run / "last.safetensors").read_bytes()
+    train(replace(options, workers=1, log_every=7), run)  # these may change; it is at its end
+    assert (run / "last.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("objective", ["semi-coupled", "coupled"])
+def test_distillation_through_the_decoder(
+    objective: str, options: Options, run: Path, tmp_path: Path
+) -> None:
+    start = run / "last.safetensors"
+    shorter = replace(
+        options, objective=objective, checkpoint=str(start), steps=2, warmup_steps=1, accumulate=1
+    )
+    before, after = read_checkpoint(start), read_checkpoint(train(shorter, tmp_path))
+    changed = {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
+    both = {"image_encoder", "prompt_encoder", "mask_decoder"}
+    assert changed == (both if objective == "coupled" else {"image_encoder"})
+
+
+def test_a_student_starts_with_its_teachers_decoder(
+    options: Options, authors_file: Path, tmp_path: Path
+) -> None:
+    teacher = read_checkpoint(authors_file)
+    short = replace(options, steps=1, warmup_steps=0, teacher=str(authors_file))
+    student = read_checkpoint(train(short, tmp_path))
+    of_decoder = [key for key in student if not key.startswith("image_encoder.")]
+    assert of_decoder and all(torch.equal(student[key], teacher[key]) for key in of_decoder)
+
+
+def test_supervised_and_finetune_on_scenes(tmp_path: Path) -> None:
+    options = Options(
+        "supervised",
+        "scenes",
+        steps=2,
+        image_size=SIZE,
+        batch_size=2,
+        prompts_per_image=3,
+        evaluation_data="scenes:2",
+        evaluate_every=1,
+        warmup_steps=1,
+        workers=1,
+    )
+    best = train(options, tmp_path / "supervised")
+    finetuned = train(
+        replace(options, data="scenes:4", parts="decoder", checkpoint=str(best)),
+        tmp_path / "finetuned",
+    )
+    before, after = read_checkpoint(best), read_checkpoint(finetuned)
+    assert {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])} == {
+        "prompt_encoder",
+        "mask_decoder",
+    }
+
+
+def test_broken_images_are_skipped_or_end_the_run(
+    options: Options, embeddings: Path, tmp_path: Path
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for path in (embeddings.parent / "images").iterdir():
+        (images / path.name).write_bytes(b"" if path.stem in "25" else path.read_bytes())
+    short = replace(options, steps=4, images=str(images))
+    with pytest.warns(UserWarning, match="2 skipped so far"):
+        train(short, tmp_path / "run")
+    with pytest.raises(ValueError, match="cannot be read"):
+        train(replace(short, strict=True), tmp_path / "strict")
+    assert not (tmp_path / "strict" / "options.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objective": "guessing"}, "objective must be one of decoupled"),
+        ({"parts": "head"}, "parts must be one of"),
+        ({"steps": 0}, "steps must be 1 or more, not 0"),
+        ({"backbone": "resnet18", "checkpoint": "bundled"}, "not both"),
+    ],
+)
+def test_options_that_are_none(options: Options, changes: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(options, **changes)
+
+
+def test_the_command_line_passes_its_options_on(run: Path, options: Options) -> None:
+    arguments = [
+        *("train", options.data, "--out", str(run), "--steps", "30", "--batch-size", "4"),
+        *("--accumulate", "2", "--warmup-steps", "3", "--evaluate-every", "15"),
+        *("--checkpoint", "bundled", "--learning-rate", "0.003"),
+    ]
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, ValueError)
+    assert "has checkpoint = None, not 'bundled'" in str(result.exception)
+    result = CliRunner().invoke(app, ["train", options.data, "--out", str(run), "--steps", "30"])
+    assert result.exit_code == 2 and "--teacher" in result.output
+
+
+def test_scenes_are_not_shuffled() -> None:
+    scenes = Scenes(1 << 40, SIZE, seed=1)
+    assert not MaskExamples(scenes, SIZE, 1, 0).shuffled
+    assert MaskExamples([scenes[0]], SIZE, 1, 0).shuffled

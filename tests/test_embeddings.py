@@ -2,12 +2,13 @@
 
 import errno
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import pickle
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -229,7 +230,7 @@ Start = Callable[..., multiprocessing.process.BaseProcess]
 
 
 @pytest.fixture(scope="module")
-def start() -> Start:
+def start() -> Iterator[Start]:
     """Starts ``run_embed`` in a process that forks from one with torch imported, and no more."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["accelerate", "mobile_sam_plugin.distill.embeddings"])
@@ -239,7 +240,9 @@ def start() -> Start:
         process.start()
         return process
 
-    return start_process
+    yield start_process
+    # All contexts share one server; the next to need it wants other modules in it, or fewer.
+    multiprocessing.forkserver._forkserver._stop()  # type: ignore[attr-defined]
 
 
 def wait(*processes: multiprocessing.process.BaseProcess) -> list[int | None]:

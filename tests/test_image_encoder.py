@@ -13,7 +13,8 @@ from mobile_sam_plugin import MobileSam
 from mobile_sam_plugin.model.encoder_inference import InferenceEncoder
 from mobile_sam_plugin.model.image_encoder import TinyVitImageEncoder
 
-TOLERANCE = 2e-5
+# Embeddings of these random weights reach 4; processors round differently, up to 2.6e-5 seen.
+TOLERANCE = 5e-5
 
 
 def reference(encoder: TinyVitImageEncoder, images: Tensor) -> Tensor:

@@ -388,9 +388,9 @@ class Supervised(Objective):
             rounds.append(mask_losses(logits[:, :1], iou_predictions[:, :1], targets, None))
             best = torch.zeros_like(best)
 
-        weights = batch["is_real"].flatten() / batch["is_real"].sum().clamp(min=1)
+        # Over all prompts, real or not, so that it does not matter which images make up a batch.
         means = torch.stack([torch.stack(losses) for losses in rounds]).mean(0)
-        return _total(*(means * weights).sum(1))
+        return _total(*(means * batch["is_real"].flatten()).mean(1))
 
     def _rounds(self) -> list[bool]:
         """Whether each round behind the first has a further click."""

@@ -62,7 +62,8 @@ def train(options: Options, folder: str | os.PathLike[str], restart: bool = Fals
     whole or not at all.
 
     Several processes, as ``accelerate launch`` starts them, share the work of a step; what comes
-    out depends on their number only by the batch norms, each of which sees its own images.
+    out depends on their number only by corrective clicks, which each draws on its own, and by the
+    batch norms, each of which sees its own images.
 
     Args:
         options: what to train, on what, and how.

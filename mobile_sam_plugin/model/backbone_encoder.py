@@ -77,7 +77,7 @@ class BackboneImageEncoder(nn.Module):
             resized = [side // _STRIDE * self._reduction for side in x.shape[2:]]
             x = F.interpolate(x, resized, mode="bilinear", antialias=True)
         (features,) = self.backbone.forward_intermediates(
-            x, indices=[self._index], intermediates_only=True
+            x, indices=[self._index], stop_early=True, intermediates_only=True
         )
         if self._reduction < _STRIDE and _STRIDE % self._reduction == 0:
             features = F.avg_pool2d(features, _STRIDE // self._reduction)
@@ -85,7 +85,7 @@ class BackboneImageEncoder(nn.Module):
         return embeddings
 
     def _check_and_prune(self) -> None:
-        """Drops layers that the embeddings do not depend on, which releases of timm differ in.
+        """Drops the layers that the embeddings do not depend on.
 
         Raises:
             ValueError: the embeddings have not the size that SAM needs.
@@ -118,8 +118,9 @@ class BackboneImageEncoder(nn.Module):
         used |= {
             name.rsplit(".", depth)[0] for name in used for depth in range(name.count(".") + 1)
         }
-        for name, module in list(self.named_modules()):
-            if name not in used and any(True for _ in module.parameters()):
+        # Containers stay, since networks iterate over them; so it goes from the inside out.
+        for name, module in reversed(list(self.named_modules())):
+            if name not in used and any(True for _ in module.parameters(recurse=False)):
                 self.set_submodule(name, nn.Identity())
 
 
@@ -156,7 +157,7 @@ def _size_options(network: type[nn.Module], img_size: int) -> dict[str, Any]:
 
 
 def _choose_feature_map(backbone: Any, name: str) -> dict[str, int]:
-    """Finds the deepest map that is fine enough, and cuts off what comes behind it.
+    """Finds the deepest map that is fine enough.
 
     Returns:
         Its index, its reduction (how many times smaller than the image it is) and its num_chs.
@@ -174,7 +175,6 @@ def _choose_feature_map(backbone: Any, name: str) -> dict[str, int]:
             f"the finest feature map of {name!r} is {finest} times smaller than the image, SAM's "
             f"decoder needs {_STRIDE} times at most: choose another backbone"
         )
-    backbone.prune_intermediate_layers([fine[-1]["index"]], prune_head=False)
     return fine[-1]
 
 

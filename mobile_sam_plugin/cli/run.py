@@ -19,7 +19,7 @@ from typer.core import TyperCommand
 from .inputs import CHECKPOINT_NAMES
 
 
-class ModelType(str, Enum):
+class ReplaceableType(str, Enum):
     """The types in SAM's registry that can be replaced."""
 
     default = "default"
@@ -42,7 +42,7 @@ class RunCommand(TyperCommand):
             if option in ("--replace", "--checkpoint"):
                 spelled_out += rest[:1]
                 del rest[:1]
-            while option == "--replace" and rest and rest[0] in list(ModelType):
+            while option == "--replace" and rest and rest[0] in list(ReplaceableType):
                 spelled_out += [option, rest.pop(0)]
         return super().parse_args(ctx, [*spelled_out, *rest])
 
@@ -58,7 +58,7 @@ def run(
         bool, typer.Option("-m", help="Run a module by its name, as python -m does.")
     ] = False,
     replace: Annotated[
-        list[ModelType] | None,
+        list[ReplaceableType] | None,
         typer.Option(
             metavar="TYPE ...",
             help="Build MobileSAM where the script asks for these types: default, vit_h, vit_l, "

@@ -66,6 +66,22 @@ def rle_from_mask(mask: BoolArray) -> UncompressedRLE:
     return _rle_from_changes(changes, *mask.shape)
 
 
+def mask_from_rle(rle: UncompressedRLE) -> BoolArray:
+    """Decode a mask: bool of shape ``size``, column-major in memory as upstream's."""
+    height, width = rle["size"]
+    foreground = np.arange(len(rle["counts"])) % 2 == 1
+    mask: BoolArray = np.repeat(foreground, rle["counts"]).reshape(width, height).T
+    return mask
+
+
+def compress_rle(rle: UncompressedRLE) -> CocoRLE:
+    """Compress runs as upstream's ``coco_encode_rle`` does; needs pycocotools."""
+    from pycocotools import mask as mask_utils
+
+    compressed = mask_utils.frPyObjects(rle, *rle["size"])
+    return {"size": compressed["size"], "counts": compressed["counts"].decode("ascii")}
+
+
 def _rle_from_changes(changes: IntArray, height: int, width: int) -> UncompressedRLE:
     """Runs from the column-major positions of the pixels that differ from the one before."""
     counts = np.diff(changes, prepend=0, append=height * width)
@@ -136,25 +152,12 @@ class CropMask:
         return _rle_from_changes(changes[kept], height, width)
 
     def to_coco_rle(self, crop_box: Sequence[int], image_size: tuple[int, int]) -> CocoRLE:
-        """Encode as :meth:`to_rle`, compressed as upstream's ``coco_encode_rle`` does.
-
-        Needs pycocotools.
-        """
-        from pycocotools import mask as mask_utils
-
-        rle = mask_utils.frPyObjects(self.to_rle(crop_box, image_size), *image_size)
-        return {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
+        """Encode as :meth:`to_rle`, compressed; see :func:`compress_rle`."""
+        return compress_rle(self.to_rle(crop_box, image_size))
 
     def to_binary_mask(self, crop_box: Sequence[int], image_size: tuple[int, int]) -> BoolArray:
-        """The mask in the full image: bool, shape ``image_size``. Arguments as :meth:`to_rle`.
-
-        Like upstream's ``rle_to_mask``, the array is column-major in memory.
-        """
-        height, width = image_size
-        counts = self.to_rle(crop_box, image_size)["counts"]
-        foreground = np.arange(len(counts)) % 2 == 1
-        mask: BoolArray = np.repeat(foreground, counts).reshape(width, height).T
-        return mask
+        """The mask in the full image: bool, shape ``image_size``. Arguments as :meth:`to_rle`."""
+        return mask_from_rle(self.to_rle(crop_box, image_size))
 
 
 class MaskUpscaler:
@@ -265,6 +268,25 @@ class MaskUpscaler:
         height, width = self.crop_size
         whole: BoolArray = mask.reshape(full.shape[0] * tile_height, -1)
         return whole[:height, :width]
+
+    def upscale(self, low_res_logits: FloatArray) -> FloatArray:
+        """Upscale the logits of one mask to ``crop_size``, as ``Sam.postprocess_masks`` does.
+
+        Args:
+            low_res_logits: float32 array of shape ``low_res_size``, finite.
+
+        Raises:
+            ValueError: if the logits do not have the expected shape.
+        """
+        logits = self._checked(low_res_logits)
+        rows, columns = len(self._rows.whole), len(self._columns.whole)
+        tile_height, tile_width = self._rows.tile_size, self._columns.tile_size
+        upscaled = np.empty((rows, tile_height, columns, tile_width), dtype=np.float32)
+        tile_rows, tile_columns = np.divmod(np.arange(rows * columns), columns)
+        for chunk, tiles in self._upscale(logits, tile_rows, tile_columns):
+            upscaled.swapaxes(1, 2)[tile_rows[chunk], tile_columns[chunk]] = tiles
+        height, width = self.crop_size
+        return upscaled.reshape(rows * tile_height, -1)[:height, :width]
 
     def _checked(self, low_res_logits: FloatArray) -> FloatArray:
         logits = np.asarray(low_res_logits, dtype=np.float32)

@@ -2,7 +2,6 @@
 
 import copy
 import threading
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,10 +13,13 @@ import numpy as np
 import segment_anything
 import torch
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from .inputs import ImageSource as ImageSource
+from .inputs import as_pixels, check_box, check_mask, check_points, input_size
+from .inputs import load_image as load_image
 from .mask_postprocessing import MaskUpscaler
 
 
@@ -59,12 +61,7 @@ class SamPredictor(segment_anything.SamPredictor):
             image_format = "RGB"
         pixels = as_pixels(image)
         height, width = pixels.shape[:2]
-        long_side = self.transform.target_length
-        if min(self.transform.get_preprocess_shape(height, width, long_side)) < 1:
-            raise ValueError(
-                f"the image is too thin, {width} x {height} pixels: nothing of its short side is "
-                f"left when the long side is resized to {long_side}"
-            )
+        input_size(height, width, self.transform.target_length)  # refuses images that are too thin
         if image_format != self.model.image_format:
             pixels = pixels[..., ::-1]
         resized = torch.as_tensor(self.transform.apply_image(pixels), device=self.device)
@@ -148,11 +145,11 @@ class SamPredictor(segment_anything.SamPredictor):
         """
         self._require_image()
         if point_coords is not None or point_labels is not None:
-            point_coords, point_labels = _check_points(point_coords, point_labels)
+            point_coords, point_labels = check_points(point_coords, point_labels)
         if box is not None:
-            box = _check_box(box)
+            box = check_box(box)
         if mask_input is not None:
-            mask_input = _check_mask(mask_input, self.model.prompt_encoder.mask_input_size)
+            mask_input = check_mask(mask_input, self.model.prompt_encoder.mask_input_size)
         masks, scores, low_res_logits = super().predict(
             point_coords, point_labels, box, mask_input, multimask_output, return_logits
         )
@@ -262,112 +259,3 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
                 del _borrowed[model]
                 for module in borrowed.training:
                     module.training = True
-
-
-def as_pixels(image: NDArray[np.uint8] | Image.Image) -> NDArray[np.uint8]:
-    """The pixels of an image as upstream wants them.
-
-    Args:
-        image: (H, W, 3), (H, W, 4), (H, W, 1) or (H, W) uint8, or a PIL image.
-
-    Returns:
-        (H, W, 3) uint8, in the channel order of the array, RGB for PIL images. 16-bit grayscale
-        PIL images are scaled to 8 bits.
-
-    Raises:
-        TypeError, ValueError: as :meth:`SamPredictor.set_image`.
-    """
-    if isinstance(image, Image.Image):
-        image = _from_pil(image)
-    if not isinstance(image, np.ndarray):
-        raise TypeError(
-            f"the image must be a numpy array or a PIL image, not {type(image).__name__}; "
-            "open files with PIL.Image.open, and pass tensors to set_torch_image"
-        )
-    if image.dtype != np.uint8:
-        raise TypeError(
-            f"the image must hold uint8 in [0, 255], not {image.dtype}: scale it, then convert it "
-            "with .astype(np.uint8)"
-        )
-    if image.ndim == 2:
-        image = image[..., None]
-    if image.ndim != 3 or image.shape[2] not in (1, 3, 4):
-        raise ValueError(
-            f"the image must have the shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), "
-            f"not {image.shape}"
-        )
-    if image.size == 0:
-        raise ValueError(f"the image is empty: its shape is {image.shape}")
-    if image.shape[2] == 1:
-        return np.repeat(image, 3, axis=2)
-    return image[..., :3]
-
-
-def _from_pil(image: Image.Image) -> NDArray[np.uint8]:
-    if image.mode in ("F", "I"):
-        raise TypeError(
-            f"a PIL image of mode {image.mode!r} has no defined range: scale it to [0, 255] and "
-            "convert it to mode 'L' or 'RGB'"
-        )
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I;16"):
-        return (np.asarray(upright) >> 8).astype(np.uint8)
-    return np.asarray(upright.convert("RGB"))
-
-
-def _check_points(
-    coords: ArrayLike | None, labels: ArrayLike | None
-) -> tuple[NDArray[np.float64], NDArray[Any]]:
-    if coords is None or labels is None:
-        given, absent = ("labels", "coords") if coords is None else ("coords", "labels")
-        raise ValueError(f"point_{given} came without point_{absent}: give both or neither")
-    points = _as_finite("point_coords", coords)
-    if points.ndim != 2 or points.shape[1] != 2:
-        raise ValueError(f"point_coords must have the shape (N, 2), not {points.shape}")
-    kinds = np.asarray(labels)
-    if kinds.shape != (len(points),):
-        raise ValueError(
-            f"point_labels must hold one label a point, ({len(points)},), not {kinds.shape}"
-        )
-    unknown = kinds[~np.isin(kinds, (-1, 0, 1))]
-    if unknown.size:
-        raise ValueError(
-            f"point_labels must be 1 (object), 0 (background) or -1 (no point), not {unknown[0]}"
-        )
-    return points, kinds
-
-
-def _check_box(box: ArrayLike) -> NDArray[np.float64]:
-    corners = _as_finite("box", box)
-    if corners.size != 4:
-        raise ValueError(
-            f"box must be 4 numbers, XYXY, not of the shape {corners.shape}; for several boxes "
-            "call predict_torch"
-        )
-    x0, y0, x1, y1 = corners = corners.reshape(4)
-    if x0 > x1 or y0 > y1:
-        warnings.warn(
-            f"box {corners.tolist()} has its corners swapped: XYXY is left, top, right, bottom",
-            stacklevel=3,
-        )
-    return corners
-
-
-def _check_mask(mask: ArrayLike, size: tuple[int, int]) -> NDArray[np.float64]:
-    logits = _as_finite("mask_input", mask)
-    if logits.shape not in (size, (1, *size)):
-        raise ValueError(
-            f"mask_input must be low-res logits of the shape {(1, *size)}, as predict returns "
-            f"them, not {logits.shape}"
-        )
-    return logits.reshape(1, *size)
-
-
-def _as_finite(name: str, values: ArrayLike) -> NDArray[np.float64]:
-    try:
-        array = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} must be an array of numbers: {error}") from error
-    if not np.isfinite(array).all():
-        raise ValueError(f"{name} holds NaN or infinity: {array[~np.isfinite(array)][0]}")
-    return array

@@ -17,8 +17,13 @@ from .checkpoints import convert, download, info
 from .distill import app as distill
 from .evaluate import evaluate
 from .everything import everything
+from .export import export
+from .inpaint import fill, remove, replace
+from .label import label, search
 from .run import RunCommand, run
 from .segment import segment
+from .text import text
+from .track import track
 
 # typer's own usage error, or click's where typer still builds on that.
 _UsageError: Any = typer.BadParameter.__base__
@@ -35,7 +40,15 @@ _MISTAKES = (
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 app.command()(segment)
 app.command()(everything)
+app.command()(text)
+app.command()(label)
+app.command()(search)
+app.command()(remove)
+app.command()(fill)
+app.command()(replace)
+app.command()(track)
 app.command(cls=RunCommand)(run)
+app.command()(export)
 app.command()(evaluate)
 app.add_typer(distill, name="distill")
 app.command()(info)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .inputs import Checkpoint, Device, Out, load_model, open_image
+from .inputs import Checkpoint, Device, Out, load_model
 
 
 def everything(
@@ -107,6 +107,7 @@ def everything(
     from tqdm import tqdm
 
     from .. import SamAutomaticMaskGenerator
+    from ..inputs import load_image
     from ..results import write_results
 
     model = load_model(checkpoint, device)
@@ -125,9 +126,9 @@ def everything(
         for index, path in enumerate(paths):
             bar.set_description(f"{path.name} ({index + 1}/{len(paths)})")
             try:
-                pixels = open_image(path)
+                pixels = load_image(path)
                 records = generator.generate(pixels, partial(_advance, bar, index * clicks))
-            except ValueError as error:
+            except (OSError, ValueError) as error:
                 if path == images:
                     raise
                 bar.write(f"mobile-sam: {error}", file=sys.stderr)

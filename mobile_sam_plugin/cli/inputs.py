@@ -1,4 +1,4 @@
-"""What several commands take: their common options, a model on a device, an image."""
+"""What several commands take: their common options, and a model on a device."""
 
 from enum import Enum
 from pathlib import Path
@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
-    from numpy.typing import NDArray
     from segment_anything.modeling import Sam
 
     from .. import MobileSam
@@ -17,6 +15,29 @@ if TYPE_CHECKING:
 
 CHECKPOINT_NAMES = "A path, hf://owner/repo[/file][@revision] or 'bundled'."
 
+ImageFile = Annotated[
+    Path,
+    typer.Argument(
+        metavar="IMAGE", exists=True, dir_okay=False, help="A file that Pillow can open."
+    ),
+]
+Points = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--point",
+        metavar="X,Y[,LABEL]",
+        help="A click, in pixels of the upright image: on the object (LABEL 1, the default) or "
+        "on the background (0). Can be given several times.",
+    ),
+]
+Detector = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="What finds words: a zero-shot detector of transformers, on the Hub or in a folder.",
+        show_default="IDEA-Research/grounding-dino-tiny",
+    ),
+]
 Checkpoint = Annotated[
     str | None,
     typer.Option(
@@ -108,24 +129,3 @@ def find_device(name: str) -> "torch.device":
         reason = str(error).partition("\n")[0][:200]
         raise ValueError(f"the device {name!r} cannot be used here: {reason}") from error
     return device
-
-
-def open_image(path: Path) -> "NDArray[np.uint8]":
-    """Reads an image file as (H, W, 3) RGB, turned upright.
-
-    Raises:
-        ValueError: it cannot be read, or is damaged, or too large to be safe; naming the file.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    from ..predictor import as_pixels
-
-    try:
-        with Image.open(path) as image:
-            return as_pixels(image)
-    except MemoryError:
-        raise
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{str(path)!r} is no image that Pillow can read") from error
-    except Exception as error:  # Pillow's readers raise of every kind on damaged files
-        raise ValueError(f"the image {str(path)!r} cannot be read: {error}") from error

@@ -1,34 +1,34 @@
 """``mobile-sam segment``: one image, one prompt."""
 
 import math
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .inputs import Checkpoint, Device, Out, load_model, open_image
+from .inputs import Checkpoint, ImageFile, Out, Points, load_model
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from .. import SamPredictor
+    from ..deploy import OnnxPredictor
+
+
+class Backend(str, Enum):
+    """What computes."""
+
+    torch = "torch"
+    onnx = "onnx"
+    openvino = "openvino"
+
 
 def segment(
-    image: Annotated[
-        Path,
-        typer.Argument(
-            metavar="IMAGE", exists=True, dir_okay=False, help="A file that Pillow can open."
-        ),
-    ],
+    image: ImageFile,
     out: Out,
-    point: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="X,Y[,LABEL]",
-            help="A click, in pixels of the upright image: on the object (LABEL 1, the default) or "
-            "on the background (0). Can be given several times.",
-        ),
-    ] = None,
+    point: Points = None,
     box: Annotated[
         list[str] | None,
         typer.Option(metavar="X0,Y0,X1,Y1", help="A box around the object, in pixels."),
@@ -51,7 +51,27 @@ def segment(
         ),
     ] = False,
     checkpoint: Checkpoint = None,
-    device: Device = "auto",
+    backend: Annotated[
+        Backend,
+        typer.Option(help="torch; or onnxruntime or OpenVINO on the files of mobile-sam export."),
+    ] = Backend.torch,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            exists=True,
+            file_okay=False,
+            help="Where mobile-sam export wrote its files; for --backend onnx and openvino.",
+        ),
+    ] = None,
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="D",
+            help="Where to compute. torch: cpu, cuda, cuda:1, mps; onnx: an execution provider; "
+            "openvino: CPU, GPU, NPU; or auto.",
+        ),
+    ] = "auto",
 ) -> None:
     """Segment the object that clicks, a box or a mask point out.
 
@@ -62,19 +82,29 @@ def segment(
         raise typer.BadParameter("give at least one of --point, --box and --mask")
     if box and len(box) > 1:
         raise typer.BadParameter("give one box at most", param_hint="--box")
-    clicks = [_parse_point(text) for text in point or []]
-    corners = _parse_box(box[0]) if box else None
+    if (backend == Backend.torch) != (model is None):
+        raise typer.BadParameter(
+            "name the folder of exported files with --backend onnx and openvino, and with them "
+            "alone",
+            param_hint="--model",
+        )
+    if model is not None and checkpoint is not None:
+        raise typer.BadParameter(
+            "the exported files hold weights of their own", param_hint="--checkpoint"
+        )
+    clicks = [parse_point(text) for text in point or []]
+    corners = parse_box(box[0]) if box else None
 
     import numpy as np
 
-    from .. import SamPredictor
+    from ..inputs import load_image
     from ..results import make_record, write_results
 
     coords = np.array([click[:2] for click in clicks]).reshape(-1, 2)
     labels = np.array([click[2] for click in clicks], dtype=int)
     mask_input = None if mask is None else _read_logits(mask)
-    pixels = open_image(image)
-    predictor = SamPredictor(load_model(checkpoint, device))
+    pixels = load_image(image)
+    predictor = _load(backend, model, checkpoint, device)
     predictor.set_image(pixels)
     ambiguous = len(clicks) == 1 and corners is None and mask is None
     logits, scores, low_res_logits = predictor.predict(
@@ -86,9 +116,7 @@ def segment(
         return_logits=True,
     )
     kept = range(len(scores)) if multimask else [int(scores.argmax())]
-    records = [
-        make_record(logits[i], scores[i], coords, predictor.model.mask_threshold) for i in kept
-    ]
+    records = [make_record(logits[i], scores[i], coords) for i in kept]
     folder = out / image.stem
     paths = write_results(
         folder,
@@ -105,7 +133,24 @@ def segment(
     typer.echo(folder / "masks.json")
 
 
-def _parse_point(text: str) -> tuple[float, float, int]:
+def _load(
+    backend: Backend, folder: Path | None, checkpoint: str | None, device: str
+) -> "SamPredictor | OnnxPredictor":
+    if folder is None:
+        from .. import SamPredictor
+
+        return SamPredictor(load_model(checkpoint, device))
+
+    from ..deploy import OnnxPredictor, OpenVinoPredictor
+
+    files = folder / "mobile_sam_encoder.onnx", folder / "mobile_sam_decoder.onnx"
+    given = () if device == "auto" else (device,)
+    if backend == Backend.openvino:
+        return OpenVinoPredictor(*files, *given)
+    return OnnxPredictor(*files, given) if given else OnnxPredictor(*files)
+
+
+def parse_point(text: str) -> tuple[float, float, int]:
     x, y, label = (*_parse_numbers(text, "--point", "X,Y or X,Y,LABEL", (2, 3)), 1.0)[:3]
     if label not in (0, 1):
         raise typer.BadParameter(
@@ -114,7 +159,7 @@ def _parse_point(text: str) -> tuple[float, float, int]:
     return x, y, int(label)
 
 
-def _parse_box(text: str) -> list[float]:
+def parse_box(text: str) -> list[float]:
     return _parse_numbers(text, "--box", "X0,Y0,X1,Y1", (4,))
 
 

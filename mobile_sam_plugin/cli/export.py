@@ -1,0 +1,85 @@
+"""``mobile-sam export``: the model as two ONNX files."""
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .inputs import Checkpoint, load_model
+
+# In a checkout; what is installed has none.
+_PHOTOGRAPHS = Path(__file__).parents[2] / "examples" / "images"
+
+
+class Precision(str, Enum):
+    """What the files compute in."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+    int8 = "int8"
+
+
+def export(
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", file_okay=False, help="Where to write the two files.")
+    ],
+    precision: Annotated[
+        Precision,
+        typer.Option(help="int8: the encoder in 8 bits, calibrated on the photographs."),
+    ] = Precision.fp32,
+    opset: Annotated[int, typer.Option(min=17, max=20, help="Of ONNX.")] = 18,
+    with_preprocessing: Annotated[
+        bool,
+        typer.Option(
+            "--with-preprocessing",
+            help="Let the encoder take a picture, H x W x 3 uint8, not a 1 x 3 x 1024 x 1024 "
+            "float image.",
+        ),
+    ] = False,
+    photographs: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            exists=True,
+            file_okay=False,
+            help="Photographs to check the files on, and to calibrate int8 by.",
+            show_default="examples/images of a checkout",
+        ),
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Write the files even where their masks are unlike those of torch."
+        ),
+    ] = False,
+    checkpoint: Checkpoint = None,
+) -> None:
+    """Export MobileSAM to ONNX, for machines without torch.
+
+    Writes mobile_sam_encoder.onnx and mobile_sam_decoder.onnx, and prints how they compare with
+    torch on a photograph. The decoder's inputs and outputs are those of SAM's own export.
+    """
+    if photographs is None and not _PHOTOGRAPHS.is_dir():
+        raise typer.BadParameter("name a folder of photographs", param_hint="--photographs")
+
+    from ..deploy import export as export_model
+    from ..distill.data import list_images
+
+    paths = list_images(photographs or _PHOTOGRAPHS)
+    encoder, decoder = export_model(
+        load_model(checkpoint, "cpu"),
+        out,
+        paths,
+        precision.value,
+        opset,
+        with_preprocessing,
+        force,
+    )
+    for found, value in ((encoder, "embeddings"), (decoder, "low-res logits")):
+        typer.echo(
+            f"{found.path}  {found.megabytes:.1f} MB  {value} within "
+            f"{found.largest_difference:.2g} of torch  {found.seconds:.3f} s "
+            f"(torch {found.torch_seconds:.3f} s)"
+        )
+    typer.echo(f"mask IoU with torch {encoder.mask_iou:.4f}")

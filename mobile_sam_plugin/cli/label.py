@@ -1,0 +1,124 @@
+"""``mobile-sam label`` and ``mobile-sam search``: everything mode's masks, compared with texts."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .inputs import Checkpoint, Device, ImageFile, Out, load_model
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ..integrations.instances import Instances
+    from ..integrations.semantic_segment_anything import SemanticMobileSam
+
+Classifier = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="A CLIP model of transformers: a repository on the Hub or a folder.",
+        show_default="openai/clip-vit-base-patch32",
+    ),
+]
+PointsPerSide = Annotated[int, typer.Option(min=1, help="As of mobile-sam everything.")]
+Threshold = Annotated[float, typer.Option(help="As of mobile-sam everything.")]
+
+
+def label(
+    image: ImageFile,
+    classes: Annotated[
+        str,
+        typer.Option(metavar="NAME,NAME,...", help='What there may be: "cup, spoon, table".'),
+    ],
+    out: Out,
+    classifier: Classifier = None,
+    points_per_side: PointsPerSide = 32,
+    pred_iou_thresh: Threshold = 0.88,
+    stability_score_thresh: Threshold = 0.95,
+    checkpoint: Checkpoint = None,
+    device: Device = "auto",
+) -> None:
+    """Segment everything in an image, and name each mask.
+
+    Writes into DIR/<name of the image>/: a PNG a mask, overlay.png with masks and names,
+    instances.json, a COCO data set, semantic_map.png, whose values are the places in the list of
+    classes, 0 for none of them, and legend.png, the map over the image with the names.
+    """
+    names = classes.split(",")
+    if not all(name.strip() for name in names):
+        raise typer.BadParameter(f"there is an empty name in {classes!r}", param_hint="--classes")
+    options = points_per_side, pred_iou_thresh, stability_score_thresh
+    semantic, pixels, masks = _segment(image, classifier, options, checkpoint, device)
+    _write(semantic.predict(pixels, names, masks), out / image.stem, options)
+
+
+def search(
+    image: ImageFile,
+    text: Annotated[
+        str, typer.Argument(metavar="TEXT", help='What to look for: "a cup with a blue rim".')
+    ],
+    out: Out,
+    limit: Annotated[int, typer.Option(min=1, help="How many masks at most.")] = 5,
+    classifier: Classifier = None,
+    points_per_side: PointsPerSide = 32,
+    pred_iou_thresh: Threshold = 0.88,
+    stability_score_thresh: Threshold = 0.95,
+    checkpoint: Checkpoint = None,
+    device: Device = "auto",
+) -> None:
+    """Segment everything in an image, and find the masks that fit a sentence best.
+
+    Writes into DIR/<name of the image>/: a PNG a mask, the best first, overlay.png, and
+    instances.json, a COCO data set. The scores are the probabilities among all masks.
+    """
+    if not text.strip():
+        raise typer.BadParameter("the text is empty", param_hint="TEXT")
+    options = points_per_side, pred_iou_thresh, stability_score_thresh
+    semantic, pixels, masks = _segment(image, classifier, options, checkpoint, device)
+    _write(semantic.search(pixels, text, masks, limit), out / image.stem, options)
+
+
+def _segment(
+    image: Path,
+    classifier: str | None,
+    options: tuple[int, float, float],
+    checkpoint: str | None,
+    device: str,
+) -> "tuple[SemanticMobileSam, NDArray[np.uint8], NDArray[np.bool_]]":
+    """The pipeline, the image and the masks of everything in it."""
+    from tqdm import tqdm
+
+    from ..inputs import load_image
+    from ..integrations.semantic_segment_anything import DEFAULT_CLASSIFIER, SemanticMobileSam
+
+    pixels = load_image(image)
+    points_per_side, pred_iou_thresh, stability_score_thresh = options
+    semantic = SemanticMobileSam(
+        load_model(checkpoint, device),
+        classifier or DEFAULT_CLASSIFIER,
+        points_per_side=points_per_side,
+        pred_iou_thresh=pred_iou_thresh,
+        stability_score_thresh=stability_score_thresh,
+    )
+    with tqdm(total=points_per_side**2, unit="click", disable=None) as bar:
+        masks = semantic.segment(pixels, lambda done, _: _advance(bar, done))
+    return semantic, pixels, masks
+
+
+def _advance(bar: Any, done: int) -> None:
+    bar.update(done - bar.n)
+
+
+def _write(objects: "Instances", folder: Path, options: tuple[int, float, float]) -> None:
+    paths = objects.save(folder)
+    for path, name, score in zip(paths, objects.labels, objects.scores, strict=False):
+        typer.echo(f"{path}  {name}  score {score:.3f}")
+    if not len(objects):
+        typer.echo(
+            f"no mask passed: lower --pred-iou-thresh ({options[1]}) or "
+            f"--stability-score-thresh ({options[2]})"
+        )
+    for path in paths[len(objects) :]:
+        typer.echo(path)

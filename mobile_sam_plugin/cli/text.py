@@ -1,0 +1,56 @@
+"""``mobile-sam text``: the objects that a text names."""
+
+from typing import Annotated
+
+import typer
+
+from .inputs import Checkpoint, Detector, Device, ImageFile, Out, load_model
+
+
+def text(
+    image: ImageFile,
+    prompts: Annotated[
+        str,
+        typer.Argument(
+            metavar="TEXT",
+            help='What to find, with full stops between several things: "a dog. the red car."',
+        ),
+    ],
+    out: Out,
+    detector: Detector = None,
+    box_threshold: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Drop objects of a lower score; for OWLv2 try 0.1."),
+    ] = 0.25,
+    text_threshold: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Leave words of a lower score out of labels."),
+    ] = 0.25,
+    nms_threshold: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, help="Box IoU from which on two objects of a class are duplicates."
+        ),
+    ] = 0.8,
+    checkpoint: Checkpoint = None,
+    device: Device = "auto",
+) -> None:
+    """Segment what a text names, as Grounded-SAM.
+
+    Writes into DIR/<name of the image>/: a PNG a mask, overlay.png with masks, boxes and labels,
+    and instances.json, a COCO data set.
+    """
+    from ..inputs import load_image
+    from ..integrations.grounded_sam import DEFAULT_DETECTOR, GroundedMobileSam, split_prompts
+
+    phrases = split_prompts(prompts)
+    pixels = load_image(image)
+    grounded = GroundedMobileSam(load_model(checkpoint, device), detector or DEFAULT_DETECTOR)
+    objects = grounded.predict(pixels, phrases, box_threshold, text_threshold, nms_threshold)
+    paths = objects.save(out / image.stem)
+    for path, label, score in zip(paths, objects.labels, objects.scores, strict=False):
+        typer.echo(f"{path}  {label}  score {score:.3f}")
+    if not len(objects):
+        typer.echo(f"nothing was found: lower --box-threshold ({box_threshold})")
+    for path in paths[len(objects) :]:
+        typer.echo(path)

@@ -1,0 +1,143 @@
+"""``mobile-sam track``: objects followed through a video."""
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .inputs import Checkpoint, Detector, Device, find_device, load_model
+from .segment import parse_box, parse_point
+
+if TYPE_CHECKING:
+    from ..integrations.track_anything import TrackAnything
+
+
+def track(
+    video: Annotated[
+        Path,
+        typer.Argument(
+            metavar="VIDEO", exists=True, help="A file that OpenCV decodes, or a folder of frames."
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR", file_okay=False, help="Where to write: a folder named after the video."
+        ),
+    ],
+    point: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="X,Y[,LABEL]",
+            help="A click in the first frame, in pixels: on the object (LABEL 1, the default) or "
+            "on the background (0). Several of them tell of one object.",
+        ),
+    ] = None,
+    box: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="X0,Y0,X1,Y1",
+            help="A box around an object, in pixels. Several of them tell of an object each.",
+        ),
+    ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WORDS",
+            help="What the objects are, for example 'a dog. a red car.'; all found.",
+        ),
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--everything", help="All objects that everything mode finds.")
+    ] = False,
+    find_every: Annotated[
+        int,
+        typer.Option(
+            metavar="N", min=0, help="Look for new objects every N frames; 0: in the first only."
+        ),
+    ] = 0,
+    first_frame: Annotated[
+        int,
+        typer.Option(metavar="N", min=0, help="The frame to begin at; those before are left out."),
+    ] = 0,
+    propagator: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="What carries masks on: a video model of transformers, on the Hub or in a folder, "
+            "such as yonigozlan/EdgeTAM-hf or facebook/sam2.1-hiera-tiny.",
+            show_default="optical flow",
+        ),
+    ] = None,
+    detector: Detector = None,
+    checkpoint: Checkpoint = None,
+    device: Device = "auto",
+) -> None:
+    """Follow objects through a video, as Track-Anything and Segment-and-Track-Anything.
+
+    Writes into DIR/<name of the video>/: masks/, a PNG of object ids a frame; tracks.csv with boxes
+    and areas; tracks.json in the format of YouTube-VIS; and overlay.mp4.
+
+    The same command takes a run up that was interrupted.
+    """
+    given = {
+        "--point": point,
+        "--box": box,
+        "--text": text is not None,
+        "--everything": everything,
+    }
+    chosen = [name for name, value in given.items() if value]
+    if len(chosen) != 1:
+        raise typer.BadParameter(
+            f"give one of --point, --box, --text and --everything, not {' and '.join(chosen)}"
+            if chosen
+            else "give --point, --box, --text or --everything, so that it is known what to follow"
+        )
+    if find_every and (point or box):
+        raise typer.BadParameter("--find-every goes with --text or --everything, which find")
+    clicks = [parse_point(click) for click in point or []]
+    boxes = [parse_box(corners) for corners in box or []]
+
+    from ..integrations.grounded_sam import DEFAULT_DETECTOR, GroundedMobileSam, split_prompts
+    from ..integrations.propagators import TransformersPropagator
+    from ..integrations.track_anything import TrackAnything, find_everything, track_video
+    from ..integrations.video import Video
+
+    phrases = None if text is None else split_prompts(text)
+    source = Video(video)
+    model = load_model(checkpoint, device)
+    find = None
+    if phrases is not None:
+        grounded = GroundedMobileSam(model, detector or DEFAULT_DETECTOR)
+        find = partial(grounded.predict, prompts=phrases)
+    elif everything:
+        find = find_everything(model)
+    tracker = TrackAnything(
+        model,
+        None if propagator is None else TransformersPropagator(propagator, find_device(device)),
+        find,
+        find_every,
+    )
+
+    def choose(tracker: "TrackAnything") -> None:
+        if clicks:
+            tracker.add_object([click[:2] for click in clicks], [click[2] for click in clicks])
+        for corners in boxes:
+            tracker.add_object(box=corners)
+
+    folder = out / source.name
+    settings = {
+        "point": point,
+        "box": box,
+        "text": text,
+        "everything": everything,
+        "find_every": find_every,
+        "propagator": propagator,
+        "detector": detector,
+        "checkpoint": checkpoint,
+    }
+    objects = track_video(tracker, source, folder, {first_frame: choose}, first_frame, settings)
+    typer.echo(f"{folder / 'tracks.json'}  {len(objects)} object{'s'[: len(objects) != 1]}")
+    for name in ("tracks.csv", "overlay.mp4", "masks"):
+        typer.echo(folder / name)

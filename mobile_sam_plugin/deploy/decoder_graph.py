@@ -1,0 +1,195 @@
+"""SAM's decoder as one graph: upstream's ``SamOnnxModel`` with about half of the arithmetic.
+
+The image tokens are never projected. A score is ``(W_q t) . (W_k x) = (W_k^T W_q t) . x``, so the
+few prompt tokens are projected into image space; attention weights sum to one, so the projections
+of values and outputs move to the prompt tokens, too. See ``mobile_sam_plugin.model.mask_decoder``,
+which does the same in torch, in place and with what is known of an image kept, as a graph cannot.
+
+In shapes, B is prompts, N points, T tokens, P pixels, C channels, H heads, D channels a head, and
+M masks a prompt.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from segment_anything.modeling import Sam
+from segment_anything.modeling.transformer import Attention
+from segment_anything.utils.onnx import SamOnnxModel
+from torch import Tensor, nn
+
+
+class DecoderGraph(SamOnnxModel):
+    """Prompt encoder, mask decoder and upscaling of a SAM; inputs and outputs are upstream's.
+
+    Unlike upstream's it takes several prompts at once, and its sizes do not freeze when traced.
+    """
+
+    def __init__(self, sam: Sam) -> None:
+        super().__init__(sam, return_single_mask=False)
+        positions = sam.prompt_encoder.get_dense_pe().flatten(2).transpose(1, 2)
+        self.register_buffer("positions", positions.detach().contiguous())  # (1, P, C)
+
+    @torch.no_grad()
+    def forward(
+        self,
+        image_embeddings: Tensor,
+        point_coords: Tensor,
+        point_labels: Tensor,
+        mask_input: Tensor,
+        has_mask_input: Tensor,
+        orig_im_size: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Decodes prompts.
+
+        Args:
+            image_embeddings: (1, C, h, w) float32.
+            point_coords: (B, N, 2) float32, XY in the frame of the resized image.
+            point_labels: (B, N) float32: 1 object, 0 background, -1 padding, 2 and 3 the top left
+                and bottom right corner of a box.
+            mask_input: (1 or B, 1, 4h, 4w) float32, low-res logits.
+            has_mask_input: (1,) float32, 0 if mask_input is to be ignored, else 1.
+            orig_im_size: (2,) float32, height and width of the image in pixels.
+
+        Returns:
+            Logits (B, M, height, width) of all mask tokens, the first of which is for unambiguous
+            prompts; their predicted IoU (B, M); low-res logits (B, M, 4h, 4w).
+        """
+        low_res_masks, scores = self.decode(
+            image_embeddings, point_coords, point_labels, mask_input, has_mask_input
+        )
+        return self.mask_postprocessing(low_res_masks, orig_im_size), scores, low_res_masks
+
+    def decode(
+        self,
+        image_embeddings: Tensor,
+        point_coords: Tensor,
+        point_labels: Tensor,
+        mask_input: Tensor,
+        has_mask_input: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """As :meth:`forward`, without the upscaling: low-res logits and predicted IoU."""
+        decoder = self.mask_decoder
+        transformer = decoder.transformer
+        sparse = self._embed_points(point_coords, point_labels)
+        dense = self._embed_masks(mask_input, has_mask_input)
+        pixels = (image_embeddings + dense).flatten(2).transpose(1, 2)
+        output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+        output_tokens = output_tokens.unsqueeze(0).expand(sparse.shape[0], -1, -1)
+        prompts = tokens = torch.cat([output_tokens, sparse], dim=1)
+        for layer in transformer.layers:
+            if layer.skip_first_layer_pe:
+                tokens = layer.self_attn(q=tokens, k=tokens, v=tokens)
+            else:
+                placed = tokens + prompts
+                tokens = tokens + layer.self_attn(q=placed, k=placed, v=tokens)
+            tokens = layer.norm1(tokens)
+            placed_pixels = pixels + self.positions
+            attended = _attend_to_pixels(
+                layer.cross_attn_token_to_image, tokens + prompts, placed_pixels, pixels
+            )
+            tokens = layer.norm2(tokens + attended)
+            tokens = layer.norm3(tokens + layer.mlp(tokens))
+            attended = _pixels_attend(
+                layer.cross_attn_image_to_token, placed_pixels, tokens + prompts, tokens
+            )
+            pixels = layer.norm4(pixels + attended)
+        attended = _attend_to_pixels(
+            transformer.final_attn_token_to_image,
+            tokens + prompts,
+            pixels + self.positions,
+            pixels,
+        )
+        tokens = transformer.norm_final_attn(tokens + attended)
+        scores = decoder.iou_prediction_head(tokens[:, 0])
+        weights = torch.stack(
+            [
+                network(tokens[:, 1 + index])
+                for index, network in enumerate(decoder.output_hypernetworks_mlps)
+            ],
+            dim=1,
+        )
+        size = image_embeddings.shape[-2:]
+        return _upscale(decoder.output_upscaling, pixels, weights, size), scores
+
+    def mask_postprocessing(self, masks: Tensor, orig_im_size: Tensor) -> Tensor:
+        """As upstream's, where ``int()`` makes constants of the sizes of the traced image."""
+        model_size = (self.img_size, self.img_size)
+        masks = F.interpolate(masks, size=model_size, mode="bilinear", align_corners=False)
+        input_size = self.resize_longest_image_size(orig_im_size, self.img_size)
+        masks = masks[..., : input_size[0], : input_size[1]]
+        # Tensors, which stay dynamic where torch traces.
+        size: Any = tuple(orig_im_size.to(torch.int64).unbind())
+        return F.interpolate(masks, size=size, mode="bilinear", align_corners=False)
+
+
+def _attend_to_pixels(
+    attention: Attention, tokens: Tensor, placed_pixels: Tensor, pixels: Tensor
+) -> Tensor:
+    """Token-to-image attention of tokens (B, T, C) to pixels (1 or B, P, C): (B, T, C)."""
+    queries = _by_head(attention, attention.q_proj(tokens)) @ _weights(attention, attention.k_proj)
+    queries = queries.flatten(1, 2) / math.sqrt(_head_size(attention))
+    # A key's bias adds a constant to all scores of a query, which softmax ignores.
+    weights = torch.softmax(queries @ placed_pixels.transpose(1, 2), dim=-1)
+    seen = (weights @ pixels).unflatten(1, (attention.num_heads, -1))
+    seen = seen @ _weights(attention, attention.v_proj).transpose(1, 2)
+    output: Tensor = attention.out_proj(seen.transpose(1, 2).flatten(2) + attention.v_proj.bias)
+    return output
+
+
+def _pixels_attend(
+    attention: Attention, placed_pixels: Tensor, placed_tokens: Tensor, tokens: Tensor
+) -> Tensor:
+    """Image-to-token attention of pixels (1 or B, P, C) to tokens (B, T, C): (B, P, C)."""
+    keys = _by_head(attention, attention.k_proj(placed_tokens))
+    keys = keys / math.sqrt(_head_size(attention))
+    bias = keys @ attention.q_proj.bias.unflatten(0, (attention.num_heads, -1)).unsqueeze(2)
+    keys = keys @ _weights(attention, attention.q_proj)
+    scores = placed_pixels @ keys.flatten(1, 2).transpose(1, 2) + bias.flatten(1).unsqueeze(1)
+    weights = torch.softmax(scores.unflatten(2, (attention.num_heads, -1)), dim=-1).flatten(2)
+    # What a head of a token adds to a pixel that attends to it alone. A pixel's weights sum to one
+    # in each head, so the heads bring the output's bias together.
+    output = attention.out_proj
+    by_head = output.weight.t().unflatten(0, (attention.num_heads, -1))
+    added = _by_head(attention, attention.v_proj(tokens)) @ by_head
+    return weights @ (added + output.bias / attention.num_heads).flatten(1, 2)
+
+
+def _by_head(attention: Attention, projected: Tensor) -> Tensor:
+    """Splits (B, T, H D) into (B, H, T, D)."""
+    return projected.unflatten(2, (attention.num_heads, -1)).transpose(1, 2)
+
+
+def _weights(attention: Attention, projection: nn.Linear) -> Tensor:
+    """A projection's weight as (H, D, C)."""
+    return projection.weight.unflatten(0, (attention.num_heads, -1))
+
+
+def _head_size(attention: Attention) -> int:
+    size: int = attention.internal_dim // attention.num_heads
+    return size
+
+
+def _upscale(layers: nn.Sequential, pixels: Tensor, weights: Tensor, size: torch.Size) -> Tensor:
+    """Upscales pixels (B, P, C) four times, and weighs their channels with (B, M, C / 8).
+
+    A transposed convolution whose stride is its kernel's size is a matrix product, in which every
+    pixel becomes the places of the kernel.
+    """
+    parts: Iterable[Any] = layers
+    first, norm, first_activation, second, second_activation = parts
+    x = (pixels @ _as_matrix(first)).unflatten(2, (4, -1)) + first.bias
+    x = first_activation(F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps))
+    x = second_activation((x @ _as_matrix(second)).unflatten(3, (4, -1)) + second.bias)
+    logits = weights @ x.flatten(1, 3).transpose(1, 2)
+    height, width = size
+    # Both kernels split rows and columns in two.
+    logits = logits.unflatten(2, (height, width, 2, 2, 2, 2))
+    return logits.permute(0, 1, 2, 4, 6, 3, 5, 7).flatten(5, 7).flatten(2, 4)
+
+
+def _as_matrix(convolution: nn.ConvTranspose2d) -> Tensor:
+    """A kernel (in, out, 2, 2) as (in, 2 * 2 * out)."""
+    return convolution.weight.permute(0, 2, 3, 1).flatten(1)

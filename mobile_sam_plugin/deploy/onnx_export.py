@@ -1,0 +1,352 @@
+"""A SAM as two ONNX files, checked against torch before they get their names."""
+
+import os
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from segment_anything.modeling import Sam
+from torch import Tensor, nn
+
+from ..inputs import PIXEL_MEAN, PIXEL_STD, load_image
+from ..predictor import SamPredictor, eval_mode
+from .decoder_graph import DecoderGraph
+from .predictor import OnnxPredictor, preprocess
+
+try:
+    import onnx
+    import onnx.compose
+    import onnx.parser
+    import onnxruntime  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        f"export needs {error.name}: pip install 'mobile-sam-plugin[onnx]'"
+    ) from error
+
+ENCODER_FILE = "mobile_sam_encoder.onnx"
+DECODER_FILE = "mobile_sam_decoder.onnx"
+PRECISIONS = ("fp32", "fp16", "int8")
+MINIMUM_IOU = 0.90
+
+# What SamPredictor.set_image and Sam.preprocess do: Pillow's antialiased resizing, which rounds to
+# whole numbers, then normalising and padding.
+_PREPROCESSING = """
+<ir_version: 8, opset_import: ["" : {opset}]>
+preprocessing (uint8[height, width, 3] picture) => (float[1, 3, {size}, {size}] normalised)
+<float[1, 3, 1, 1] mean = {{{mean}}}, float[1, 3, 1, 1] std = {{{std}}},
+ int64[1] zero = {{0}}, int64[1] two = {{2}}, int64[2] batch = {{1, 3}},
+ int64[6] before = {{0, 0, 0, 0, 0, 0}}, int64[2] whole = {{{size}, {size}}},
+ double long_side = {{{size}}}, double half = {{0.5}}>
+{{
+    shape = Shape (picture)
+    sides = Slice (shape, zero, two)
+    real_sides = Cast <to = 11> (sides)
+    longest = ReduceMax <keepdims = 0> (real_sides)
+    scale = Div (long_side, longest)
+    scaled = Mul (real_sides, scale)
+    shifted = Add (scaled, half)
+    rounded = Floor (shifted)
+    resized_sides = Cast <to = 7> (rounded)
+    channels_first = Transpose <perm = [2, 0, 1]> (picture)
+    batched = Unsqueeze (channels_first, zero)
+    sizes = Concat <axis = 0> (batch, resized_sides)
+    resized = Resize <mode = "linear", antialias = 1> (batched, , , sizes)
+    values = Cast <to = 1> (resized)
+    centred = Sub (values, mean)
+    scaled_values = Div (centred, std)
+    missing = Sub (whole, resized_sides)
+    pads = Concat <axis = 0> (before, missing)
+    normalised = Pad (scaled_values, pads)
+}}
+"""
+
+
+@dataclass(frozen=True)
+class Export:
+    """One of the two files, and how it compares with torch on a photograph.
+
+    Attributes:
+        path: the file.
+        megabytes: its size, in 10^6 bytes.
+        largest_difference: of the embeddings, or of the decoder's low-res logits for the same
+            embeddings, anywhere on the photograph.
+        seconds: what ``set_image`` or a click takes in onnxruntime on this machine's CPU.
+        torch_seconds: what it takes in torch.
+        mask_iou: of the masks that both files together make, beside those of the model in torch;
+            the mean over clicks all over the photographs.
+    """
+
+    path: Path
+    megabytes: float
+    largest_difference: float
+    seconds: float
+    torch_seconds: float
+    mask_iou: float
+
+
+def export(
+    sam: Sam,
+    folder: str | os.PathLike[str],
+    photographs: Sequence[str | os.PathLike[str]],
+    precision: str = "fp32",
+    opset: int = 18,
+    with_preprocessing: bool = False,
+    force: bool = False,
+) -> list[Export]:
+    """Writes ``mobile_sam_encoder.onnx`` and ``mobile_sam_decoder.onnx``, if they prove right.
+
+    The decoder takes and gives what upstream's ``SamOnnxModel`` does, for any number of prompts and
+    of points. The encoder takes the preprocessed image, (1, 3, 1024, 1024) float32.
+
+    Args:
+        sam: the model, in float32 on the CPU.
+        folder: is made if need be; files of these names in it are replaced.
+        photographs: image files. The files are checked on the first; in int8 the encoder is
+            calibrated, and checked, on all.
+        precision: ``"fp32"``; ``"fp16"``, weights and arithmetic of both in half precision, inputs
+            and outputs in float32; or ``"int8"``, the encoder's matrix products and convolutions in
+            8 bits, the decoder in float32.
+        opset: of ONNX, 17 to 20.
+        with_preprocessing: the encoder takes a picture, (H, W, 3) uint8 RGB, in place of that.
+        force: write the files even where their masks are unlike those of torch.
+
+    Returns:
+        The encoder's and the decoder's figures.
+
+    Raises:
+        ImportError: onnx or onnxruntime is not installed.
+        FileNotFoundError: there is no such photograph.
+        ValueError: an unknown precision, an opset that cannot be written or has no antialiasing
+            where preprocessing is wanted, no photograph, a model in another precision; or masks of
+            an IoU below 0.9 with those of torch.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+    if not 17 <= opset <= 20:
+        raise ValueError(f"opset must be 17 to 20, not {opset}")
+    if with_preprocessing and opset < 18:
+        raise ValueError(f"preprocessing needs opset 18 or later, not {opset}")
+    if not photographs:
+        raise ValueError("name at least one photograph to check the files on")
+    weight = next(sam.parameters())
+    if weight.dtype != torch.float32 or weight.device.type != "cpu":
+        raise ValueError(
+            f"the model must be in float32 on the CPU, not {weight.dtype} on {weight.device}"
+        )
+    needed = photographs if precision == "int8" else photographs[:1]
+    pictures = [load_image(photograph) for photograph in needed]
+    os.makedirs(folder, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as name, eval_mode(sam):
+        encoder, decoder = Path(name, ENCODER_FILE), Path(name, DECODER_FILE)
+        _write_encoder(sam, encoder, opset)
+        _write_decoder(sam, decoder, opset)
+        if precision == "int8":
+            _quantise(encoder, [preprocess(each, _size(sam)) for each in pictures])
+        elif precision == "fp16":
+            for path in (encoder, decoder):
+                _halve(path)
+        if with_preprocessing:
+            _add_preprocessing(encoder, _size(sam), opset)
+        found = _compare(sam, encoder, decoder, pictures)
+        if not found[0].mask_iou >= MINIMUM_IOU and not force:
+            raise ValueError(
+                f"in {precision} the masks have an IoU of {found[0].mask_iou:.3f} with those of "
+                f"torch, below {MINIMUM_IOU}: nothing was written; force it, or choose another "
+                "precision"
+            )
+        for path in (encoder, decoder):
+            os.replace(path, Path(folder, path.name))
+    return [replace(each, path=Path(folder, each.path.name)) for each in found]
+
+
+def _size(sam: Sam) -> int:
+    size: int = sam.image_encoder.img_size
+    return size
+
+
+def _write_encoder(sam: Sam, path: Path, opset: int) -> None:
+    image = torch.zeros(1, 3, _size(sam), _size(sam))
+    _trace(sam.image_encoder, (image,), path, opset, ["input_image"], ["image_embeddings"], {})
+
+
+def _write_decoder(sam: Sam, path: Path, opset: int) -> None:
+    prompts = {0: "prompts"}
+    points = {0: "prompts", 1: "points"}
+    _trace(
+        DecoderGraph(sam).eval(),
+        tuple(_decoder_inputs(sam, prompts=2, points=3).values()),
+        path,
+        opset,
+        list(_decoder_inputs(sam, 1, 1)),
+        ["masks", "iou_predictions", "low_res_masks"],
+        {
+            "point_coords": points,
+            "point_labels": points,
+            "mask_input": {0: "mask_prompts"},
+            "masks": {**prompts, 2: "height", 3: "width"},
+            "iou_predictions": prompts,
+            "low_res_masks": prompts,
+        },
+    )
+
+
+def _decoder_inputs(sam: Sam, prompts: int, points: int) -> dict[str, Tensor]:
+    """Inputs of the decoder's graph, by their names; the image is 600 x 400 pixels."""
+    side = _size(sam) // 16
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "image_embeddings": torch.randn(1, 256, side, side, generator=generator),
+        "point_coords": torch.rand(prompts, points, 2, generator=generator) * _size(sam),
+        "point_labels": torch.ones(prompts, points),
+        "mask_input": torch.zeros(1, 1, 4 * side, 4 * side),
+        "has_mask_input": torch.zeros(1),
+        "orig_im_size": torch.tensor([400.0, 600.0]),
+    }
+
+
+def _trace(
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    path: Path,
+    opset: int,
+    input_names: list[str],
+    output_names: list[str],
+    dynamic_axes: dict[str, dict[int, str]],
+) -> None:
+    # The exporter by tracing: torch.export's gives mask prompts and prompts one number, and a
+    # larger encoder, and before torch 2.6 it knows none of these modules.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module,
+            inputs,
+            str(path),
+            input_names=input_names,
+            output_names=output_names,
+            dynamic_axes=dynamic_axes,
+            opset_version=opset,
+            dynamo=False,
+        )
+
+
+def _add_preprocessing(path: Path, size: int, opset: int) -> None:
+    mean, std = (", ".join(map(str, values)) for values in (PIXEL_MEAN, PIXEL_STD))
+    encoder = onnx.load(path)
+    before = onnx.parser.parse_model(
+        _PREPROCESSING.format(opset=opset, size=size, mean=mean, std=std)
+    )
+    before.ir_version = encoder.ir_version
+    # Quantising adds a domain of its own, and both must know it.
+    del before.opset_import[:]
+    before.opset_import.extend(encoder.opset_import)
+    io_map = [("normalised", encoder.graph.input[0].name)]
+    onnx.save(onnx.compose.merge_models(before, encoder, io_map), path)
+
+
+def _halve(path: Path) -> None:
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    onnx.save(convert_float_to_float16(onnx.load(path), keep_io_types=True), path)
+
+
+class _Calibration:
+    """What onnxruntime reads images from: a dict of inputs each time, then None."""
+
+    def __init__(self, images: Iterable[NDArray[np.float32]]) -> None:
+        self._images = iter(images)
+
+    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+        image = next(self._images, None)
+        return None if image is None else {"input_image": image}
+
+
+def _quantise(path: Path, images: Sequence[NDArray[np.float32]]) -> None:
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    prepared = path.with_suffix(".prepared")
+    # onnxruntime's optimisations would write matrix products as Gemm, and look up attention biases.
+    quant_pre_process(str(path), str(prepared), skip_optimization=True, skip_symbolic_shape=True)
+    quantize_static(
+        str(prepared),
+        str(path),
+        _Calibration(images),
+        quant_format=QuantFormat.QDQ,
+        op_types_to_quantize=["Conv", "MatMul"],
+        per_channel=True,
+        # 7 bits: processors without VNNI add pairs of products of 8 bits with saturation.
+        reduce_range=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        # Queries, keys and attention weights suffer more in 8 bits than there is to gain.
+        extra_options={"MatMulConstBOnly": True},
+    )
+    prepared.unlink()
+
+
+def _compare(
+    sam: Sam, encoder: Path, decoder: Path, pictures: Sequence[NDArray[np.uint8]]
+) -> list[Export]:
+    """The figures of both files: of the first picture, but the masks of all."""
+    ours, theirs = OnnxPredictor(encoder, decoder), SamPredictor(sam)
+    overlaps = []
+    for picture in pictures:
+        ours.set_image(picture)
+        theirs.set_image(picture)
+        overlaps += _mask_overlaps(ours, theirs, _clicks(picture))
+    mask_iou = float(np.mean(overlaps))
+
+    picture, click = pictures[0], _clicks(pictures[0])[:1]
+    seconds, torch_seconds = (_time(partial(each.set_image, picture)) for each in (ours, theirs))
+    embedding = theirs.get_image_embedding().numpy()
+    difference = float(np.abs(ours.features - embedding).max())
+    found = [Export(encoder, _megabytes(encoder), difference, seconds, torch_seconds, mask_iou)]
+
+    ours.features = embedding  # so that the decoders are given the same
+    seconds, torch_seconds = (_time(partial(each.predict, click, [1])) for each in (ours, theirs))
+    (_, _, logits), (_, _, expected) = (each.predict(click, [1]) for each in (ours, theirs))
+    difference = float(np.abs(logits - expected).max())
+    size = _megabytes(decoder)
+    return [*found, Export(decoder, size, difference, seconds, torch_seconds, mask_iou)]
+
+
+def _clicks(picture: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Clicks all over a picture, (9, 2), XY in pixels, the middle first."""
+    places = sorted(product((0.25, 0.5, 0.75), repeat=2), key=lambda place: place != (0.5, 0.5))
+    return np.array(places) * picture.shape[1::-1]
+
+
+def _mask_overlaps(
+    ours: OnnxPredictor, theirs: SamPredictor, clicks: NDArray[np.float64]
+) -> list[float]:
+    """The IoU of each mask of each click with torch's, at the decoder's resolution."""
+    overlaps = []
+    for click in clicks:
+        masks, others = (each.predict(click[None], [1])[2] > 0 for each in (ours, theirs))
+        for mask, other in zip(masks, others, strict=True):
+            union = np.count_nonzero(mask | other)
+            overlaps.append(np.count_nonzero(mask & other) / union if union else 1.0)
+    return overlaps
+
+
+def _time(work: Callable[[], object]) -> float:
+    """Seconds of one run; the median of three, after those that have warmed up."""
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def _megabytes(path: Path) -> float:
+    return path.stat().st_size / 1e6

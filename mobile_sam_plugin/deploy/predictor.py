@@ -1,0 +1,552 @@
+"""``SamPredictor`` on exported ONNX files: onnxruntime or OpenVINO, and numpy; no torch."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+
+from ..inputs import (
+    PIXEL_MEAN,
+    PIXEL_STD,
+    as_finite,
+    as_pixels,
+    check_box,
+    check_mask,
+    check_points,
+    input_size,
+)
+from ..mask_postprocessing import FloatArray, MaskUpscaler
+
+MASK_THRESHOLD = 0.0
+
+_DECODER_INPUTS = {
+    "image_embeddings",
+    "point_coords",
+    "point_labels",
+    "mask_input",
+    "has_mask_input",
+    "orig_im_size",
+}
+# More at once take more memory and are no faster.
+_PROMPTS_AT_ONCE = 4
+
+_upscaler = lru_cache(maxsize=8)(MaskUpscaler)
+
+
+class Tensor(NamedTuple):
+    """What a graph says of an input or output."""
+
+    shape: tuple[int | str | None, ...]
+    dtype: str  # as of numpy, such as "float32"
+
+
+class Runtime(Protocol):
+    """A loaded graph."""
+
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """Computes the named outputs, in their order."""
+
+
+class OnnxPredictor:
+    """Segments one image by clicks, boxes and masks: ``SamPredictor`` without torch.
+
+    Same results as :class:`~mobile_sam_plugin.SamPredictor` up to rounding, from the two files that
+    :func:`~mobile_sam_plugin.deploy.export` writes. Neither importing nor running it imports torch.
+
+    Attributes:
+        is_image_set: whether :meth:`predict` can be called.
+        original_size: (H, W) of the image that is set, in pixels.
+        input_size: (h, w) to which it was resized.
+        features: its embedding, (1, 256, 64, 64) float32.
+
+    Example:
+        >>> predictor = OnnxPredictor("mobile_sam_encoder.onnx", "mobile_sam_decoder.onnx")
+        >>> predictor.set_image(Image.open("dog.jpg"))
+        >>> masks, scores, logits = predictor.predict([[320, 240]], [1])
+    """
+
+    def __init__(
+        self,
+        encoder: str | os.PathLike[str],
+        decoder: str | os.PathLike[str],
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+    ) -> None:
+        """Loads the two files.
+
+        Args:
+            encoder: path of the image encoder, with or without preprocessing in it.
+            decoder: path of the prompt encoder and mask decoder.
+            providers: onnxruntime's execution providers, the preferred one first.
+
+        Raises:
+            ImportError: onnxruntime is not installed.
+            FileNotFoundError: there is no such file.
+            ValueError: a file is no ONNX model, or not the half that it was given as; or this
+                onnxruntime has no such execution provider.
+        """
+        self._set_up(
+            _OnnxRuntime(encoder, providers), encoder, _OnnxRuntime(decoder, providers), decoder
+        )
+
+    def _set_up(
+        self,
+        encoder: Runtime,
+        encoder_path: str | os.PathLike[str],
+        decoder: Runtime,
+        decoder_path: str | os.PathLike[str],
+    ) -> None:
+        """Keeps the two halves, if they are that.
+
+        Raises:
+            ValueError: they are not.
+        """
+        _check_encoder(encoder, os.fspath(encoder_path))
+        _check_decoder(decoder, os.fspath(decoder_path))
+        self._encoder, self._decoder = encoder, decoder
+        (self._image_input,) = encoder.inputs
+        (self._embedding_output,) = encoder.outputs
+        self._model_size = 16 * int(encoder.outputs[self._embedding_output].shape[3] or 0)
+        self.reset_image()
+
+    def reset_image(self) -> None:
+        """Forgets the image that was set."""
+        self.is_image_set = False
+        self.original_size: tuple[int, int] = (0, 0)
+        self.input_size: tuple[int, int] = (0, 0)
+        self.features: FloatArray = np.empty(0, np.float32)
+
+    def set_image(self, image: NDArray[np.uint8] | Image.Image, image_format: str = "RGB") -> None:
+        """Computes the image embedding, so that :meth:`predict` can be called.
+
+        Args:
+            image: (H, W, 3) uint8; or grayscale, (H, W) or (H, W, 1); or (H, W, 4), whose alpha is
+                dropped; or a PIL image, whose EXIF orientation is applied first.
+            image_format: the channel order of an array, ``"RGB"`` or ``"BGR"``. PIL images tell
+                theirs themselves.
+
+        Raises:
+            TypeError: no array or PIL image, or an array whose dtype is not uint8.
+            ValueError: another shape, no pixels, or an unknown image_format.
+        """
+        if image_format not in ("RGB", "BGR"):
+            raise ValueError(f"image_format must be 'RGB' or 'BGR', not {image_format!r}")
+        pixels = as_pixels(image)
+        if image_format == "BGR" and not isinstance(image, Image.Image):
+            pixels = pixels[..., ::-1]
+        height, width = pixels.shape[:2]
+        size = input_size(height, width, self._model_size)
+        if len(self._encoder.inputs[self._image_input].shape) == 3:
+            network_input: NDArray[Any] = np.ascontiguousarray(pixels)
+        else:
+            network_input = preprocess(pixels, self._model_size)
+        (self.features,) = self._encoder.run(
+            [self._embedding_output], {self._image_input: network_input}
+        )
+        self.original_size, self.input_size = (height, width), size
+        self.is_image_set = True
+
+    def get_image_embedding(self) -> FloatArray:
+        """The embedding of the image that is set, (1, 256, 64, 64).
+
+        Raises:
+            RuntimeError: no image has been set.
+        """
+        self._require_image()
+        return self.features
+
+    def predict(
+        self,
+        point_coords: ArrayLike | None = None,
+        point_labels: ArrayLike | None = None,
+        box: ArrayLike | None = None,
+        mask_input: ArrayLike | None = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+    ) -> tuple[NDArray[Any], FloatArray, FloatArray]:
+        """Predicts masks from a prompt on the image that was set, as ``SamPredictor.predict``.
+
+        Args:
+            point_coords: (N, 2), XY in pixels of the image; they may lie outside it.
+            point_labels: (N,), 1 for an object point, 0 for a background point, -1 for none.
+            box: 4 numbers, XYXY in pixels. Swapped corners are taken as they are, with a warning.
+            mask_input: (256, 256) or (1, 256, 256), low-res logits of an earlier prediction.
+            multimask_output: three candidate masks rather than one; better for a single click.
+            return_logits: logits instead of boolean masks.
+
+        Returns:
+            Masks (C, H, W), bool or float32; their predicted IoU (C,); low-res logits
+            (C, 256, 256).
+
+        Raises:
+            RuntimeError: no image has been set.
+            ValueError: a prompt of the wrong shape or length, or with NaN or infinity in it.
+        """
+        self._require_image()
+        coords = labels = corners = logits = None
+        if point_coords is not None or point_labels is not None:
+            coords, labels = (values[None] for values in check_points(point_coords, point_labels))
+        if box is not None:
+            corners = check_box(box)[None]
+        if mask_input is not None:
+            logits = check_mask(mask_input, self._low_res_size)[None]
+        prompts = self._as_points(coords, labels, corners)
+        low_res_logits, scores = self._decode(*prompts, logits, multimask_output)
+        return self._upscale(low_res_logits[0], return_logits), scores[0], low_res_logits[0]
+
+    def predict_batch(
+        self,
+        point_coords: ArrayLike | None = None,
+        point_labels: ArrayLike | None = None,
+        boxes: ArrayLike | None = None,
+        mask_input: ArrayLike | None = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+    ) -> tuple[NDArray[Any], FloatArray, FloatArray]:
+        """Predicts masks for a batch of prompts, as ``SamPredictor.predict_torch``.
+
+        Unlike that it takes coordinates in pixels of the image, as :meth:`predict`.
+
+        Args:
+            point_coords: (B, N, 2), XY in pixels.
+            point_labels: (B, N), 1, 0 or -1.
+            boxes: (B, 4), XYXY in pixels.
+            mask_input: (B, 1, 256, 256) low-res logits.
+            multimask_output: three masks a prompt rather than one.
+            return_logits: logits instead of boolean masks.
+
+        Returns:
+            Masks (B, C, H, W), bool or float32; their predicted IoU (B, C); low-res logits
+            (B, C, 256, 256).
+
+        Raises:
+            RuntimeError: no image has been set.
+            ValueError: no prompt, prompts of the wrong shape or of unlike numbers, or with NaN or
+                infinity in them.
+        """
+        self._require_image()
+        given: dict[str, NDArray[Any]] = {}
+        coords = labels = corners = logits = None
+        if point_coords is not None or point_labels is not None:
+            coords, labels = check_points(point_coords, point_labels, batched=True)
+            given["point_coords"] = coords
+        if boxes is not None:
+            given["boxes"] = corners = as_finite("boxes", boxes)
+            if corners.ndim != 2 or corners.shape[1] != 4:
+                raise ValueError(f"boxes must have the shape (B, 4), not {corners.shape}")
+        if mask_input is not None:
+            given["mask_input"] = logits = as_finite("mask_input", mask_input)
+            if logits.ndim != 4 or logits.shape[1:] != (1, *self._low_res_size):
+                raise ValueError(
+                    f"mask_input must have the shape {('B', 1, *self._low_res_size)}, as "
+                    f"predict_batch returns low-res logits, not {logits.shape}"
+                )
+        if not given:
+            raise ValueError("give point_coords and point_labels, boxes or mask_input")
+        lengths = {name: len(values) for name, values in given.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"the prompts must be equally many, not {lengths}")
+        batch = next(iter(lengths.values()))
+        prompts = self._as_points(coords, labels, corners, batch)
+        low_res_logits, scores = self._decode(*prompts, logits, multimask_output)
+        masks = np.empty(
+            (*low_res_logits.shape[:2], *self.original_size),
+            dtype=np.float32 if return_logits else bool,
+        )
+        for prompt, logits_of_prompt in enumerate(low_res_logits):
+            masks[prompt] = self._upscale(logits_of_prompt, return_logits)
+        return masks, scores, low_res_logits
+
+    def _require_image(self) -> None:
+        if not self.is_image_set:
+            raise RuntimeError("An image must be set with .set_image(...) before mask prediction.")
+
+    @property
+    def _low_res_size(self) -> tuple[int, int]:
+        return self._model_size // 4, self._model_size // 4
+
+    def _as_points(
+        self,
+        coords: NDArray[np.float64] | None,
+        labels: NDArray[Any] | None,
+        boxes: NDArray[np.float64] | None,
+        batch: int = 1,
+    ) -> tuple[FloatArray, FloatArray]:
+        """Points and boxes in pixels of the image, as the decoder's graph wants them.
+
+        Returns:
+            (B, N, 2), XY in the frame of the resized image, and their labels (B, N).
+        """
+        points, kinds = np.empty((batch, 0, 2)), np.empty((batch, 0))
+        if coords is not None and labels is not None:
+            points, kinds = coords, labels
+            if boxes is None:  # upstream pads with a point that is none
+                points = np.concatenate([points, np.zeros((batch, 1, 2))], axis=1)
+                kinds = np.concatenate([kinds, -np.ones((batch, 1))], axis=1)
+        if boxes is not None:
+            points = np.concatenate([points, boxes.reshape(batch, 2, 2)], axis=1)
+            kinds = np.concatenate([kinds, np.tile([2, 3], (batch, 1))], axis=1)
+        (height, width), (input_height, input_width) = self.original_size, self.input_size
+        points = points * [input_width / width, input_height / height]
+        return points.astype(np.float32), kinds.astype(np.float32)
+
+    def _decode(
+        self,
+        coords: FloatArray,
+        labels: FloatArray,
+        mask_input: NDArray[Any] | None,
+        multimask_output: bool,
+    ) -> tuple[FloatArray, FloatArray]:
+        """Low-res logits (B, C, 256, 256) and predicted IoU (B, C)."""
+        masks = slice(1, None) if multimask_output else slice(0, 1)
+        decoded = list(self._decode_batches(coords, labels, mask_input, masks))
+        if not decoded:
+            count = 3 if multimask_output else 1
+            none = np.empty((0, count, *self._low_res_size), np.float32)
+            return none, np.empty((0, count), np.float32)
+        logits, scores = (np.concatenate(parts) for parts in zip(*decoded, strict=True))
+        return logits, scores
+
+    def _decode_batches(
+        self,
+        coords: FloatArray,
+        labels: FloatArray,
+        mask_input: NDArray[Any] | None,
+        masks: slice,
+    ) -> Iterator[tuple[FloatArray, FloatArray]]:
+        """Low-res logits and predicted IoU of a few prompts after the other."""
+        no_mask = np.zeros((1, 1, *self._low_res_size), np.float32)
+        for start in range(0, len(coords), _PROMPTS_AT_ONCE):
+            some = slice(start, start + _PROMPTS_AT_ONCE)
+            scores, logits = self._decoder.run(
+                ["iou_predictions", "low_res_masks"],
+                {
+                    "image_embeddings": self.features,
+                    "point_coords": coords[some],
+                    "point_labels": labels[some],
+                    "mask_input": no_mask
+                    if mask_input is None
+                    else mask_input[some].astype(np.float32),
+                    "has_mask_input": np.array([mask_input is not None], np.float32),
+                    "orig_im_size": np.array(self.original_size, np.float32),
+                },
+            )
+            yield logits[:, masks], scores[:, masks]
+
+    def _upscale(self, low_res_logits: FloatArray, return_logits: bool) -> NDArray[Any]:
+        """From low-res logits (C, 256, 256) to masks, or logits, (C, H, W) of the image."""
+        upscaler = self.upscaler
+        if return_logits:
+            return np.stack([upscaler.upscale(logits) for logits in low_res_logits])
+        return np.stack([upscaler.binary_mask(logits, MASK_THRESHOLD) for logits in low_res_logits])
+
+    def decode_clicks(
+        self, point_coords: NDArray[np.float64]
+    ) -> Iterator[tuple[FloatArray, FloatArray]]:
+        """Decodes clicks on objects, each a prompt of its own, a few at a time.
+
+        Args:
+            point_coords: (N, 2), XY in pixels of the image.
+
+        Yields:
+            Low-res logits (B, 3, 256, 256) and predicted IoU (B, 3) of the next B clicks.
+
+        Raises:
+            RuntimeError: no image has been set.
+        """
+        self._require_image()
+        labels = np.ones((len(point_coords), 1))
+        prompts = self._as_points(point_coords[:, None], labels, None, len(point_coords))
+        yield from self._decode_batches(*prompts, None, slice(1, None))
+
+    @property
+    def upscaler(self) -> MaskUpscaler:
+        """What upscales low-res logits to the image that is set."""
+        return _upscaler(self.input_size, self.original_size, self._low_res_size, self._model_size)
+
+
+class OpenVinoPredictor(OnnxPredictor):
+    """:class:`OnnxPredictor` on OpenVINO, from the same two files.
+
+    Example:
+        >>> predictor = OpenVinoPredictor("mobile_sam_encoder.onnx", "mobile_sam_decoder.onnx")
+    """
+
+    def __init__(
+        self,
+        encoder: str | os.PathLike[str],
+        decoder: str | os.PathLike[str],
+        device: str = "CPU",
+    ) -> None:
+        """Loads the two files.
+
+        Args:
+            encoder: path of the image encoder, without preprocessing in it.
+            decoder: path of the prompt encoder and mask decoder.
+            device: as OpenVINO names it: CPU, GPU, NPU, AUTO.
+
+        Raises:
+            ImportError: OpenVINO is not installed.
+            FileNotFoundError: there is no such file.
+            ValueError: a file is no ONNX model, or not the half that it was given as; or OpenVINO
+                finds no such device.
+        """
+        self._set_up(_OpenVino(encoder, device), encoder, _OpenVino(decoder, device), decoder)
+
+
+class _OnnxRuntime:
+    def __init__(self, path: str | os.PathLike[str], providers: Sequence[str]) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise ImportError(
+                "onnxruntime is not installed: pip install 'mobile-sam-plugin[onnx]'"
+            ) from error
+        if not providers:
+            raise ValueError("name at least one execution provider")
+        available = onnxruntime.get_available_providers()
+        for provider in providers:
+            if provider not in available:
+                raise ValueError(
+                    f"this onnxruntime has no execution provider {provider!r}, only "
+                    f"{', '.join(available)}: choose one of them, or install another onnxruntime"
+                )
+        name = _existing(path)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(name, options, providers=list(providers))
+        except Exception as error:  # onnxruntime's errors share no other base
+            raise ValueError(
+                f"{name!r} is no ONNX model that onnxruntime can read: {_first_line(error)}"
+            ) from error
+        if self._session.get_providers()[0] != providers[0]:
+            raise ValueError(
+                f"onnxruntime cannot start its execution provider {providers[0]!r} here: its "
+                "libraries or its device are missing"
+            )
+        self.inputs = {value.name: _described(value) for value in self._session.get_inputs()}
+        self.outputs = {value.name: _described(value) for value in self._session.get_outputs()}
+        # Without it the decoder upscales every mask to the image, too.
+        self._options = onnxruntime.RunOptions()
+        self._options.only_execute_path_to_fetches = True
+
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        results: list[NDArray[Any]] = self._session.run(list(outputs), dict(feeds), self._options)
+        return results
+
+
+def _described(value: Any) -> Tensor:
+    dtype = value.type.removeprefix("tensor(").removesuffix(")")
+    return Tensor(tuple(value.shape), "float32" if dtype == "float" else dtype)
+
+
+class _OpenVino:
+    def __init__(self, path: str | os.PathLike[str], device: str) -> None:
+        try:
+            import openvino
+        except ImportError as error:
+            raise ImportError(
+                "OpenVINO is not installed: pip install 'mobile-sam-plugin[openvino]'"
+            ) from error
+        name = _existing(path)
+        core = openvino.Core()
+        kinds = {kind.partition(".")[0] for kind in core.available_devices} | {"AUTO"}
+        if device.partition(".")[0].partition(":")[0] not in kinds:
+            raise ValueError(
+                f"OpenVINO has no device {device!r} here, only {', '.join(sorted(kinds))}"
+            )
+        try:
+            model = core.read_model(name)
+            # Only what is asked for is computed, so the masks at the image's size go.
+            for output in model.outputs:
+                if "masks" in output.names:
+                    model.remove_result(output.node)
+            self._request = core.compile_model(
+                model, device, {"INFERENCE_PRECISION_HINT": "f32"}
+            ).create_infer_request()
+        except RuntimeError as error:
+            raise ValueError(
+                f"{name!r} is no ONNX model that OpenVINO can run: {_first_line(error)}"
+            ) from error
+        self.inputs = {value.any_name: _described_by_openvino(value) for value in model.inputs}
+        self.outputs = {value.any_name: _described_by_openvino(value) for value in model.outputs}
+
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        known = {name: feeds[name] for name in self.inputs}
+        results = self._request.infer(known)
+        return [np.array(results[name]) for name in outputs]
+
+
+def _described_by_openvino(value: Any) -> Tensor:
+    shape = tuple(side.get_length() if side.is_static else None for side in value.partial_shape)
+    return Tensor(shape, value.element_type.to_dtype().name)
+
+
+def _existing(path: str | os.PathLike[str]) -> str:
+    name = os.fspath(path)
+    if not os.path.isfile(name):
+        raise FileNotFoundError(
+            f"there is no file {name!r}: mobile-sam export writes the two that are needed"
+        )
+    return name
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:300]
+
+
+def _check_encoder(graph: Runtime, path: str) -> None:
+    if set(graph.inputs) >= _DECODER_INPUTS - {"orig_im_size"}:
+        raise ValueError(f"{path!r} is the mask decoder, not the image encoder: swap the two files")
+    inputs, outputs = list(graph.inputs.values()), list(graph.outputs.values())
+    if len(inputs) == len(outputs) == 1:
+        (taken,), (given,) = inputs, outputs
+        image = len(taken.shape) == 4 and taken.shape[1] == 3 and taken.dtype == "float32"
+        picture = len(taken.shape) == 3 and taken.shape[2] == 3 and taken.dtype == "uint8"
+        embeds = len(given.shape) == 4 and given.shape[1] == 256 and isinstance(given.shape[3], int)
+        if (image or picture) and embeds:
+            return
+    raise ValueError(
+        f"{path!r} is no image encoder that mobile-sam export wrote: it takes {dict(graph.inputs)} "
+        f"and gives {dict(graph.outputs)}"
+    )
+
+
+def _check_decoder(graph: Runtime, path: str) -> None:
+    if len(graph.inputs) == 1 and len(next(iter(graph.inputs.values())).shape) in (3, 4):
+        raise ValueError(f"{path!r} is an image encoder, not the mask decoder: swap the two files")
+    lacking = _DECODER_INPUTS - {"orig_im_size"} - set(graph.inputs)
+    lacking |= {"iou_predictions", "low_res_masks"} - set(graph.outputs)
+    if lacking:
+        raise ValueError(
+            f"{path!r} is no mask decoder that mobile-sam export wrote: it lacks "
+            f"{', '.join(sorted(lacking))}"
+        )
+
+
+def preprocess(pixels: NDArray[np.uint8], size: int) -> FloatArray:
+    """Resizes, normalises and pads a picture as ``SamPredictor`` and ``Sam.preprocess`` do.
+
+    Args:
+        pixels: (H, W, 3) uint8 RGB.
+        size: the side of the model's input in pixels, 1024.
+
+    Returns:
+        (1, 3, size, size) float32.
+    """
+    height, width = input_size(pixels.shape[0], pixels.shape[1], size)
+    resized = Image.fromarray(np.ascontiguousarray(pixels)).resize(
+        (width, height), Image.Resampling.BILINEAR
+    )
+    padded = np.zeros((1, 3, size, size), np.float32)
+    mean, std = (np.array(values, np.float32) for values in (PIXEL_MEAN, PIXEL_STD))
+    normalised = (np.asarray(resized, np.float32) - mean) / std
+    padded[0, :, :height, :width] = normalised.transpose(2, 0, 1)
+    return padded

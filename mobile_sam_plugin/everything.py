@@ -1,0 +1,344 @@
+"""Everything mode without a model: grids of clicks, crops, thresholds, duplicates and records.
+
+The torch and the ONNX generator share it; only how they decode clicks is their own. numpy and
+OpenCV alone, and results equal to those of ``segment_anything.SamAutomaticMaskGenerator``.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+
+from .inputs import as_pixels
+from .mask_postprocessing import (
+    BoolArray,
+    CropMask,
+    FloatArray,
+    MaskUpscaler,
+    UncompressedRLE,
+    compress_rle,
+    mask_from_rle,
+    rle_from_mask,
+)
+
+Progress = Callable[[int, int], None]
+
+_OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
+_EDGE = 20  # pixels; a mask as near as this to the edge of a crop is cut off by it
+
+
+class CropDecoder(Protocol):
+    """A model with a crop of an image set."""
+
+    upscaler: MaskUpscaler
+    mask_threshold: float
+
+    def masks_above(
+        self, points: NDArray[np.float64], pred_iou_thresh: float
+    ) -> Iterator[tuple[int, float, FloatArray]]:
+        """Decodes clicks, each a prompt of its own with three masks.
+
+        Args:
+            points: (N, 2), XY in pixels of the crop.
+            pred_iou_thresh: only masks of a higher predicted IoU are of interest; all of them if
+                it is 0 or less.
+
+        Yields:
+            Of each such mask the index of its click, its predicted IoU and its low-res logits.
+        """
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A mask that passed the thresholds, in the frame of its crop."""
+
+    mask: CropMask
+    predicted_iou: float
+    point: NDArray[np.float64]  # XY
+    crop_box: list[int]  # XYXY
+
+    @property
+    def box(self) -> list[int]:
+        """XYXY in the image, both ends inclusive."""
+        x, y = self.crop_box[:2]
+        x0, y0, x1, y1 = self.mask.box
+        return [x0 + x, y0 + y, x1 + x, y1 + y]
+
+
+class MaskSearch(ABC):
+    """The options and the procedure of everything mode."""
+
+    def __init__(
+        self,
+        predictor: Any,
+        points_per_side: int | None = 32,
+        points_per_batch: int = 64,
+        pred_iou_thresh: float = 0.88,
+        stability_score_thresh: float = 0.95,
+        stability_score_offset: float = 1.0,
+        box_nms_thresh: float = 0.7,
+        crop_n_layers: int = 0,
+        crop_nms_thresh: float = 0.7,
+        crop_overlap_ratio: float = 512 / 1500,
+        crop_n_points_downscale_factor: int = 1,
+        point_grids: list[NDArray[Any]] | None = None,
+        min_mask_region_area: int = 0,
+        output_mode: str = "binary_mask",
+    ) -> None:
+        """Keeps the options.
+
+        Args:
+            predictor: with the model.
+            points_per_side: clicks along a side of the image; None if point_grids are given.
+            points_per_batch: how many clicks are decoded before progress is reported.
+            pred_iou_thresh: masks of a lower predicted IoU are dropped.
+            stability_score_thresh: masks are dropped that change more when the cutoff is shifted.
+            stability_score_offset: by how much the cutoff is shifted for that.
+            box_nms_thresh: the box IoU above which two masks are duplicates.
+            crop_n_layers: search crops, too; layer N has 2^N a side of the image.
+            crop_nms_thresh: as box_nms_thresh, between crops.
+            crop_overlap_ratio: overlap of crops, as a fraction of the image's short side.
+            crop_n_points_downscale_factor: in layer N points_per_side is divided by this^N.
+            point_grids: for each layer the clicks, (N, 2), XY in [0, 1].
+            min_mask_region_area: islands and holes of fewer pixels are removed.
+            output_mode: of the records' segmentation: "binary_mask", "uncompressed_rle" or
+                "coco_rle".
+
+        Raises:
+            ValueError: both or none of points_per_side and point_grids, or an unknown output_mode.
+            ZeroDivisionError: no click is left in the last layer of crops.
+        """
+        if (points_per_side is None) == (point_grids is None):
+            raise ValueError("give either points_per_side or point_grids, and None for the other")
+        if output_mode not in _OUTPUT_MODES:
+            raise ValueError(
+                f"output_mode must be one of {', '.join(_OUTPUT_MODES)}, not {output_mode!r}"
+            )
+        self.predictor = predictor
+        self.points_per_batch = points_per_batch
+        self.pred_iou_thresh = pred_iou_thresh
+        self.stability_score_thresh = stability_score_thresh
+        self.stability_score_offset = stability_score_offset
+        self.box_nms_thresh = box_nms_thresh
+        self.crop_n_layers = crop_n_layers
+        self.crop_nms_thresh = crop_nms_thresh
+        self.crop_overlap_ratio = crop_overlap_ratio
+        self.crop_n_points_downscale_factor = crop_n_points_downscale_factor
+        self.min_mask_region_area = min_mask_region_area
+        self.output_mode = output_mode
+        self.point_grids = point_grids or [
+            _point_grid(int((points_per_side or 0) / crop_n_points_downscale_factor**layer))
+            for layer in range(crop_n_layers + 1)
+        ]
+
+    @abstractmethod
+    def _decoder(self) -> Callable[[NDArray[np.uint8]], CropDecoder]:
+        """What sets a crop, (H, W, 3) uint8; asked for once an image."""
+
+    def generate(
+        self, image: NDArray[np.uint8] | Image.Image, progress: Progress | None = None
+    ) -> list[dict[str, Any]]:
+        """Generates masks for an image, as upstream's ``generate``.
+
+        Args:
+            image: all that ``SamPredictor.set_image`` takes, in RGB order.
+            progress: called with the number of points done and of all points, again and again.
+
+        Returns:
+            A record a mask, none if nothing passed the thresholds: ``segmentation`` (bool (H, W),
+            or RLE, by ``output_mode``), ``bbox`` (XYWH), ``area`` in pixels, ``predicted_iou``,
+            ``point_coords`` (XY), ``stability_score`` and ``crop_box`` (XYWH).
+
+        Raises:
+            TypeError, ValueError: as ``SamPredictor.set_image``.
+        """
+        pixels = as_pixels(image)
+        image_size = pixels.shape[:2]
+        candidates = self._find(pixels, progress or (lambda done, total: None))
+        rles = [found.mask.to_rle(found.crop_box, image_size) for found in candidates]
+        boxes = [found.box for found in candidates]
+        if self.min_mask_region_area > 0:
+            nms_thresh = max(self.box_nms_thresh, self.crop_nms_thresh)
+            kept = clean(rles, boxes, self.min_mask_region_area, nms_thresh)
+            rles, boxes = [rles[i] for i in kept], [boxes[i] for i in kept]
+            candidates = [candidates[i] for i in kept]
+        return [
+            {
+                "segmentation": self._segmentation(rle),
+                "area": sum(rle["counts"][1::2]),
+                "bbox": _as_xywh(box),
+                "predicted_iou": candidate.predicted_iou,
+                "point_coords": [candidate.point.tolist()],
+                "stability_score": candidate.mask.stability_score,
+                "crop_box": _as_xywh(candidate.crop_box),
+            }
+            for rle, box, candidate in zip(rles, boxes, candidates, strict=True)
+        ]
+
+    def _segmentation(self, rle: UncompressedRLE) -> Any:
+        if self.output_mode == "coco_rle":
+            return compress_rle(rle)
+        return mask_from_rle(rle) if self.output_mode == "binary_mask" else rle
+
+    def _find(self, pixels: NDArray[np.uint8], progress: Progress) -> list[_Candidate]:
+        """The masks of all crops without duplicates."""
+        height, width = pixels.shape[:2]
+        crops = _crop_boxes(height, width, self.crop_n_layers, self.crop_overlap_ratio)
+        total, done = sum(len(self.point_grids[layer]) for _, layer in crops), 0
+        candidates: list[_Candidate] = []
+        set_crop = self._decoder()
+        for crop_box, layer in crops:
+            x0, y0, x1, y1 = crop_box
+            decoder = set_crop(pixels[y0:y1, x0:x1])
+            grid = self.point_grids[layer] * [x1 - x0, y1 - y0]
+            found: list[_Candidate] = []
+            for start in range(0, len(grid), self.points_per_batch):
+                points = grid[start : start + self.points_per_batch]
+                found += self._find_at(points, decoder, crop_box, (height, width))
+                done += len(points)
+                progress(done, total)
+            scores = [candidate.predicted_iou for candidate in found]
+            boxes = [candidate.mask.box for candidate in found]
+            candidates += [found[i] for i in suppress(boxes, scores, self.box_nms_thresh)]
+        if len(crops) > 1:
+            # Prefer masks from smaller crops, as upstream.
+            crop_boxes = [candidate.crop_box for candidate in candidates]
+            scores = [1 / ((x1 - x0) * (y1 - y0)) for x0, y0, x1, y1 in crop_boxes]
+            boxes = [candidate.box for candidate in candidates]
+            kept = suppress(boxes, scores, self.crop_nms_thresh)
+            candidates = [candidates[i] for i in kept]
+        return candidates
+
+    def _find_at(
+        self,
+        points: NDArray[np.float64],
+        decoder: CropDecoder,
+        crop_box: list[int],
+        image_size: tuple[int, int],
+    ) -> Iterator[_Candidate]:
+        """The masks at some clicks, (N, 2) in pixels of the crop, that pass the thresholds."""
+        for prompt, score, logits in decoder.masks_above(points, self.pred_iou_thresh):
+            mask = decoder.upscaler.extract_mask(
+                logits,
+                decoder.mask_threshold,
+                self.stability_score_offset,
+                self.stability_score_thresh,
+            )
+            if mask is not None and not _is_cut_off(mask.box, crop_box, image_size):
+                yield _Candidate(mask, score, points[prompt] + crop_box[:2], crop_box)
+
+
+def clean(rles: list[UncompressedRLE], boxes: Any, min_area: int, nms_thresh: float) -> list[int]:
+    """Fills small holes and drops small islands of masks, one mask at a time, then runs NMS.
+
+    Args:
+        rles: the masks; changed in place.
+        boxes: their boxes (N, 4), XYXY; changed in place.
+        min_area: in pixels; smaller holes and islands go.
+        nms_thresh: the box IoU above which the one of two masks that was changed goes.
+
+    Returns:
+        The indices of the masks to keep.
+    """
+    cleaned, unchanged = [], []
+    for index, rle in enumerate(rles):
+        mask, holes_filled = _without_small_regions(mask_from_rle(rle), min_area, holes=True)
+        mask, islands_dropped = _without_small_regions(mask, min_area, holes=False)
+        unchanged.append(float(not holes_filled and not islands_dropped))
+        x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+        cleaned.append([x, y, max(x + width - 1, 0), max(y + height - 1, 0)])
+        if not unchanged[-1]:
+            rles[index] = rle_from_mask(mask)
+            boxes[index] = cleaned[-1]
+    # Prefer masks that did not need it.
+    return suppress(cleaned, unchanged, nms_thresh)
+
+
+def _without_small_regions(mask: BoolArray, min_area: int, holes: bool) -> tuple[BoolArray, bool]:
+    """Upstream's ``remove_small_regions``: the mask, and whether it was changed.
+
+    Of a mask that has but small islands the largest stays.
+    """
+    count, regions, stats, _ = cv2.connectedComponentsWithStats((holes ^ mask).astype(np.uint8), 8)
+    areas = stats[1:, cv2.CC_STAT_AREA]  # the first is what lies around the regions
+    small = np.flatnonzero(areas < min_area) + 1
+    if len(small) == 0:
+        return mask, False
+    if holes:
+        return np.isin(regions, [0, *small]), True
+    large = np.setdiff1d(np.arange(1, count), small)
+    return np.isin(regions, large if len(large) else np.argmax(areas) + 1), True
+
+
+def suppress(boxes: ArrayLike, scores: Sequence[float], iou_threshold: float) -> list[int]:
+    """Non-maximum suppression as torchvision's ``nms``, in float32.
+
+    Args:
+        boxes: (N, 4), XYXY.
+        scores: (N,); of two boxes that overlap, the one with the higher score stays, of equal
+            scores the first.
+        iou_threshold: boxes overlap where their IoU is above it.
+
+    Returns:
+        The indices of the boxes to keep, best first.
+    """
+    corners = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
+    first, last = corners[:, :2], corners[:, 2:]
+    areas = np.prod(last - first, axis=1)
+    left = np.argsort(-np.asarray(scores, dtype=np.float32), kind="stable")
+    kept = []
+    while len(left):
+        best, left = left[0], left[1:]
+        kept.append(int(best))
+        sides = np.minimum(last[best], last[left]) - np.maximum(first[best], first[left])
+        shared = np.prod(np.maximum(sides, 0), axis=1)
+        with np.errstate(invalid="ignore"):  # boxes without an area overlap none
+            overlap = shared / (areas[best] + areas[left] - shared)
+        left = left[~(overlap > np.float64(iou_threshold))]
+    return kept
+
+
+def _point_grid(points_per_side: int) -> NDArray[np.float64]:
+    """Clicks in the middle of squares, (N * N, 2), XY in [0, 1], row by row."""
+    offset = 1 / (2 * points_per_side)
+    places = np.linspace(offset, 1 - offset, points_per_side)
+    return np.stack(np.meshgrid(places, places), axis=-1).reshape(-1, 2)
+
+
+def _crop_boxes(
+    height: int, width: int, layers: int, overlap_ratio: float
+) -> list[tuple[list[int], int]]:
+    """Upstream's ``generate_crop_boxes``: the boxes, XYXY, and layers of all crops."""
+    crops = [([0, 0, width, height], 0)]
+    for layer in range(1, layers + 1):
+        per_side = 2**layer
+        overlap = int(overlap_ratio * min(height, width) * (2 / per_side))
+        crop_width, crop_height = (
+            math.ceil((overlap * (per_side - 1) + length) / per_side) for length in (width, height)
+        )
+        for column, row in product(range(per_side), repeat=2):
+            x0, y0 = (crop_width - overlap) * column, (crop_height - overlap) * row
+            x1, y1 = min(x0 + crop_width, width), min(y0 + crop_height, height)
+            crops.append(([x0, y0, x1, y1], layer))
+    return crops
+
+
+def _is_cut_off(box: list[int], crop_box: list[int], image_size: tuple[int, int]) -> bool:
+    """Upstream's ``is_box_near_crop_edge``: near an edge of the crop that is none of the image."""
+    origin = np.array([*crop_box[:2], *crop_box[:2]])
+    corners = np.array(box) + origin
+    image_box = [0, 0, image_size[1], image_size[0]]
+    near_crop, near_image = (np.abs(corners - edges) <= _EDGE for edges in (crop_box, image_box))
+    return bool((near_crop & ~near_image).any())
+
+
+def _as_xywh(box: Sequence[int]) -> list[int]:
+    x0, y0, x1, y1 = map(int, box)
+    return [x0, y0, x1 - x0, y1 - y0]

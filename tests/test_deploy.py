@@ -1,0 +1,619 @@
+"""The two ONNX files, the predictors that run them, and that these need no torch."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from segment_anything.utils.onnx import SamOnnxModel
+
+from mobile_sam_plugin import MobileSam, SamAutomaticMaskGenerator, SamPredictor
+from mobile_sam_plugin.cli import main
+from mobile_sam_plugin.deploy import (
+    Export,
+    OnnxAutomaticMaskGenerator,
+    OnnxPredictor,
+    OpenVinoPredictor,
+    export,
+)
+from mobile_sam_plugin.deploy.decoder_graph import DecoderGraph
+from mobile_sam_plugin.deploy.predictor import preprocess
+
+from .conftest import PHOTOGRAPHS, REFERENCE
+from .records import assert_same_records
+
+Pixels = NDArray[np.uint8]
+Files = tuple[Path, Path]
+
+DECODER_INPUTS = {
+    "image_embeddings": ["tensor(float)", [1, 256, 64, 64]],
+    "point_coords": ["tensor(float)", ["prompts", "points", 2]],
+    "point_labels": ["tensor(float)", ["prompts", "points"]],
+    "mask_input": ["tensor(float)", ["mask_prompts", 1, 256, 256]],
+    "has_mask_input": ["tensor(float)", [1]],
+    "orig_im_size": ["tensor(float)", [2]],
+}
+# Wide, tall, and smaller than the model's input.
+SHAPES = [("coffee.png", None), ("china.jpg", (427, 1100)), ("camera.png", (300, 301))]
+PROMPTS: dict[str, dict[str, Any]] = {
+    "click": {"point_coords": [[250, 180]], "point_labels": [1]},
+    "click, one mask": {
+        "point_coords": [[250, 180]],
+        "point_labels": [1],
+        "multimask_output": False,
+    },
+    "clicks": {
+        "point_coords": [[250, 180], [20, 30], [9999, -50], [0, 0]],
+        "point_labels": [1, 0, 1, -1],
+    },
+    "box": {"box": [60, 40, 280, 250], "multimask_output": False},
+    "box and clicks": {
+        "point_coords": [[150, 180], [70, 90]],
+        "point_labels": [1, 0],
+        "box": [60, 40, 280, 250],
+    },
+    "mask": {"mask_input": None},
+    "mask and click": {"point_coords": [[250, 180]], "point_labels": [1], "mask_input": None},
+}
+
+
+def photograph(name: str, size: tuple[int, int] | None = None) -> Pixels:
+    image = Image.open(PHOTOGRAPHS / name).convert("RGB")
+    return np.asarray(image.resize(size) if size else image)
+
+
+def named(folder: Path) -> Files:
+    return folder / "mobile_sam_encoder.onnx", folder / "mobile_sam_decoder.onnx"
+
+
+@pytest.fixture(scope="session")
+def exported(
+    bundled_sam: MobileSam, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[Export]]:
+    folder = tmp_path_factory.mktemp("exported")
+    return folder, export(bundled_sam, folder, [PHOTOGRAPHS / "coffee.png"])
+
+
+@pytest.fixture(scope="session")
+def files(exported: tuple[Path, list[Export]]) -> Files:
+    return named(exported[0])
+
+
+@pytest.fixture(scope="module")
+def predictor(files: Files) -> OnnxPredictor:
+    return OnnxPredictor(*files)
+
+
+@pytest.fixture(scope="module")
+def reference(bundled_sam: MobileSam) -> SamPredictor:
+    return SamPredictor(bundled_sam)
+
+
+def assert_same(
+    ours: tuple[NDArray[Any], ...],
+    theirs: tuple[NDArray[Any], ...],
+    tolerance: float = 1e-3,
+) -> None:
+    masks, scores, low_res_logits = theirs
+    assert [(a.shape, a.dtype) for a in ours] == [(a.shape, a.dtype) for a in theirs]
+    assert (ours[0] == masks).mean() >= 0.999
+    np.testing.assert_allclose(ours[1], scores, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(ours[2], low_res_logits, rtol=0, atol=tolerance)
+
+
+def assert_parity(predictor: OnnxPredictor, reference: SamPredictor, pixels: Pixels) -> None:
+    """Both have ``pixels`` set; the numbers that are wanted for every kind of prompt."""
+    embedding = reference.get_image_embedding().numpy()
+    np.testing.assert_allclose(predictor.get_image_embedding(), embedding, rtol=0, atol=1e-4)
+    _, _, earlier = reference.predict(box=PROMPTS["box"]["box"], multimask_output=False)
+    for prompt in PROMPTS.values():
+        prompt = {**prompt, **({"mask_input": earlier} if "mask_input" in prompt else {})}
+        theirs = reference.predict(**prompt)
+        assert_same(predictor.predict(**prompt), theirs)
+    assert reference.predict(**PROMPTS["click"])[0].any(), "nothing to compare"
+
+
+def test_the_files_are_checked_and_described(exported: tuple[Path, list[Export]]) -> None:
+    folder, (encoder, decoder) = exported
+    assert (encoder.path, decoder.path) == named(folder)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        path.name for path in named(folder)
+    )
+    for found in (encoder, decoder):
+        onnx.checker.check_model(found.path, full_check=True)
+        assert found.megabytes == pytest.approx(found.path.stat().st_size / 1e6)
+        assert found.seconds > 0 and found.torch_seconds > 0
+        assert found.mask_iou > 0.99
+    assert 0 < encoder.largest_difference < 1e-4
+    assert 0 < decoder.largest_difference < 1e-3
+
+
+def test_names_and_shapes_are_upstreams(files: Files) -> None:
+    encoder, decoder = (
+        onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]) for path in files
+    )
+    (image,) = encoder.get_inputs()
+    assert (image.type, image.shape) == ("tensor(float)", [1, 3, 1024, 1024])
+    (embeddings,) = encoder.get_outputs()
+    assert (embeddings.name, embeddings.shape) == ("image_embeddings", [1, 256, 64, 64])
+    assert {each.name: [each.type, each.shape] for each in decoder.get_inputs()} == DECODER_INPUTS
+    assert [each.name for each in decoder.get_outputs()] == [
+        "masks",
+        "iou_predictions",
+        "low_res_masks",
+    ]
+
+
+@pytest.mark.parametrize(("name", "size"), SHAPES)
+def test_parity_with_torch(
+    predictor: OnnxPredictor, reference: SamPredictor, name: str, size: tuple[int, int] | None
+) -> None:
+    pixels = photograph(name, size)
+    predictor.set_image(pixels)
+    reference.set_image(pixels)
+    assert (predictor.original_size, predictor.input_size) == (
+        reference.original_size,
+        reference.input_size,
+    )
+    assert_parity(predictor, reference, pixels)
+
+
+def test_full_size_logits(predictor: OnnxPredictor, reference: SamPredictor) -> None:
+    pixels = photograph("camera.png", (333, 200))
+    predictor.set_image(pixels)
+    reference.set_image(pixels)
+    ours, theirs = (
+        each.predict([[100, 90]], [1], return_logits=True)[0] for each in (predictor, reference)
+    )
+    assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-3)
+
+
+def test_batches(predictor: OnnxPredictor, reference: SamPredictor, coffee: Pixels) -> None:
+    predictor.set_image(coffee)
+    reference.set_image(coffee)
+    random = np.random.default_rng(0)
+    corners = random.uniform(size=(6, 2, 2)) * [600, 400]
+    corners.sort(axis=1)
+    boxes = corners.reshape(6, 4)
+    points, labels = random.uniform(size=(6, 2, 2)) * 400, np.array([[1, 0]] * 6)
+    transform, size = reference.transform, reference.original_size
+    torch_boxes = transform.apply_boxes_torch(torch.from_numpy(boxes), size)
+    torch_points = transform.apply_coords_torch(torch.from_numpy(points), size)
+    each: list[dict[str, Any]] = [{"multimask_output": False}, {"return_logits": True}]
+    for options in each:
+        theirs = reference.predict_torch(None, None, torch_boxes, **options)
+        ours = predictor.predict_batch(boxes=boxes, **options)
+        if "return_logits" in options:
+            np.testing.assert_allclose(ours[0], theirs[0].numpy(), rtol=0, atol=1e-3)
+        else:
+            assert_same(ours, tuple(each.numpy() for each in theirs))
+    theirs = reference.predict_torch(torch_points, torch.from_numpy(labels), torch_boxes)
+    ours = predictor.predict_batch(points, labels, boxes)
+    assert_same(ours, tuple(each.numpy() for each in theirs))
+    logits = ours[2][:, :1]
+    theirs = reference.predict_torch(None, None, torch_boxes, torch.from_numpy(logits))
+    ours = predictor.predict_batch(boxes=boxes, mask_input=logits)
+    assert_same(ours, tuple(each.numpy() for each in theirs))
+    none = predictor.predict_batch(boxes=np.empty((0, 4)))
+    assert [each.shape for each in none] == [(0, 3, 400, 600), (0, 3), (0, 3, 256, 256)]
+
+
+def test_reference_data(reference_sam: MobileSam, tmp_path: Path) -> None:
+    """What the original MobileSAM computed through the decoder that it exports."""
+    golden = np.load(REFERENCE / "predictor_golden.npz")
+    export(reference_sam, tmp_path, [REFERENCE / "landscape.png"])
+    encoder, decoder = (
+        onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        for path in named(tmp_path)
+    )
+    pixels = np.asarray(Image.open(REFERENCE / "landscape.png"))
+    (embedding,) = encoder.run(None, {"input_image": preprocess(pixels, 1024)})
+    expected = golden["landscape/embedding_subsample"]
+    np.testing.assert_allclose(embedding[:, ::8, ::2, ::2], expected, rtol=0, atol=1e-4)
+    feeds = {
+        "image_embeddings": embedding,
+        "point_coords": golden["onnx_decoder/point_coords"],
+        "point_labels": np.array([[1, -1]], np.float32),
+        "mask_input": np.zeros((1, 1, 256, 256), np.float32),
+        "has_mask_input": np.zeros(1, np.float32),
+        "orig_im_size": np.array(pixels.shape[:2], np.float32),
+    }
+    masks, iou, low_res_logits = decoder.run(None, feeds)
+    assert masks.shape == (1, 4, *pixels.shape[:2])
+    for found, name, tolerance in (
+        (iou, "iou", 1e-3),
+        (low_res_logits[:, :, ::4, ::4], "low_res_subsample", 1e-2),
+        (masks[:, :, ::4, ::4], "masks_subsample", 1e-2),
+    ):
+        expected = golden[f"onnx_decoder/{name}"]
+        np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance, err_msg=name)
+
+
+def test_upstreams_wrapper_still_exports(bundled_sam: MobileSam, tmp_path: Path) -> None:
+    """As ``scripts/export_onnx_model.py`` does, but for the exporter's new default."""
+    inputs = {
+        "image_embeddings": torch.randn(1, 256, 64, 64),
+        "point_coords": torch.tensor([[[100.0, 200.0], [300.0, 400.0]]]),
+        "point_labels": torch.tensor([[1.0, 0.0]]),
+        "mask_input": torch.zeros(1, 1, 256, 256),
+        "has_mask_input": torch.zeros(1),
+        "orig_im_size": torch.tensor([683.0, 1024.0]),
+    }
+    path = tmp_path / "upstream.onnx"
+    model = SamOnnxModel(bundled_sam, return_single_mask=True)
+    torch.onnx.export(
+        model,
+        tuple(inputs.values()),
+        str(path),
+        input_names=list(inputs),
+        output_names=["masks", "iou_predictions", "low_res_masks"],
+        opset_version=17,
+        dynamo=False,
+    )
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    found = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+    for ours, theirs in zip(found, model(**inputs), strict=True):
+        np.testing.assert_allclose(ours, theirs.numpy(), rtol=0, atol=1e-3)
+
+
+def run_without_torch(code: str, *arguments: str | Path) -> str:
+    """Runs a program in which importing torch or what stands on it is an error."""
+    barred = ["torch", "torchvision", "timm", "segment_anything", "huggingface_hub", "safetensors"]
+    code = f"import sys\nfor name in {barred}: sys.modules[name] = None\n{code}"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_predictor_needs_no_torch(
+    files: Files, reference: SamPredictor, coffee: Pixels, tmp_path: Path
+) -> None:
+    code = """
+import numpy as np
+from PIL import Image
+from mobile_sam_plugin.deploy import OnnxAutomaticMaskGenerator, OnnxPredictor
+predictor = OnnxPredictor(*sys.argv[1:3])
+predictor.set_image(Image.open(sys.argv[3]))
+np.save(sys.argv[4], predictor.predict([[300, 200]], [1])[0])
+generator = OnnxAutomaticMaskGenerator(predictor, points_per_side=1, pred_iou_thresh=0.0,
+                                       stability_score_thresh=0.0)
+print(len(generator.generate(Image.open(sys.argv[3]))))
+"""
+    printed = run_without_torch(code, *files, PHOTOGRAPHS / "coffee.png", tmp_path / "masks.npy")
+    assert int(printed) >= 1
+    reference.set_image(coffee)
+    expected = reference.predict([[300, 200]], [1])[0]
+    assert (np.load(tmp_path / "masks.npy") == expected).mean() >= 0.999
+
+
+def test_command_segments_without_torch(files: Files, tmp_path: Path) -> None:
+    arguments: list[str | Path] = [
+        *("segment", PHOTOGRAPHS / "coffee.png", "--point", "300,130", "--box", "170,10,430,300"),
+        *("--out", tmp_path / "onnx", "--backend", "onnx", "--model", files[0].parent),
+    ]
+    run_without_torch("from mobile_sam_plugin.cli import main; main(sys.argv[1:])", *arguments)
+    by_torch = [*map(str, arguments[:6]), "--out", str(tmp_path / "torch"), "--checkpoint"]
+    assert main([*by_torch, "bundled"]) == 0
+    ours, theirs = (
+        json.loads((tmp_path / backend / "coffee" / "masks.json").read_text())
+        for backend in ("onnx", "torch")
+    )
+    assert len(ours) == 1
+    assert ours[0]["area"] == pytest.approx(theirs[0]["area"], rel=1e-3, abs=5)
+    assert ours[0]["predicted_iou"] == pytest.approx(theirs[0]["predicted_iou"], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"output_mode": "coco_rle", "points_per_batch": 5},
+        {"points_per_side": 3, "crop_n_layers": 1, "min_mask_region_area": 100},
+        {"output_mode": "uncompressed_rle", "pred_iou_thresh": 0.0, "points_per_side": 2},
+    ],
+    ids=["rle", "crops", "every mask"],
+)
+def test_generator_finds_what_torchs_does(
+    files: Files, bundled_sam: MobileSam, coffee: Pixels, options: dict[str, Any]
+) -> None:
+    settings = {
+        "points_per_side": 5,
+        "pred_iou_thresh": 0.2,
+        "stability_score_thresh": 0.3,
+        "stability_score_offset": 0.3,
+        **options,
+    }
+    expected = SamAutomaticMaskGenerator(bundled_sam, **settings).generate(coffee)
+    assert len(expected) > 2
+    predictor = OnnxPredictor(*files)
+    told: list[tuple[int, int]] = []
+    generator = OnnxAutomaticMaskGenerator(predictor, **settings)
+    assert_same_records(generator.generate(coffee, lambda *each: told.append(each)), expected)
+    assert (
+        told[-1][0]
+        == told[-1][1]
+        == sum(4**layer * len(grid) for layer, grid in enumerate(generator.point_grids))
+    )
+    assert not predictor.is_image_set, "the client's predictor is left alone"
+
+
+def test_generator_refuses_contradictions(predictor: OnnxPredictor) -> None:
+    for options, message in (
+        ({"points_per_side": None}, "either points_per_side or point_grids"),
+        ({"point_grids": [np.zeros((1, 2))]}, "either points_per_side or point_grids"),
+        ({"output_mode": "polygon"}, "output_mode must be one of .* not 'polygon'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            OnnxAutomaticMaskGenerator(predictor, **options)
+
+
+def test_preprocessing_in_the_graph(
+    bundled_sam: MobileSam, reference: SamPredictor, tmp_path: Path
+) -> None:
+    export(bundled_sam, tmp_path, [PHOTOGRAPHS / "coffee.png"], with_preprocessing=True)
+    encoder, _ = named(tmp_path)
+    session = onnxruntime.InferenceSession(encoder, providers=["CPUExecutionProvider"])
+    (picture,) = session.get_inputs()
+    assert (picture.type, picture.shape) == ("tensor(uint8)", ["height", "width", 3])
+    predictor = OnnxPredictor(*named(tmp_path))
+    for name, size in [*SHAPES, ("rocket.jpg", (1500, 1333))]:
+        pixels = photograph(name, size)
+        predictor.set_image(pixels[..., ::-1], image_format="BGR")
+        reference.set_image(pixels)
+        ours, theirs = (each.predict([[150, 120]], [1]) for each in (predictor, reference))
+        assert (ours[0] == theirs[0]).mean() >= 0.999
+        np.testing.assert_allclose(ours[1], theirs[1], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_smaller_files(bundled_sam: MobileSam, tmp_path: Path, precision: str) -> None:
+    photographs = [PHOTOGRAPHS / name for name in ("coffee.png", "chelsea.png")]
+    # How well int8 does depends on the weights, so nothing is asked of its masks here.
+    found = export(bundled_sam, tmp_path, photographs, precision, force=True)
+    encoder, decoder = found
+    assert encoder.megabytes < 14
+    assert decoder.megabytes < (12 if precision == "fp16" else 22)
+    assert encoder.mask_iou == decoder.mask_iou > 0.5
+    predictor = OnnxPredictor(*named(tmp_path))
+    predictor.set_image(photograph("coffee.png"))
+    masks, scores, logits = predictor.predict([[300, 200]], [1])
+    assert (masks.dtype, scores.dtype, logits.dtype) == (bool, np.float32, np.float32)
+    weights = {
+        onnx.TensorProto.DataType.Name(each.data_type)
+        for each in onnx.load(encoder.path).graph.initializer
+        if np.prod(each.dims) > 1000
+    }
+    assert {"fp16": "FLOAT16", "int8": "INT8"}[precision] in weights
+
+
+def test_decoder_without_the_upscaling(
+    files: Files, predictor: OnnxPredictor, coffee: Pixels, tmp_path: Path
+) -> None:
+    """As docs/deploy.md cuts it for TensorRT."""
+    names = list(DECODER_INPUTS)[:-1]
+    cut = tmp_path / "mobile_sam_decoder_low_res.onnx"
+    onnx.utils.extract_model(str(files[1]), str(cut), names, ["iou_predictions", "low_res_masks"])
+    session = onnxruntime.InferenceSession(cut, providers=["CPUExecutionProvider"])
+    assert [each.name for each in session.get_inputs()] == names
+    predictor.set_image(coffee)
+    box = np.array([[[170, 10], [430, 300]]], np.float32) * 1024 / 600
+    labels, mask_input = np.array([[2, 3]], np.float32), np.zeros((1, 1, 256, 256), np.float32)
+    feeds = (predictor.features, box, labels, mask_input, np.zeros(1, np.float32))
+    scores, logits = session.run(None, dict(zip(names, feeds, strict=True)))
+    _, expected_scores, expected = predictor.predict(box=[170, 10, 430, 300])
+    np.testing.assert_allclose(scores[0, 1:], expected_scores, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(logits[0, 1:], expected, rtol=0, atol=1e-3)
+
+
+def test_torch_export_takes_both_halves(bundled_sam: MobileSam) -> None:
+    """The programs that docs/deploy.md hands to coremltools."""
+
+    class Decoder(DecoderGraph):
+        forward = DecoderGraph.decode  # type: ignore[assignment]
+
+    inputs = (
+        torch.randn(1, 256, 64, 64),
+        torch.tensor([[[300.0, 200.0], [0.0, 0.0]]]),
+        torch.tensor([[1.0, -1.0]]),
+        torch.zeros(1, 1, 256, 256),
+        torch.zeros(1),
+    )
+    with torch.no_grad():
+        for module, given in (
+            (bundled_sam.image_encoder, (torch.randn(1, 3, 1024, 1024),)),
+            (Decoder(bundled_sam).eval(), inputs),
+        ):
+            program = torch.export.export(module, given).run_decompositions({})
+            found, expected = program.module()(*given), module(*given)
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
+
+
+def test_masks_unlike_those_of_torch_are_not_written(own_sam: MobileSam, tmp_path: Path) -> None:
+    """Weights too large for half precision make nonsense of it."""
+    with torch.no_grad():
+        own_sam.image_encoder.neck[0].weight.mul_(1e7)
+        own_sam.image_encoder.neck[1].eps = 1e7
+    photographs = [PHOTOGRAPHS / "coffee.png"]
+    with pytest.raises(ValueError, match=r"fp16 the masks have an IoU of .* nothing was written"):
+        export(own_sam, tmp_path, photographs, "fp16")
+    assert list(tmp_path.iterdir()) == []
+    export(own_sam, tmp_path, photographs, "fp16", force=True)
+    assert sorted(tmp_path.iterdir()) == sorted(named(tmp_path), key=lambda path: path.name)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "int4"}, "one of fp32, fp16, int8, not 'int4'"),
+        ({"opset": 16}, "17 to 20, not 16"),
+        ({"opset": 17, "with_preprocessing": True}, "opset 18 or later, not 17"),
+        ({"photographs": []}, "at least one photograph"),
+    ],
+)
+def test_export_refuses(
+    bundled_sam: MobileSam, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    arguments = {"photographs": [PHOTOGRAPHS / "coffee.png"], **options}
+    with pytest.raises(ValueError, match=message):
+        export(bundled_sam, tmp_path / "out", **arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_export_refuses_half_precision(own_sam: MobileSam, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="float32 on the CPU, not torch.float16"):
+        export(own_sam.half(), tmp_path, [PHOTOGRAPHS / "coffee.png"])
+    with pytest.raises(FileNotFoundError, match="nowhere.png"):
+        export(own_sam.float(), tmp_path, [tmp_path / "nowhere.png"])
+
+
+@pytest.fixture(params=["onnxruntime", "openvino"])
+def runtime(request: pytest.FixtureRequest) -> type[OnnxPredictor]:
+    pytest.importorskip(request.param, reason=f"{request.param} is not installed")
+    return OnnxPredictor if request.param == "onnxruntime" else OpenVinoPredictor
+
+
+def test_wrong_files_are_told_in_one_line(
+    runtime: type[OnnxPredictor], files: Files, tmp_path: Path
+) -> None:
+    encoder, decoder = files
+    damaged = tmp_path / "damaged.onnx"
+    damaged.write_bytes(encoder.read_bytes()[:9_000_000])
+    text = tmp_path / "text.onnx"
+    text.write_text("no model")
+    other = tmp_path / "other.onnx"
+    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", ["x"], ["y"])],
+        "other",
+        [value],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])],
+    )
+    opset = onnx.helper.make_opsetid("", 17)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8), other)
+    for first, second, error, message in (
+        (tmp_path / "nowhere.onnx", decoder, FileNotFoundError, "no file '.*nowhere.onnx'"),
+        (encoder, tmp_path, FileNotFoundError, "no file"),
+        (damaged, decoder, ValueError, "damaged.onnx' is no ONNX model"),
+        (encoder, text, ValueError, "text.onnx' is no ONNX model"),
+        (decoder, encoder, ValueError, "decoder.onnx' is the mask decoder, not .* swap"),
+        (encoder, encoder, ValueError, "encoder.onnx' is an image encoder, not .* swap"),
+        (other, decoder, ValueError, "other.onnx' is no image encoder"),
+        (encoder, other, ValueError, "other.onnx' is no mask decoder .* lacks"),
+    ):
+        with pytest.raises(error, match=message) as caught:
+            runtime(first, second)
+        assert "\n" not in str(caught.value)
+
+
+def test_missing_provider_and_device(files: Files) -> None:
+    with pytest.raises(ValueError, match="no execution provider 'NoSuch', only .*CPUExecution"):
+        OnnxPredictor(*files, providers=["NoSuch"])
+    with pytest.raises(ValueError, match="at least one execution provider"):
+        OnnxPredictor(*files, providers=[])
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    with pytest.raises(ValueError, match="OpenVINO has no device 'NPU9' here, only .*CPU"):
+        OpenVinoPredictor(*files, device="NPU9")
+
+
+def test_prompts_are_checked(files: Files, coffee: Pixels) -> None:
+    predictor = OnnxPredictor(*files)
+    for ask in (
+        lambda: predictor.predict([[1, 1]], [1]),
+        lambda: predictor.predict_batch(boxes=[[1, 1, 2, 2]]),
+        predictor.get_image_embedding,
+    ):
+        with pytest.raises(RuntimeError, match="set_image"):
+            ask()
+    with pytest.raises(TypeError, match="uint8 .* not float64"):
+        predictor.set_image(np.zeros((4, 4, 3)))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="'RGB' or 'BGR', not 'HSV'"):
+        predictor.set_image(coffee, "HSV")
+    with pytest.raises(ValueError, match="too thin"):
+        predictor.set_image(np.zeros((1, 9000, 3), np.uint8))
+    predictor.set_image(coffee)
+    box = [[1, 1, 2, 2]]
+    checks: list[tuple[dict[str, Any], str]] = [
+        ({}, "give point_coords and point_labels, boxes or mask_input"),
+        ({"boxes": [1, 2, 3, 4]}, r"shape \(B, 4\), not \(4,\)"),
+        ({"point_coords": [[1, 2]], "point_labels": [[1]]}, r"shape \(B, N, 2\), not \(1, 2\)"),
+        ({"point_coords": [[[1, 2]]]}, "point_coords came without point_labels"),
+        ({"boxes": [[1, 2, 3, np.nan]]}, "NaN or infinity"),
+        ({"boxes": box, "mask_input": np.zeros((1, 256, 256))}, r"mask_input must have"),
+        (
+            {"boxes": box * 2, "point_coords": [[[1, 2]]], "point_labels": [[1]]},
+            "equally many, not .*boxes': 2",
+        ),
+    ]
+    for prompt, message in checks:
+        with pytest.raises(ValueError, match=message):
+            predictor.predict_batch(**prompt)
+    with pytest.raises(ValueError, match=r"box must be 4 numbers"):
+        predictor.predict(box=[1, 2, 3])
+    predictor.reset_image()
+    assert not predictor.is_image_set
+
+
+def test_openvino_gives_the_same(
+    files: Files, reference: SamPredictor, coffee: Pixels, tmp_path: Path
+) -> None:
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    predictor = OpenVinoPredictor(*files)
+    predictor.set_image(coffee)
+    reference.set_image(coffee)
+    assert_parity(predictor, reference, coffee)
+    ours = predictor.predict_batch(boxes=[[60, 40, 280, 250], [90, 80, 500, 390]])
+    boxes = torch.tensor([[60, 40, 280, 250], [90, 80, 500, 390]])
+    boxes = reference.transform.apply_boxes_torch(boxes, reference.original_size)
+    assert_same(ours, tuple(e.numpy() for e in reference.predict_torch(None, None, boxes)))
+
+
+def test_commands_tell_mistakes_in_one_line(
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    swapped = tmp_path / "swapped"
+    swapped.mkdir()
+    for path, other in zip(named(swapped), files[::-1], strict=True):
+        shutil.copy(other, path)
+    picture = str(PHOTOGRAPHS / "coffee.png")
+    segment = ["segment", picture, "--point", "9,9", "--out", str(tmp_path / "out")]
+    good = str(files[0].parent)
+    for arguments, message in (
+        ([*segment, "--backend", "onnx"], "folder of exported files"),
+        ([*segment, "--model", good], "folder of exported files"),
+        ([*segment, "--backend", "onnx", "--model", good, "--checkpoint", "x"], "weights of their"),
+        ([*segment, "--backend", "onnx", "--model", str(swapped)], "swap the two files"),
+        ([*segment, "--backend", "onnx", "--model", str(PHOTOGRAPHS)], "mobile-sam export writes"),
+        ([*segment, "--backend", "onnx", "--model", good, "--device", "NoSuch"], "no execution"),
+        (["export", "--out", good, "--opset", "16"], "16 is not in the range"),
+        (["export", "--out", good, "--precision", "int4"], "int4"),
+        (["export", "--out", good, "--photographs", str(tmp_path)], "there is no image in"),
+    ):
+        assert main(arguments) == 2, arguments
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and message in error, error
+    assert not (tmp_path / "out").exists()
+
+
+def test_export_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    shutil.copy(PHOTOGRAPHS / "flower.jpg", pictures)
+    out = tmp_path / "deep" / "out"
+    arguments = ["export", "--out", str(out), "--opset", "17", "--photographs", str(pictures)]
+    assert main([*arguments, "--checkpoint", "bundled"]) == 0
+    encoder, decoder, masks = capsys.readouterr().out.splitlines()
+    assert encoder.startswith(f"{named(out)[0]}  23.") and " MB  embeddings within " in encoder
+    assert decoder.startswith(f"{named(out)[1]}  20.") and " MB  low-res logits within " in decoder
+    assert masks.startswith("mask IoU with torch 0.99") or masks.endswith("1.0000")
+    assert onnx.load(named(out)[0]).opset_import[0].version == 17

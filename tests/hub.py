@@ -170,6 +170,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._resolve(match[1], unquote(match[2]), unquote(match[3]))
         elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(/revision/([^/]+))?", path):
             self._describe(match[1], unquote(match[3] or "main"))
+        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)", path):
+            self._list(match[1], unquote(match[2]))
         else:
             self._send(404, b"no such page")
 
@@ -200,6 +202,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_json(
                 {"id": repo_id, "modelId": repo_id, "sha": commit, "siblings": siblings}
             )
+
+    def _list(self, repo_id: str, revision: str) -> None:
+        commit = self._commit_of(repo_id, revision)
+        if commit is not None:
+            files = self.hub.repositories[repo_id].commits[commit]
+            self._send_json([_tree_entry(name, content) for name, content in files.items()])
 
     def _commit_of(self, repo_id: str, revision: str) -> str | None:
         """The commit that a revision stands for, or None after the refusal was sent."""
@@ -384,6 +392,14 @@ def _upload_mode(file: dict[str, Any]) -> dict[str, Any]:
 
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+def _tree_entry(name: str, content: bytes) -> dict[str, Any]:
+    size = len(content)
+    entry = {"type": "file", "path": name, "size": size, "oid": _git_hash(content)}
+    if name.endswith(LARGE_FILES):
+        entry["lfs"] = {"oid": _sha256(content), "size": size, "pointerSize": 134}
+    return entry
 
 
 def _git_hash(content: bytes) -> str:

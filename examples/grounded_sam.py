@@ -1,0 +1,48 @@
+"""Segments what words name, and draws masks, boxes and labels with supervision.
+
+    python examples/grounded_sam.py "a cup. a spoon."
+    python examples/grounded_sam.py "a cat" --image examples/images/chelsea.png
+
+The detector comes from the Hugging Face Hub; without a network name a folder: --detector FOLDER.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import cv2
+import supervision
+
+from mobile_sam_plugin import sam_model_registry
+from mobile_sam_plugin.integrations.grounded_sam import DEFAULT_DETECTOR, GroundedMobileSam
+
+HERE = Path(__file__).parent
+
+
+def main(image: str, text: str, detector: str, checkpoint: str) -> None:
+    """Writes ``grounded.png``."""
+    sam = sam_model_registry["vit_t"](checkpoint=checkpoint)
+    objects = GroundedMobileSam(sam, detector).predict(image, text)
+
+    detections = objects.to_supervision()
+    scene = cv2.imread(image)
+    scene = supervision.MaskAnnotator().annotate(scene, detections)
+    scene = supervision.BoxAnnotator().annotate(scene, detections)
+    scene = supervision.LabelAnnotator().annotate(scene, detections)  # the labels found
+    cv2.imwrite("grounded.png", scene)
+    print(f"grounded.png: {', '.join(objects.labels) or 'nothing found'}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("text", nargs="?", default="a cup. a spoon.")
+    parser.add_argument("--image", default=str(HERE / "images" / "coffee.png"))
+    parser.add_argument("--detector", default=DEFAULT_DETECTOR)
+    parser.add_argument("--checkpoint", default="bundled")
+    arguments = parser.parse_args()
+    try:
+        main(**vars(arguments))
+    except (ImportError, OSError, ValueError) as error:
+        sys.exit(f"grounded_sam.py: {error}")

@@ -1,0 +1,746 @@
+"""Inpaint-Anything on MobileSAM: a click, a box or a phrase, and the object is gone or another one.
+
+The pipeline of Yu et al., "Inpaint Anything: Segment Anything Meets Image Inpainting"
+(https://arxiv.org/abs/2304.06790): SAM's mask of the object is grown by a margin, since what would
+be left of its edge is painted on; then *remove* paints the background in, *fill* a prompt's
+content, and *replace* a prompt's background around the object.
+"""
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import cv2
+import numpy as np
+import segment_anything
+import torch
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+from torch import nn
+
+from mobile_sam_plugin import SamPredictor, sam_model_registry
+from mobile_sam_plugin.checkpoint import download, locate_checkpoint
+from mobile_sam_plugin.inputs import ImageSource, load_image
+from mobile_sam_plugin.results import write_file
+
+from .grounded_sam import DEFAULT_DETECTOR, Detector, GroundedMobileSam
+from .instances import Instances, as_predictor, boxes_of, encode_png
+from .pretrained import check_length
+from .video import Video, VideoSource, create_video
+
+if TYPE_CHECKING:
+    import supervision
+
+Pixels = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+Selection = Instances | NDArray[Any]
+"""What to paint: the masks of objects together, or one mask (H, W), bool or 0 and anything else."""
+
+LAMA = "hf://Carve/LaMa-ONNX/lama_fp32.onnx"
+STABLE_DIFFUSION = "stable-diffusion-v1-5/stable-diffusion-inpainting"
+MARGIN = 7
+"""Pixels; Inpaint-Anything's own scripts dilate by 15 x 15."""
+
+
+class Inpainter(Protocol):
+    """What paints a hole: any function or object that can be called so.
+
+    Example:
+        >>> def gray(image, mask, prompt):
+        ...     return np.full_like(image, 128)
+        >>> InpaintAnything(sam, gray).remove("street.jpg", mask).save("out")
+    """
+
+    def __call__(self, image: Pixels, mask: Mask, prompt: str) -> Pixels:
+        """Returns the image with the hole painted.
+
+        Args:
+            image: (H, W, 3) uint8 RGB, of any size.
+            mask: (H, W), True in the hole, at least in one pixel.
+            prompt: what to paint there, empty for the background.
+
+        Returns:
+            (H, W, 3) uint8 RGB. What it holds outside of the hole is not used.
+        """
+        ...
+
+
+@dataclass(eq=False)
+class Inpainting:
+    """An image, and what became of it.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB, painted.
+        original: (H, W, 3) uint8 RGB. ``image`` holds the same bytes where ``mask`` is False.
+        mask: (H, W), True where was painted.
+        objects: those that were chosen, before their masks were grown.
+    """
+
+    image: Pixels
+    original: Pixels
+    mask: Mask
+    objects: Instances
+
+    def overlay(self) -> Pixels:
+        """Returns the original with the chosen objects drawn over it, (H, W, 3) RGB."""
+        return self.objects.overlay(self.original)
+
+    def to_supervision(self) -> "supervision.Detections":
+        """Returns the chosen objects, see :meth:`Instances.to_supervision`."""
+        return self.objects.to_supervision()
+
+    def to_coco(self) -> dict[str, Any]:
+        """Returns the chosen objects, see :meth:`Instances.to_coco`."""
+        return self.objects.to_coco()
+
+    def save(self, folder: str | os.PathLike[str]) -> list[Path]:
+        """Writes ``inpainted.png`` and ``inpainted_mask.png``, what was painted, and the objects.
+
+        Args:
+            folder: made if need be; for the objects see :meth:`Instances.save`.
+
+        Returns:
+            The paths of all files, ``inpainted.png`` first.
+        """
+        objects = self.objects.save(folder, self.original)
+        paths = [Path(folder) / "inpainted.png", Path(folder) / "inpainted_mask.png"]
+        write_file(paths[0], encode_png(self.image))
+        write_file(paths[1], encode_png(self.mask.astype(np.uint8) * 255))
+        return paths + objects
+
+
+class InpaintAnything:
+    """Removes, fills and replaces what MobileSAM, or any other SAM, segments.
+
+    Example:
+        >>> editor = InpaintAnything(sam_model_registry["vit_t"]())
+        >>> dog = editor.segment("dog.jpg", point_coords=[[320, 240]])
+        >>> editor.remove("dog.jpg", dog).save("out")
+        >>> editor.fill("dog.jpg", dog, "a cat on a bench").save("out")
+        >>> editor.replace("dog.jpg", dog, "on a swing").save("out")
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | segment_anything.SamPredictor | None,
+        inpainter: Inpainter | None = None,
+        detector: Detector | str | os.PathLike[str] = DEFAULT_DETECTOR,
+        device: str | torch.device | None = None,
+    ) -> None:
+        """Takes what segments, paints and finds.
+
+        Args:
+            model: a ``Sam``, or a predictor that holds one; None if :meth:`segment` is not needed,
+                since there are masks already.
+            inpainter: what paints. If None, :class:`OpenCVInpainter` for ``remove``, and
+                :class:`DiffusersInpainter`, loaded when first used, for ``fill`` and ``replace``.
+            detector: what finds phrases, as ``GroundedMobileSam`` takes it; one given by its name
+                is loaded when first used.
+            device: where the model, the detector and the default inpainter compute; where the
+                model is if None.
+
+        Raises:
+            TypeError: model is neither a Sam nor a predictor.
+        """
+        self.predictor = None if model is None else as_predictor(model, device)
+        self.device = device if self.predictor is None else self.predictor.device
+        self.inpainter = inpainter
+        self.detector = detector
+
+    def segment(
+        self,
+        image: ImageSource,
+        point_coords: ArrayLike | None = None,
+        point_labels: ArrayLike | None = None,
+        box: ArrayLike | None = None,
+        text: str | None = None,
+    ) -> Instances:
+        """Returns what clicks, a box or a phrase point out.
+
+        A single click is ambiguous: of SAM's three candidates it gives the one of the highest
+        predicted IoU.
+
+        Args:
+            image: an array, a PIL image or a path.
+            point_coords: (N, 2), XY in pixels.
+            point_labels: (N,), 1 for the object, 0 for the background; all 1 if None.
+            box: XYXY in pixels.
+            text: what to look for, several phrases with full stops between them; every object
+                found is returned. Needs ``pip install "mobile-sam-plugin[grounded]"``.
+
+        Raises:
+            RuntimeError: the editor has no model.
+            ValueError: no prompt, text beside clicks or a box, a malformed prompt, or nothing
+                found.
+            ImportError: text, and the extra is not installed.
+            FileNotFoundError, ConnectionError: the detector cannot be loaded.
+        """
+        if self.predictor is None:
+            raise RuntimeError("there is no model to segment with: InpaintAnything(sam)")
+        pixels = load_image(image)
+        if text is not None:
+            if point_coords is not None or box is not None:
+                raise ValueError("give either text, or clicks and a box, not both")
+            found = self._grounded.predict(pixels, text)
+            if not len(found):
+                raise ValueError(f"nothing in the image matches {text!r}: try other words")
+            return found
+        if point_coords is None and box is None:
+            raise ValueError("nothing says what to segment: give point_coords, box or text")
+        clicks = 0
+        if point_coords is not None:
+            clicks = len(np.atleast_2d(np.asarray(point_coords)))
+            if point_labels is None:
+                point_labels = np.ones(clicks, dtype=int)
+        self.predictor.set_image(pixels)
+        masks, scores, _ = self.predictor.predict(
+            point_coords, point_labels, box, multimask_output=clicks == 1 and box is None
+        )
+        best = int(scores.argmax())
+        return _as_instances(masks[best], pixels, float(scores[best]))
+
+    def remove(self, image: ImageSource, selection: Selection, margin: int = MARGIN) -> Inpainting:
+        """Paints the background in where the objects are.
+
+        Args:
+            image: an array, a PIL image or a path.
+            selection: :meth:`segment`'s objects, or a mask (H, W).
+            margin: by how many pixels the masks are grown. All pixels outside of them stay as
+                they are, to the byte.
+
+        Raises:
+            ValueError: a mask of another size than the image, empty, or that leaves nothing of
+                the image to go by; a negative margin; or an inpainter that returns no such image.
+        """
+        pixels = load_image(image)
+        objects = _as_instances(selection, pixels)
+        hole = _union(objects, margin)
+        return Inpainting(self._remove(pixels, hole), pixels, hole, objects)
+
+    def remove_video(
+        self,
+        video: VideoSource,
+        selections: Iterable[Selection | None],
+        margin: int = MARGIN,
+    ) -> Iterator[Pixels]:
+        """Removes a tracked object from a video, frame by frame as the frames come.
+
+        Args:
+            video: a video file, a folder of images, or an iterable of frames.
+            selections: one a frame, as of :meth:`remove`. None or an empty mask, as for an object
+                that is hidden or lost, leaves the frame as it is.
+            margin: as of :meth:`remove`.
+
+        Yields:
+            The frames, (H, W, 3) uint8 RGB, painted.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the video cannot be decoded or changes its size, there are fewer or more
+                selections than frames, or as :meth:`remove`.
+
+        Example:
+            >>> masks = (tracked.objects for tracked in track)
+            >>> frames = editor.remove_video("street.mp4", masks)
+            >>> write_video("empty_street.mp4", frames, Video("street.mp4").frame_rate)
+        """
+        end: Any = object()
+        frames = zip_longest(Video(video), selections, fillvalue=end)
+        for index, (pixels, selection) in enumerate(frames):
+            if pixels is end or selection is end:
+                ended, others = ("frames", "masks") if pixels is end else ("masks", "frames")
+                raise ValueError(
+                    f"the {ended} end after {index}, and the {others} go on: give one mask a "
+                    "frame, None where the object is not to be seen"
+                )
+            if selection is None or not _masks_of(selection).any():
+                yield pixels
+            else:
+                hole = _union(_as_instances(selection, pixels), margin)
+                yield self._remove(pixels, hole)
+
+    def fill(
+        self, image: ImageSource, selection: Selection, prompt: str, margin: int = MARGIN
+    ) -> Inpainting:
+        """Paints what a prompt says where the objects are.
+
+        Args:
+            image, selection, margin: as of :meth:`remove`.
+            prompt: what to paint.
+
+        Raises:
+            ValueError: an empty prompt, or one that is longer than the model reads; a mask of
+                another size than the image, or empty; or as the inpainter.
+            ImportError: the extra of the default inpainter is not installed.
+        """
+        pixels, objects = self._prepare(image, selection, prompt)
+        hole = _union(objects, margin)
+        painted = _paint(self.inpainter or self._diffusers, pixels, hole, prompt)
+        return Inpainting(painted, pixels, hole, objects)
+
+    def replace(
+        self, image: ImageSource, selection: Selection, prompt: str, margin: int = MARGIN
+    ) -> Inpainting:
+        """Paints a background that a prompt says around the objects.
+
+        All pixels of the objects and of the margin around them stay as they are, to the byte.
+
+        Args:
+            image, selection, margin: as of :meth:`remove`.
+            prompt: the background.
+
+        Raises:
+            ValueError: as :meth:`fill`, or masks that leave no background.
+            ImportError: the extra of the default inpainter is not installed.
+        """
+        pixels, objects = self._prepare(image, selection, prompt)
+        hole = ~_union(objects, margin)
+        if not hole.any():
+            raise ValueError("the masks cover the whole image: there is no background to replace")
+        painted = _paint(self.inpainter or self._diffusers, pixels, hole, prompt)
+        return Inpainting(painted, pixels, hole, objects)
+
+    def _remove(self, pixels: Pixels, hole: Mask) -> Pixels:
+        if hole.all():
+            raise ValueError(
+                "the masks cover the whole image: nothing is left to tell what is behind them"
+            )
+        return _paint(self.inpainter or OpenCVInpainter(), pixels, hole, "")
+
+    def _prepare(
+        self, image: ImageSource, selection: Selection, prompt: str
+    ) -> tuple[Pixels, Instances]:
+        if not prompt.strip():
+            raise ValueError("the prompt is empty: say what to paint, as 'a cat on a bench'")
+        pixels = load_image(image)
+        return pixels, _as_instances(selection, pixels)
+
+    @cached_property
+    def _grounded(self) -> GroundedMobileSam:
+        return GroundedMobileSam(self.predictor, self.detector)
+
+    @cached_property
+    def _diffusers(self) -> "DiffusersInpainter":
+        return DiffusersInpainter(device=self.device or "cpu")
+
+
+class OpenCVInpainter:
+    """Telea's fast marching, ``cv2.inpaint``: no weights, no network; for small or smooth holes."""
+
+    def __init__(self, radius: float = 3.0) -> None:
+        """Takes how many pixels around each one that it paints Telea's method averages."""
+        self.radius = radius
+
+    def __call__(self, image: Pixels, mask: Mask, prompt: str = "") -> Pixels:
+        """Returns the image painted, see :class:`Inpainter`.
+
+        Raises:
+            ValueError: there is a prompt.
+        """
+        _refuse_prompt(prompt, "cv2.inpaint")
+        _, _, width, height = _bounding_box(mask)
+        context = 2 * int(self.radius) + 2  # beyond that nothing has a say in what is painted
+        window = _window(mask, width + 2 * context, height + 2 * context)
+        painted = image.copy()
+        painted[window] = cv2.inpaint(
+            image[window], mask[window].astype(np.uint8), self.radius, cv2.INPAINT_TELEA
+        )
+        return painted
+
+
+class LamaInpainter:
+    """LaMa (https://arxiv.org/abs/2109.07161) in onnxruntime: large holes, and textures.
+
+    The model sees a square about the hole, at full resolution where the hole is small enough.
+
+    Example:
+        >>> InpaintAnything(sam, LamaInpainter()).remove("street.jpg", car).save("out")
+    """
+
+    def __init__(
+        self, model: str | os.PathLike[str] = LAMA, device: str | torch.device = "cpu"
+    ) -> None:
+        """Loads the model, and downloads it where need be (208 MB).
+
+        Args:
+            model: a path, or ``"hf://owner/repo/file"`` on the Hub. An ONNX file with the inputs
+                ``image`` (1, 3, S, S) in [0, 1] and ``mask`` (1, 1, S, S), 1 in the hole, and one
+                output (1, 3, S, S) in [0, 255], all float32.
+            device: ``"cuda"`` needs onnxruntime-gpu; all others compute on the CPU.
+
+        Raises:
+            ImportError: onnxruntime is not installed.
+            FileNotFoundError, ConnectionError, PermissionError: as
+                :func:`~mobile_sam_plugin.checkpoint.locate_checkpoint`.
+            ValueError: the file is no ONNX model, or not of these inputs.
+        """
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise _missing("onnxruntime") from error
+        path = locate_checkpoint(model)
+        providers: list[Any] = ["CPUExecutionProvider"]
+        target = torch.device(device)
+        if target.type == "cuda":
+            if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+                providers.insert(0, ("CUDAExecutionProvider", {"device_id": target.index or 0}))
+            else:
+                warnings.warn(
+                    "this onnxruntime cannot use CUDA, so LaMa runs on the CPU: install "
+                    "onnxruntime-gpu in place of onnxruntime",
+                    stacklevel=2,
+                )
+        try:
+            self._session = onnxruntime.InferenceSession(path, providers=providers)
+        except Exception as error:  # onnxruntime's errors share no other base
+            raise ValueError(
+                f"{str(path)!r} is no ONNX model that onnxruntime can read: {error}"
+            ) from error
+        inputs = {value.name: value.shape for value in self._session.get_inputs()}
+        sizes = {tuple(shape[2:]) for shape in inputs.values()}
+        size = next(iter(sizes))
+        if (
+            set(inputs) != {"image", "mask"}
+            or len(sizes) != 1
+            or len(set(size)) != 1
+            or not isinstance(size[0], int)
+        ):
+            raise ValueError(
+                f"{str(path)!r} is not LaMa as it is on the Hub ({LAMA}): its inputs are {inputs}, "
+                "expected image [1, 3, 512, 512] and mask [1, 1, 512, 512]"
+            )
+        self._size = size[0]
+
+    def __call__(self, image: Pixels, mask: Mask, prompt: str = "") -> Pixels:
+        """Returns the image painted, see :class:`Inpainter`.
+
+        Raises:
+            ValueError: there is a prompt, or the model computes NaN.
+        """
+        _refuse_prompt(prompt, "LaMa")
+        return _paint_square(image, mask, self._size, self._paint)
+
+    def _paint(self, square: Pixels, hole: Mask) -> Pixels:
+        inputs = {
+            "image": np.ascontiguousarray(square.transpose(2, 0, 1))[None].astype(np.float32) / 255,
+            "mask": hole[None, None].astype(np.float32),
+        }
+        output = self._session.run(None, inputs)[0][0].transpose(1, 2, 0)
+        if not np.isfinite(output).all():
+            raise ValueError("LaMa returned NaN or infinity: use its float32 model")
+        return output.round().clip(0, 255).astype(np.uint8)
+
+
+class DiffusersInpainter:
+    """Any inpainting model of diffusers: paints what a prompt says.
+
+    The model sees a square about the hole, scaled to the size it was trained at.
+
+    Example:
+        >>> painter = DiffusersInpainter(device="cuda", seed=0, num_inference_steps=30)
+        >>> InpaintAnything(sam, painter).fill("dog.jpg", dog, "a cat on a bench").save("out")
+    """
+
+    def __init__(
+        self,
+        model: Any = STABLE_DIFFUSION,
+        device: str | torch.device = "cpu",
+        seed: int | None = None,
+        **options: Any,
+    ) -> None:
+        """Loads the model, and downloads it where need be.
+
+        Args:
+            model: a repository on the Hub or a folder, which ``AutoPipelineForInpainting`` loads,
+                in half precision for CUDA; or such a pipeline, taken as it is.
+            device: where the pipeline is moved.
+            seed: paints the same every time; at random if None.
+            options: handed to every call of the pipeline: ``num_inference_steps``,
+                ``guidance_scale``, ``negative_prompt`` and others.
+
+        Raises:
+            ImportError: diffusers or transformers is not installed.
+            FileNotFoundError: there is no such repository or folder, or no pipeline in it.
+            ConnectionError: the Hub cannot be reached, and the model is not in its cache.
+            PermissionError: the repository is gated.
+        """
+        self.seed = seed
+        self.options = options
+        self.pipeline = model
+        if isinstance(model, str | os.PathLike):
+            self.pipeline = _load_pipeline(os.fspath(model))
+            if torch.device(device).type == "cuda":
+                self.pipeline.to(torch.float16)
+        self.pipeline.to(device)
+        self.pipeline.set_progress_bar_config(disable=None)
+
+    def __call__(self, image: Pixels, mask: Mask, prompt: str) -> Pixels:
+        """Returns the image painted, see :class:`Inpainter`.
+
+        Raises:
+            ValueError: the prompt is longer than the model reads, or the model's safety checker
+                holds the outcome back.
+        """
+        self._check_length(prompt)
+        sample_size = getattr(self.pipeline, "default_sample_size", None)
+        sample_size = sample_size or self.pipeline.unet.config.sample_size
+        size = sample_size * self.pipeline.vae_scale_factor
+
+        def paint(square: Pixels, hole: Mask) -> Pixels:
+            return self._paint(square, hole, prompt)
+
+        return _paint_square(image, mask, size, paint)
+
+    def _paint(self, square: Pixels, hole: Mask, prompt: str) -> Pixels:
+        generator = None if self.seed is None else torch.Generator().manual_seed(self.seed)
+        output = self.pipeline(
+            prompt=prompt,
+            image=Image.fromarray(square),
+            mask_image=Image.fromarray(hole.astype(np.uint8) * 255),
+            height=hole.shape[0],
+            width=hole.shape[1],
+            generator=generator,
+            **self.options,
+        )
+        if any(getattr(output, "nsfw_content_detected", None) or []):
+            raise ValueError(
+                "the model's safety checker holds back what it painted: try another prompt or seed"
+            )
+        return np.asarray(output.images[0].convert("RGB"))
+
+    def _check_length(self, prompt: str) -> None:
+        tokenizers = [
+            tokenizer
+            for name in ("tokenizer", "tokenizer_2", "tokenizer_3")
+            if (tokenizer := getattr(self.pipeline, name, None)) is not None
+        ]
+        if not tokenizers:
+            return
+        # Models of several text encoders read a long prompt with one of them.
+        widest = max(tokenizers, key=lambda tokenizer: tokenizer.model_max_length)
+        check_length([prompt], widest.model_max_length, widest)
+
+
+def predict_masks_with_sam(
+    img: Pixels,
+    point_coords: list[list[float]],
+    point_labels: list[int],
+    model_type: str,
+    ckpt_p: str,
+    device: str = "cuda",
+) -> tuple[NDArray[np.bool_], NDArray[np.float32], NDArray[np.float32]]:
+    """``predict_masks_with_sam`` of Inpaint-Anything's ``sam_segment.py``, with its signature.
+
+    Args:
+        img: (H, W, 3) uint8 RGB.
+        point_coords: (N, 2), XY in pixels.
+        point_labels: (N,), 1 for the object, 0 for the background.
+        model_type: ``"vit_t"``, or another type of ``sam_model_registry``.
+        ckpt_p: the checkpoint, see :func:`~mobile_sam_plugin.build_sam_vit_t`.
+        device: where to compute.
+
+    Returns:
+        Three masks (3, H, W), their predicted IoU (3,), and low-res logits (3, 256, 256).
+
+    Raises:
+        ValueError: an unknown model_type, or as ``SamPredictor.predict``.
+
+    Example:
+        >>> masks, _, _ = predict_masks_with_sam(
+        ...     img, [[200, 450]], [1], model_type="vit_t", ckpt_p="mobile_sam.pt", device="cpu"
+        ... )
+    """
+    if model_type not in sam_model_registry:
+        raise ValueError(
+            f"there is no model type {model_type!r}, only {', '.join(sam_model_registry)}"
+        )
+    sam = sam_model_registry[model_type](checkpoint=ckpt_p).to(device)
+    predictor = SamPredictor(sam)
+    predictor.set_image(img)
+    return predictor.predict(np.array(point_coords), np.array(point_labels), multimask_output=True)
+
+
+def write_video(path: str | os.PathLike[str], frames: Iterable[Pixels], frame_rate: float) -> None:
+    """Writes a video in MPEG-4, which appears whole or not at all.
+
+    Args:
+        path: ending in ``.mp4``.
+        frames: (H, W, 3) uint8 RGB, all of one size.
+        frame_rate: frames a second.
+
+    Raises:
+        ValueError: there is no frame, or the path ends in something else.
+        OSError: this OpenCV cannot write there.
+    """
+    target = Path(path)
+    if target.suffix.lower() != ".mp4":
+        raise ValueError(f"{str(target)!r} must end in .mp4")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.stem}.{os.getpid()}.partial.mp4")
+    writer = None
+    try:
+        for frame in frames:
+            if writer is None:
+                size = frame.shape[1], frame.shape[0]
+                writer = create_video(partial, frame_rate, size)
+            writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+        if writer is None:
+            raise ValueError(f"there is no frame to write to {str(target)!r}")
+        writer.release()
+        os.replace(partial, target)
+    finally:
+        if writer is not None:
+            writer.release()
+        partial.unlink(missing_ok=True)
+
+
+def grow_mask(mask: Mask, margin: int) -> Mask:
+    """Returns a mask and all pixels that are at most so many pixels away from it.
+
+    Args:
+        mask: (H, W).
+        margin: a distance from centre to centre, 0 or more.
+
+    Raises:
+        ValueError: a negative margin.
+    """
+    if margin < 0:
+        raise ValueError(f"the margin must be 0 pixels or more, not {margin}")
+    grown = mask.copy()
+    if margin == 0 or not mask.any():
+        return grown
+    # A distance transform costs the same for every margin, a dilation its square.
+    _, _, width, height = _bounding_box(mask)
+    window = _window(mask, width + 2 * margin + 2, height + 2 * margin + 2)
+    distance = cv2.distanceTransform(
+        (~mask[window]).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE
+    )
+    grown[window] = distance <= margin + 1e-3
+    return grown
+
+
+def _as_instances(selection: Selection, image: Pixels, score: float = 1.0) -> Instances:
+    """A selection as objects of this image, which have at least a pixel."""
+    masks = _masks_of(selection)
+    if masks.shape[-2:] != image.shape[:2]:
+        raise ValueError(
+            f"the mask must have the shape {image.shape[:2]} of the image, not {masks.shape[-2:]}"
+        )
+    if not masks.any():
+        raise ValueError("the mask is empty: no pixel of the image is chosen")
+    if isinstance(selection, Instances):
+        return selection
+    return Instances(
+        (image.shape[0], image.shape[1]),
+        boxes_of(masks),
+        masks,
+        np.array([score], dtype=np.float32),
+        ["object"],
+        image=image,
+    )
+
+
+def _masks_of(selection: Selection) -> Mask:
+    """(N, H, W)."""
+    if isinstance(selection, Instances):
+        return selection.masks
+    mask = np.asarray(selection)
+    if mask.ndim != 2:
+        raise ValueError(f"the mask must have the shape (H, W), not {mask.shape}")
+    return mask.astype(bool)[None]
+
+
+def _union(objects: Instances, margin: int) -> Mask:
+    return grow_mask(np.logical_or.reduce(objects.masks), margin)
+
+
+def _paint(inpainter: Inpainter, image: Pixels, hole: Mask, prompt: str) -> Pixels:
+    """The image painted in the hole and, whatever the inpainter does, nowhere else."""
+    painted = np.asarray(inpainter(image.copy(), hole.copy(), prompt))
+    if painted.shape != image.shape or painted.dtype != np.uint8:
+        raise ValueError(
+            f"the inpainter {type(inpainter).__name__} returned {painted.dtype} of the shape "
+            f"{painted.shape}, expected uint8 of the shape {image.shape}"
+        )
+    return np.where(hole[..., None], painted, image)
+
+
+def _paint_square(
+    image: Pixels, hole: Mask, size: int, paint: Callable[[Pixels, Mask], Pixels]
+) -> Pixels:
+    """Paints with a model that takes squares of one size only.
+
+    It is shown a square about the hole, with half as much again around it: at full resolution if
+    that fits the model, else scaled to its size. Where the image ends it is reflected, hole and
+    all, for a model would take up anything else as background.
+    """
+    _, _, hole_width, hole_height = _bounding_box(hole)
+    side = max(size, round(1.5 * max(hole_width, hole_height)))
+    window = _window(hole, side, side)
+    height, width = hole[window].shape
+    scale = size / max(height, width)
+    scaled = max(1, round(width * scale)), max(1, round(height * scale))
+    pixels = cv2.resize(image[window], scaled, interpolation=_interpolation(scale))
+    # All that the hole touches, however little, so that nothing of the object is left to be seen.
+    share = cv2.resize(hole[window].astype(np.float32), scaled, interpolation=cv2.INTER_AREA)
+    borders = 0, size - scaled[1], 0, size - scaled[0]
+    square = cv2.copyMakeBorder(pixels, *borders, cv2.BORDER_REFLECT)
+    square_hole = cv2.copyMakeBorder((share > 0).astype(np.uint8), *borders, cv2.BORDER_REFLECT)
+    painted = paint(square, square_hole.astype(bool))[: scaled[1], : scaled[0]]
+    result = image.copy()
+    result[window] = cv2.resize(painted, (width, height), interpolation=_interpolation(1 / scale))
+    return result
+
+
+def _interpolation(scale: float) -> int:
+    return int(cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+
+
+def _bounding_box(mask: Mask) -> tuple[int, int, int, int]:
+    """Left, top, width and height."""
+    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    return x, y, width, height
+
+
+def _window(mask: Mask, width: int, height: int) -> tuple[slice, slice]:
+    """Rows and columns of a window about a mask, moved, and cut if need be, into the image."""
+    x, y, mask_width, mask_height = _bounding_box(mask)
+    slices = []
+    for start, extent, length, limit in (
+        (y, mask_height, height, mask.shape[0]),
+        (x, mask_width, width, mask.shape[1]),
+    ):
+        first = max(0, min(start - (length - extent) // 2, limit - length))
+        slices.append(slice(first, min(first + length, limit)))
+    return slices[0], slices[1]
+
+
+def _refuse_prompt(prompt: str, name: str) -> None:
+    if prompt:
+        raise ValueError(
+            f"{name} paints the background and no prompt, so not {prompt!r}: fill and replace "
+            "need a DiffusersInpainter"
+        )
+
+
+def _missing(library: str) -> ImportError:
+    return ImportError(f'{library} is not installed: run pip install "mobile-sam-plugin[inpaint]"')
+
+
+def _load_pipeline(name: str) -> Any:
+    try:
+        import transformers  # noqa: F401 - which diffusers would miss later, and less clearly
+        from diffusers import AutoPipelineForInpainting
+    except ImportError as error:
+        raise _missing(error.name or "diffusers") from error
+    index = "model_index.json"
+    if not Path(name).is_dir():
+        download(name, index)  # says what is wrong with the name, which diffusers does not
+    elif not (Path(name) / index).exists():
+        raise FileNotFoundError(f"the folder {name!r} holds no pipeline of diffusers, no {index}")
+    return AutoPipelineForInpainting.from_pretrained(name)

@@ -1,0 +1,332 @@
+"""What the pipelines share: images in, and the objects found in them out."""
+
+import io
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+import segment_anything
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import nn
+from typing_extensions import Self
+
+from mobile_sam_plugin import SamPredictor
+from mobile_sam_plugin.inputs import ImageSource, load_image
+from mobile_sam_plugin.results import encode_mask, write_file
+
+if TYPE_CHECKING:
+    import supervision
+
+_MASK_FILE = re.compile(r"mask_\d{3,}\.png")
+
+
+def as_predictor(
+    model: nn.Module | segment_anything.SamPredictor, device: str | torch.device | None = None
+) -> SamPredictor:
+    """Returns this package's predictor for a model.
+
+    Args:
+        model: a ``Sam``, or a predictor that holds one. This package's predictor comes back itself.
+        device: where the model is moved; it stays where it is if None.
+
+    Raises:
+        TypeError: neither.
+    """
+    sam = getattr(model, "model", model)
+    if not isinstance(sam, nn.Module) or not hasattr(sam, "mask_decoder"):
+        raise TypeError(
+            f"the model must be a Sam or a SamPredictor, not {type(model).__name__}: "
+            'for example sam_model_registry["vit_t"]()'
+        )
+    if device is not None:
+        sam.to(device)
+    return model if isinstance(model, SamPredictor) else SamPredictor(sam)
+
+
+@dataclass(eq=False)
+class Instances:
+    """Objects found in one image.
+
+    Attributes:
+        image_size: (height, width) of the image.
+        boxes: (N, 4) float32, XYXY in pixels of the image.
+        masks: (N, H, W) bool.
+        scores: (N,) float32, of the detector, the classifier or the mask.
+        labels: N phrases or names of classes.
+        class_ids: (N,) int64, indices into the classes that were asked for, -1 for none of them.
+        ids: (N,) int64, the same for the same object in every frame of a video.
+        image: (H, W, 3) uint8 RGB, what they were found in, for pictures of them; it is no copy.
+
+    Example:
+        >>> objects = GroundedMobileSam(sam).predict("street.jpg", "a dog. the red car.")
+        >>> objects.save("out")
+        >>> objects[objects.class_ids == 0].overlay()  # the dogs only
+        >>> sv.MaskAnnotator().annotate(objects.image, objects.to_supervision())
+    """
+
+    image_size: tuple[int, int]
+    boxes: NDArray[np.float32]
+    masks: NDArray[np.bool_]
+    scores: NDArray[np.float32]
+    labels: list[str]
+    class_ids: NDArray[np.int64] | None = None
+    ids: NDArray[np.int64] | None = None
+    image: NDArray[np.uint8] | None = None
+
+    def __post_init__(self) -> None:
+        count = len(self.labels)
+        expected = {
+            "boxes": (count, 4),
+            "masks": (count, *self.image_size),
+            "scores": (count,),
+            "class_ids": (count,),
+            "ids": (count,),
+            "image": (*self.image_size, 3),
+        }
+        for name, shape in expected.items():
+            values = getattr(self, name)
+            if values is not None and values.shape != shape:
+                raise ValueError(
+                    f"{name} must have the shape {shape} for {count} labels and an image of "
+                    f"{self.image_size[0]} x {self.image_size[1]}, not {values.shape}"
+                )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int | slice | NDArray[Any] | Sequence[int]) -> Self:
+        """Returns some of the objects: by an index, a slice, indices, or N booleans."""
+        if isinstance(index, int | np.integer):
+            if not -len(self) <= index < len(self):  # also what ends a loop over the objects
+                raise IndexError(f"there is no object {index}, there are {len(self)}")
+            index = [int(index)]
+        chosen = np.arange(len(self))[index]
+        return replace(
+            self,
+            boxes=self.boxes[chosen],
+            masks=self.masks[chosen],
+            scores=self.scores[chosen],
+            labels=[self.labels[i] for i in chosen],
+            class_ids=None if self.class_ids is None else self.class_ids[chosen],
+            ids=None if self.ids is None else self.ids[chosen],
+        )
+
+    def to_supervision(self) -> "supervision.Detections":
+        """Returns them as ``supervision`` takes them; the labels are ``data["class_name"]``.
+
+        ``class_id`` numbers the distinct labels where there are no ``class_ids``, since
+        supervision's annotators choose colours by it.
+
+        Raises:
+            ImportError: supervision is not installed.
+        """
+        try:
+            import supervision
+        except ImportError as error:
+            raise ImportError(
+                'supervision is not installed: run pip install "mobile-sam-plugin[grounded]"'
+            ) from error
+        class_ids = self.class_ids
+        if class_ids is None:
+            names = list(dict.fromkeys(self.labels))
+            class_ids = np.array([names.index(label) for label in self.labels], dtype=np.int64)
+        return supervision.Detections(
+            xyxy=self.boxes,
+            mask=self.masks,
+            confidence=self.scores,
+            class_id=class_ids,
+            tracker_id=self.ids,
+            data={"class_name": np.array(self.labels, dtype=str)},
+        )
+
+    def to_coco(self, image_id: int = 1, first_annotation_id: int = 1) -> dict[str, Any]:
+        """Returns them as a COCO data set of one image, which ``json`` can write.
+
+        Args:
+            image_id: the image's number in the data set.
+            first_annotation_id: the first object's; the next have the next.
+
+        Returns:
+            ``images``, ``categories``, one for each distinct label, and ``annotations``, with
+            masks as compressed RLE, boxes as XYWH, ``score``, and ``track_id`` if tracked.
+        """
+        height, width = self.image_size
+        names = list(dict.fromkeys(self.labels))
+        annotations: list[dict[str, Any]] = []
+        for index, (box, mask) in enumerate(zip(self.boxes.tolist(), self.masks, strict=True)):
+            x0, y0, x1, y1 = box
+            annotation = {
+                "id": first_annotation_id + index,
+                "image_id": image_id,
+                "category_id": 1 + names.index(self.labels[index]),
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "area": int(np.count_nonzero(mask)),
+                "segmentation": encode_mask(mask),
+                "iscrowd": 0,
+                "score": float(self.scores[index]),
+            }
+            if self.ids is not None:
+                annotation["track_id"] = int(self.ids[index])
+            annotations.append(annotation)
+        return {
+            "images": [{"id": image_id, "height": height, "width": width}],
+            "categories": [{"id": 1 + index, "name": name} for index, name in enumerate(names)],
+            "annotations": annotations,
+        }
+
+    def overlay(self, image: ImageSource | None = None) -> NDArray[np.uint8]:
+        """Returns the image with masks, boxes, labels and scores drawn over it, (H, W, 3) RGB.
+
+        An object's colour goes by its id if it has one, else by its place.
+
+        Args:
+            image: another one of that size; the one that they were found in if None.
+
+        Raises:
+            ValueError: the image has another size than the masks, or there is none.
+        """
+        picture = self._load_same_size(image).copy()
+        numbers = range(len(self)) if self.ids is None else self.ids.tolist()
+        colors = voc_colors(2 + max(numbers, default=0))[1:]
+        # Large ones first, so that small ones stay visible.
+        for index in np.argsort([-np.count_nonzero(mask) for mask in self.masks]):
+            _draw_mask(picture, self.masks[index], colors[numbers[index]])
+        for index, box in enumerate(self.boxes):
+            text = f"{self.labels[index]} {self.scores[index]:.2f}"
+            if self.ids is not None:
+                text = f"#{self.ids[index]} {text}"
+            _draw_box(picture, box, text, colors[numbers[index]])
+        return picture
+
+    def _load_same_size(self, image: ImageSource | None) -> NDArray[np.uint8]:
+        if image is None:
+            image = self.image
+        if image is None:
+            raise ValueError("the objects came without their image: give it")
+        pixels = load_image(image)
+        if pixels.shape[:2] != self.image_size:
+            raise ValueError(
+                f"the image has {pixels.shape[0]} x {pixels.shape[1]} pixels, "
+                f"the objects are of one with {self.image_size[0]} x {self.image_size[1]}"
+            )
+        return pixels
+
+    def save(self, folder: str | os.PathLike[str], image: ImageSource | None = None) -> list[Path]:
+        """Writes the objects into a folder, in place of those of an earlier call.
+
+        ``mask_000.png`` and so on (0 and 255), ``overlay.png``, and ``instances.json``, which is
+        what :meth:`to_coco` returns. A file appears whole or not at all, ``instances.json`` last.
+
+        Args:
+            folder: made if need be.
+            image: as of :meth:`overlay`.
+
+        Returns:
+            The paths of all these files.
+
+        Raises:
+            ValueError: as :meth:`overlay`.
+        """
+        overlay = self.overlay(image)
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        (target / "instances.json").unlink(missing_ok=True)
+        for path in target.iterdir():
+            if _MASK_FILE.fullmatch(path.name):
+                path.unlink()
+        paths = [target / f"mask_{index:03}.png" for index in range(len(self))]
+        for path, mask in zip(paths, self.masks, strict=True):
+            write_file(path, encode_png(mask.astype(np.uint8) * 255))
+        paths += [target / "overlay.png", target / "instances.json"]
+        write_file(paths[-2], encode_png(overlay))
+        write_file(paths[-1], json.dumps(self.to_coco(), allow_nan=False).encode())
+        return paths
+
+
+def encode_png(pixels: NDArray[np.uint8], palette: NDArray[np.uint8] | None = None) -> bytes:
+    """Encodes a PNG.
+
+    Args:
+        pixels: (H, W, 3) RGB, (H, W) grayscale, or (H, W) indices into the palette.
+        palette: (N, 3) RGB, 256 colours at most.
+    """
+    picture = Image.fromarray(pixels)
+    if palette is not None:
+        picture.putpalette(palette.tobytes())
+    png = io.BytesIO()
+    picture.save(png, format="png")
+    return png.getvalue()
+
+
+def boxes_of(masks: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Returns the boxes around masks.
+
+    Args:
+        masks: (N, H, W).
+
+    Returns:
+        (N, 4), XYXY in pixels, the right and the lower edge behind the last pixel; all 0 where a
+        mask is empty.
+    """
+    boxes = np.zeros((len(masks), 4), dtype=np.float32)
+    for box, mask in zip(boxes, masks, strict=True):
+        x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+        box[:] = x, y, x + width, y + height
+    return boxes
+
+
+def voc_colors(count: int) -> NDArray[np.uint8]:
+    """Returns the first colours of PASCAL VOC, which DAVIS uses, too: (count, 3) uint8 RGB.
+
+    Colour 0 is black, the background's. From 256 on they repeat, without black.
+    """
+    numbers = np.arange(count)
+    numbers = np.where(numbers < 256, numbers, 1 + (numbers - 1) % 255)
+    colors = np.zeros((count, 3), dtype=np.uint8)
+    for place in range(8):  # three bits of the number give a bit of each channel, highest first
+        for channel in range(3):
+            bit = numbers >> (3 * place + channel) & 1
+            colors[:, channel] |= (bit << (7 - place)).astype(np.uint8)
+    return colors
+
+
+def _draw_mask(
+    picture: NDArray[np.uint8], mask: NDArray[np.bool_], color: NDArray[np.uint8]
+) -> None:
+    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    region = picture[y : y + height, x : x + width]
+    inside = mask[y : y + height, x : x + width]
+    region[inside] = (region[inside] * 0.5 + color * 0.5).round()
+
+
+def _draw_box(
+    picture: NDArray[np.uint8], box: NDArray[np.float32], text: str, color: NDArray[np.uint8]
+) -> None:
+    """A box, and above it, or inside where there is no room, the text on the box's colour."""
+    height, width = picture.shape[:2]
+    thickness = max(1, round(max(height, width) / 400))  # grows with the image
+    x0, y0, x1, y1 = np.clip(box, (-2, -2, -2, -2), (width + 2, height + 2) * 2).round().tolist()
+    corners = (int(x0), int(y0)), (int(x1), int(y1))
+    cv2.rectangle(picture, *corners, color.tolist(), thickness, cv2.LINE_AA)
+
+    font, scale = cv2.FONT_HERSHEY_SIMPLEX, 0.4 * thickness
+    (text_width, text_height), descent = cv2.getTextSize(text, font, scale, thickness)
+    left = int(np.clip(x0, 0, max(width - text_width, 0)))
+    base = int(y0) - descent if y0 >= text_height + descent else int(y0) + text_height + descent
+    cv2.rectangle(
+        picture,
+        (left, base - text_height - thickness),
+        (left + text_width, base + descent),
+        color.tolist(),
+        cv2.FILLED,
+    )
+    ink = (0, 0, 0) if color @ [0.299, 0.587, 0.114] > 140 else (255, 255, 255)
+    cv2.putText(picture, text, (left, base), font, scale, ink, thickness, cv2.LINE_AA)

@@ -1,0 +1,638 @@
+"""What carries masks from frame to frame: optical flow with MobileSAM, or a video model."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mobile_sam_plugin import SamPredictor
+
+from .pretrained import load_pretrained
+
+Frame = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+Logits = NDArray[np.float32]
+Matrix = NDArray[np.float64]  # (3, 3), of an affine map of XY
+
+
+class Propagator(Protocol):
+    """Follows the objects of a video. Any class with these three methods is one."""
+
+    def reset(self) -> None:
+        """Forgets all objects and frames: another video begins."""
+
+    def set_masks(self, frame: Frame, masks: Mapping[int, Mask]) -> None:
+        """Says where some objects are, be they new, or known and corrected.
+
+        Args:
+            frame: (H, W, 3) uint8 RGB: the first one, or that which was propagated to last. After a
+                gap, a later one; objects that are not told of are then lost.
+            masks: (H, W) for each object's id; empty for one that is known not to be seen.
+        """
+
+    def propagate(self, frame: Frame) -> Mapping[int, Logits | Mask]:
+        """Follows all objects to the next frame.
+
+        Args:
+            frame: (H, W, 3) uint8 RGB.
+
+        Returns:
+            (H, W) for the id of each object that is seen: logits, above 0 inside, or a mask. Where
+            objects overlap, the higher logit wins.
+        """
+
+
+class FrameEncoder:
+    """Has a predictor encode a frame as soon as a prompt needs it, and not twice."""
+
+    def __init__(self, predictor: SamPredictor) -> None:
+        self.predictor = predictor
+        self._encoded: tuple[Frame | None, Any] = None, None
+
+    def __call__(self, frame: Frame) -> SamPredictor:
+        """Returns the predictor with this frame set. A frame is known by its identity."""
+        predictor = self.predictor
+        # The features tell whether someone else has set another image since.
+        known, features = self._encoded
+        if known is not frame or features is not predictor.features:
+            predictor.set_image(frame)
+            self._encoded = frame, predictor.features
+        return predictor
+
+
+def resolve_overlaps(logits: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Gives each pixel to one object at most: that of the highest logit, if it is above 0.
+
+    Args:
+        logits: (N, H, W).
+
+    Returns:
+        (N, H, W).
+    """
+    if not len(logits):
+        return np.zeros(logits.shape, dtype=bool)
+    owner = logits.argmax(axis=0)
+    return (owner == np.arange(len(logits))[:, None, None]) & (logits > 0)
+
+
+DEFAULT_VIDEO_MODEL = "yonigozlan/EdgeTAM-hf"
+
+_WORK_SIDE = 640  # longer frames are reduced to this for all but MobileSAM
+_FLOW_ERROR = 1.5  # pixels by which flow forward and back may miss, on the scale of a Gaussian
+_FIT_ERROR = 1.5  # pixels by which a template's pixel may miss its motion
+_COLOR_ERROR = 14.0  # by which a template's pixel may differ, on the scale of a Gaussian
+_TEMPLATE_WEIGHT = 1.5  # of a template that fits, where reliable flow has 1
+_POOR_TEMPLATE_WEIGHT = 0.6
+_GOOD_FIT = 0.5  # share of a template's visible pixels that must look as they did
+_MISFITS = 3  # frames in a row after which a template is taken anew
+_AGREEMENT = 0.6  # IoU from which on MobileSAM's mask is heard, fully at 0.2 more
+_BAND = 0.12  # width of the band along the outline where it is, as a share of the object's size
+_LOGIT_SCALE = 4.0  # of MobileSAM's logits
+_PROMPT_LOGIT = 6.0  # of a mask as MobileSAM's prompt
+_LEAST_PIXELS = 40  # what is smaller, at the size worked at, is lost
+_LEAST_SHARE = 0.03  # of an object that must be seen
+_MATCH = 0.6  # correlation from which on a lost object may have been found
+
+
+class FlowPropagator:
+    """Follows objects by dense optical flow and by their looks, and refines them by MobileSAM.
+
+    It needs no weights but MobileSAM's. In every frame each object's mask is carried twice: from
+    the frame before, by optical flow (DIS, Kroeger et al. 2016), where flow forward and back agree;
+    and from a template, the object as it was when it was last told, which is moved affinely onto
+    the frame and shows where it still looks the same, so that errors do not add up and parts that
+    were hidden come back. MobileSAM, prompted by box, inner point and mask, then moves the outline,
+    in a band around it and only where it agrees on the object. An object of which too little is
+    left is lost, and is looked for by its template around where it was last seen.
+    """
+
+    def __init__(self, encoder: FrameEncoder) -> None:
+        self._encoder = encoder
+        self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        self._template_flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+        self.reset()
+
+    def reset(self) -> None:
+        """As :meth:`Propagator.reset`."""
+        self._frame: Frame | None = None
+        self._picture: _Picture | None = None
+        self._objects: dict[int, _Object] = {}
+
+    def set_masks(self, frame: Frame, masks: Mapping[int, Mask]) -> None:
+        """As :meth:`Propagator.set_masks`."""
+        picture = self._picture
+        if frame is not self._frame or picture is None:
+            picture = self._picture = _Picture(frame)
+            self._frame = frame
+            for known in self._objects.values():
+                known.mask = None
+        size = picture.gray.shape[::-1]
+        for number, mask in masks.items():
+            small = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA)
+            if np.count_nonzero(small > 0.5) >= _LEAST_PIXELS:
+                self._objects[number] = _Object.seen_in(picture, small)
+            elif number in self._objects:
+                self._objects[number].mask = None
+
+    def propagate(self, frame: Frame) -> dict[int, Logits]:
+        """As :meth:`Propagator.propagate`."""
+        if self._picture is None:
+            raise RuntimeError("set_masks must be called before propagate")
+        before, picture = self._picture, _Picture(frame)
+        motion = _Motion.between(before.gray, picture.gray, self._flow)
+        carried: dict[int, Logits] = {}
+        for number, followed in self._objects.items():
+            logits = (
+                followed.search(picture, self._template_flow)
+                if followed.mask is None
+                else followed.carry(motion, picture, self._template_flow)
+            )
+            if logits is not None:
+                carried[number] = logits
+        self._refine(frame, carried)
+        masks = resolve_overlaps(np.array([*carried.values()]).reshape(-1, *picture.gray.shape))
+        for followed in self._objects.values():
+            followed.mask = None
+        seen: dict[int, Logits] = {}
+        for (number, logits), mask in zip(carried.items(), masks, strict=True):
+            # Specks go.
+            kept = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3)))
+            if self._objects[number].settle(kept.astype(np.float32), picture):
+                outside = np.minimum(logits, -0.01)
+                inside = np.maximum(logits, 0.01)
+                sure = np.where(kept > 0, inside, outside).astype(np.float32)
+                size = frame.shape[1], frame.shape[0]
+                seen[number] = cv2.resize(sure, size, interpolation=cv2.INTER_LINEAR)
+        self._frame, self._picture = frame, picture
+        return seen
+
+    def _refine(self, frame: Frame, carried: dict[int, Logits]) -> None:
+        """Adds MobileSAM's logits of the objects to theirs, in a band along their outlines."""
+        promptable = [
+            number for number in carried if np.count_nonzero(carried[number] > 0) >= _LEAST_PIXELS
+        ]
+        if not promptable:
+            return
+        predictor = self._encoder(frame)
+        for number in promptable:
+            logits = carried[number]
+            prediction = _predict(predictor, logits)
+            inside, proposed = logits > 0, prediction > 0
+            agreement = np.count_nonzero(inside & proposed) / np.count_nonzero(inside | proposed)
+            if agreement > _AGREEMENT:
+                size = np.sqrt(np.count_nonzero(inside))
+                trust = min(1.0, (agreement - _AGREEMENT) / 0.2)
+                band = np.exp(-((_distance_to_outline(inside) / (_BAND * size)) ** 2))
+                logits += trust * band * np.tanh(prediction / _LOGIT_SCALE)
+
+
+class TransformersPropagator:
+    """Follows objects by one of transformers' video models: EdgeTAM, SAM 2 and those built alike.
+
+    The model takes MobileSAM's masks of the first frame, or of corrections, as they are, and keeps
+    a memory of some frames; older ones are dropped, so that memory does not grow with the video.
+
+    Example:
+        >>> propagator = TransformersPropagator("facebook/sam2.1-hiera-tiny", "cuda")
+        >>> tracker = TrackAnything(sam, propagator)
+    """
+
+    def __init__(
+        self,
+        name: str | os.PathLike[str] = DEFAULT_VIDEO_MODEL,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        """Loads a model.
+
+        Args:
+            name: a repository on the Hub, ``"owner/repo"``, or a folder that ``save_pretrained``
+                wrote, of a model with a session that frames are added to.
+            device: where it computes.
+
+        Raises:
+            ImportError, FileNotFoundError, ConnectionError, ValueError: as
+                :func:`~mobile_sam_plugin.integrations.pretrained.load_pretrained`.
+            ValueError: it is a model for single images, or of another kind.
+        """
+        self._model, self._processor = load_pretrained("AutoModel", name, device, "track")
+        config = self._model.config
+        streams = hasattr(self._processor, "init_video_session")
+        if not streams or not hasattr(config, "num_maskmem"):
+            raise ValueError(
+                f"{os.fspath(name)!r} holds a {type(self._model).__name__}, which is no model for "
+                f"videos such as {DEFAULT_VIDEO_MODEL!r} or 'facebook/sam2.1-hiera-tiny'"
+            )
+        self._memory = max(config.num_maskmem, config.max_object_pointers_in_encoder)
+        self.reset()
+
+    def reset(self) -> None:
+        """As :meth:`Propagator.reset`."""
+        self._session = self._processor.init_video_session(
+            inference_device=self._model.device, dtype=self._model.dtype
+        )
+        self._frame: Frame | None = None
+        self._index = -1
+
+    def set_masks(self, frame: Frame, masks: Mapping[int, Mask]) -> None:
+        """As :meth:`Propagator.set_masks`."""
+        pixels = self._add(frame)
+        self._processor.add_inputs_to_inference_session(
+            self._session, self._index, [*masks], input_masks=[*masks.values()]
+        )
+        for number in masks:
+            # The model takes a mask for a tracked one, which it forgets soon, where it has tracked
+            # the object in that frame before.
+            index = self._session.obj_id_to_idx(number)
+            self._session.frames_tracked_per_obj[index].pop(self._index, None)
+            self._session.output_dict_per_obj[index]["non_cond_frame_outputs"].pop(
+                self._index, None
+            )
+        self._model(self._session, frame_idx=self._index, frame=pixels)
+        for inputs in self._session.mask_inputs_per_obj.values():
+            inputs.clear()
+
+    def propagate(self, frame: Frame) -> dict[int, Logits]:
+        """As :meth:`Propagator.propagate`."""
+        pixels = self._add(frame)
+        output = self._model(self._session, frame_idx=self._index, frame=pixels)
+        logits = self._processor.post_process_masks(
+            [output.pred_masks], [frame.shape[:2]], binarize=False
+        )[0]
+        return {
+            number: logits[index, 0].float().cpu().numpy()
+            for index, number in enumerate(output.object_ids)
+            if output.object_score_logits[index] > 0
+        }
+
+    def _add(self, frame: Frame) -> torch.Tensor:
+        """The pixels of a frame as the model takes them; if it is a new one, older ones go."""
+        frames = self._session.processed_frames
+        if frame is self._frame:
+            return frames[self._index]
+        self._frame = frame
+        self._index += 1
+        if frames is not None:
+            frames.clear()
+        oldest = self._index - self._memory
+        for outputs in self._session.output_dict_per_obj.values():
+            _drop_before(outputs["non_cond_frame_outputs"], oldest)
+        for tracked in self._session.frames_tracked_per_obj.values():
+            _drop_before(tracked, oldest)
+        return self._processor(images=frame, return_tensors="pt").pixel_values[0]
+
+
+def _drop_before(by_frame: dict[int, Any], oldest: int) -> None:
+    for index in [index for index in by_frame if index < oldest]:
+        del by_frame[index]
+
+
+class _Picture:
+    """A frame at the size worked at."""
+
+    def __init__(self, frame: Frame) -> None:
+        height, width = frame.shape[:2]
+        scale = min(1.0, _WORK_SIDE / max(height, width))
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        self.colors = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
+        self.gray = cv2.cvtColor(self.colors, cv2.COLOR_RGB2GRAY)
+
+
+@dataclass(frozen=True)
+class _Motion:
+    """The optical flow between two frames.
+
+    Attributes:
+        source: (H, W, 2), where each pixel of the later frame comes from, XY.
+        reliability: (H, W), 1 where the flow back leads there again, towards 0 where it does not.
+        forward: (H, W, 2), by how much each pixel of the earlier frame moves.
+    """
+
+    source: NDArray[np.float32]
+    reliability: NDArray[np.float32]
+    forward: NDArray[np.float32]
+
+    @classmethod
+    def between(
+        cls, before: NDArray[np.uint8], after: NDArray[np.uint8], flow: cv2.DISOpticalFlow
+    ) -> "_Motion":
+        height, width = before.shape
+        grid = np.dstack(np.meshgrid(np.arange(width), np.arange(height))).astype(np.float32)
+        forward, backward = flow.calc(before, after, None), flow.calc(after, before, None)
+        source = grid + backward
+        back = cv2.remap(forward, source, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        error = np.linalg.norm(backward + back, axis=2)
+        return cls(source, np.exp(-((error / _FLOW_ERROR) ** 2)), forward)
+
+    def fit(self, mask: NDArray[np.float32]) -> Matrix:
+        """The affine motion of most of a mask in the earlier frame; none if it cannot be told."""
+        points = _sample(mask > 0.5, 500)
+        moved = points + self.forward[points[:, 1], points[:, 0]]
+        matrix, inliers = _fit_affine(points, moved)
+        return np.eye(3) if matrix is None or inliers < 0.4 else matrix
+
+
+@dataclass(frozen=True)
+class _Template:
+    """What an object looked like in a frame.
+
+    Attributes:
+        colors, gray: a window of the frame, in RGB and gray.
+        shape: the object's mask in it, in [0, 1].
+        histogram: the share of each of 512 colours in the object.
+    """
+
+    colors: NDArray[np.uint8]
+    gray: NDArray[np.uint8]
+    shape: NDArray[np.float32]
+    histogram: NDArray[np.float32]
+
+    @classmethod
+    def cut(cls, picture: _Picture, mask: NDArray[np.float32]) -> "tuple[_Template, Matrix]":
+        """The template of a mask, and its pose in this frame."""
+        x, y, width, height = cv2.boundingRect((mask > 0.5).astype(np.uint8))
+        x0, y0 = max(x - 8, 0), max(y - 8, 0)
+        window = slice(y0, y + height + 8), slice(x0, x + width + 8)
+        template = cls(
+            picture.colors[window].copy(),
+            picture.gray[window].copy(),
+            mask[window].copy(),
+            _histogram(picture, mask),
+        )
+        return template, _translation(x0, y0)
+
+
+@dataclass
+class _Object:
+    """An object that is followed.
+
+    Attributes:
+        template: the object as it was told, or as it was when that did not fit any more.
+        pose: from the template's pixels to those of the current frame.
+        mask: (H, W) in the current frame, in [0, 1]; None if the object is lost.
+        misfits: frames in a row in which the template did not fit.
+        lost_for: frames since it was lost.
+    """
+
+    template: _Template
+    pose: Matrix
+    mask: NDArray[np.float32] | None
+    misfits: int = 0
+    lost_for: int = 0
+
+    @classmethod
+    def seen_in(cls, picture: _Picture, mask: NDArray[np.float32]) -> "_Object":
+        return cls(*_Template.cut(picture, mask), mask)
+
+    def carry(
+        self, motion: _Motion, picture: _Picture, flow: cv2.DISOpticalFlow
+    ) -> NDArray[np.float32]:
+        """The logits of the mask in the next frame, in [-1, 1]."""
+        assert self.mask is not None
+        carried = cv2.remap(self.mask, motion.source, None, cv2.INTER_LINEAR)
+        logits = 2 * carried - 1
+        self.pose = motion.fit(self.mask) @ self.pose
+        fit = self._fit(picture, flow, carried)
+        if fit is None:
+            self.misfits += 1
+            return logits
+        self.pose = fit.pose
+        if fit.likeness < _GOOD_FIT:
+            self.misfits += 1
+            weight = _POOR_TEMPLATE_WEIGHT
+        else:
+            self.misfits = 0
+            weight = _TEMPLATE_WEIGHT
+        trust = motion.reliability
+        return (logits * trust + weight * fit.logits) / (trust + weight)
+
+    def search(self, picture: _Picture, flow: cv2.DISOpticalFlow) -> NDArray[np.float32] | None:
+        """The logits of a lost object that is seen again, around where it was; else None."""
+        self.lost_for += 1
+        linear = self.pose.copy()
+        linear[:2, 2] -= _corners(self.pose, self.template.shape.shape).min(axis=0)
+        size = np.ceil(_corners(linear, self.template.shape.shape).max(axis=0)).astype(int).tolist()
+        reach = int(max(size) * (0.5 + 0.1 * self.lost_for)) + 8
+        x0, y0, x1, y1 = self._window(self.pose, picture, reach)
+        # Small is enough to find it, and quick.
+        scale = min(1.0, 40 / max(*size, 1))
+        small_size = max(2, round(size[0] * scale)), max(2, round(size[1] * scale))
+        region_size = round((x1 - x0) * scale), round((y1 - y0) * scale)
+        if region_size[0] <= small_size[0] or region_size[1] <= small_size[1]:
+            return None
+        small = np.diag([scale, scale, 1.0]) @ linear
+        patch = cv2.warpAffine(self.template.gray, small[:2], small_size, flags=cv2.INTER_AREA)
+        shape = cv2.warpAffine(self.template.shape, small[:2], small_size)
+        region = cv2.resize(picture.gray[y0:y1, x0:x1], region_size, interpolation=cv2.INTER_AREA)
+        matches = cv2.matchTemplate(
+            region, patch, cv2.TM_CCOEFF_NORMED, mask=(shape > 0.5).astype(np.float32)
+        )
+        matches[~np.isfinite(matches)] = -1
+        _, best, _, (x, y) = cv2.minMaxLoc(matches)
+        if best < _MATCH:
+            return None
+        pose = self.pose
+        self.pose = linear.copy()
+        self.pose[:2, 2] += x0 + x / scale, y0 + y / scale
+        fit = self._fit(picture, flow, None)
+        if fit is None or fit.likeness < _GOOD_FIT:
+            self.pose = pose
+            return None
+        self.pose = fit.pose
+        return fit.logits
+
+    def settle(self, mask: NDArray[np.float32], picture: _Picture) -> bool:
+        """Takes the mask that was found in a frame; returns whether the object is seen at all."""
+        size = picture.gray.shape[::-1]
+        expected = cv2.warpAffine(self.template.shape, self.pose[:2], size).sum()
+        if np.count_nonzero(mask) < max(_LEAST_PIXELS, _LEAST_SHARE * expected):
+            return False
+        if self.misfits >= _MISFITS:
+            # It looks otherwise now: turned, or bent, or it is another object that hides it.
+            likeness = cv2.compareHist(
+                self.template.histogram, _histogram(picture, mask), cv2.HISTCMP_INTERSECT
+            )
+            if likeness < _GOOD_FIT:
+                return False
+            self.template, self.pose = _Template.cut(picture, mask)
+            self.misfits = 0
+        self.mask, self.lost_for = mask, 0
+        return True
+
+    def _fit(
+        self, picture: _Picture, flow: cv2.DISOpticalFlow, carried: NDArray[np.float32] | None
+    ) -> "_Fit | None":
+        """Moves the template from its pose onto the frame; None where it does not fit."""
+        x0, y0, x1, y1 = self._window(self.pose, picture, 8)
+        width, height = x1 - x0, y1 - y0
+        if min(width, height) < 16:
+            return None
+        origin, pose, gain = _translation(-x0, -y0), self.pose, 0.0
+        current = np.ascontiguousarray(picture.gray[y0:y1, x0:x1])
+        hint = np.ones(current.shape, bool) if carried is None else carried[y0:y1, x0:x1] > 0.5
+        for _ in range(2):
+            looks = self._warp(self.template.gray, origin @ pose, (width, height))
+            shape = cv2.warpAffine(self.template.shape, (origin @ pose)[:2], (width, height))
+            visible = (shape > 0.5) & hint
+            if np.count_nonzero(visible) < _LEAST_PIXELS:
+                return None
+            if not gain:  # the light may have changed
+                gain = (1.0 + np.median(current[visible])) / (1.0 + np.median(looks[visible]))
+                gain = float(np.clip(gain, 0.6, 1.6))
+            residual = flow.calc(cv2.convertScaleAbs(looks, alpha=gain), current, None)
+            points = _sample(visible, 600)
+            matrix, inliers = _fit_affine(points, points + residual[points[:, 1], points[:, 0]])
+            if matrix is None or inliers < 0.3:
+                return None
+            pose = np.linalg.inv(origin) @ matrix @ origin @ pose
+        scales = np.linalg.svd(pose[:2, :2], compute_uv=False)
+        if scales.min() < 0.15 or scales.max() > 6:
+            return None
+        colors = self._warp(self.template.colors, origin @ pose, (width, height)).astype(np.float32)
+        shape = cv2.warpAffine(self.template.shape, (origin @ pose)[:2], (width, height))
+        difference = np.abs(gain * colors - picture.colors[y0:y1, x0:x1]).mean(axis=2)
+        difference = cv2.GaussianBlur(difference, (0, 0), 1.5)
+        alike = np.exp(-((difference / _COLOR_ERROR) ** 2))
+        inside = shape > 0.5
+        logits = np.full(picture.gray.shape, -1, dtype=np.float32)
+        logits[y0:y1, x0:x1] = np.where(inside, 2 * alike - 1, 2 * shape - 1)
+        visible = inside & hint if np.count_nonzero(inside & hint) else inside
+        return _Fit(pose, logits, float(alike[visible].mean()) if visible.any() else 0.0)
+
+    def _warp(
+        self, pixels: NDArray[np.uint8], matrix: Matrix, size: tuple[int, int]
+    ) -> NDArray[np.uint8]:
+        return cv2.warpAffine(
+            pixels, matrix[:2], size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        )
+
+    def _window(self, pose: Matrix, picture: _Picture, margin: int) -> tuple[int, int, int, int]:
+        """XYXY of the template in a frame."""
+        height, width = picture.gray.shape
+        corners = _corners(pose, self.template.shape.shape)
+        x0, y0 = np.clip(np.floor(corners.min(axis=0)) - margin, 0, (width, height)).astype(int)
+        x1, y1 = np.clip(np.ceil(corners.max(axis=0)) + margin, 0, (width, height)).astype(int)
+        return int(x0), int(y0), int(x1), int(y1)
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """A template on a frame.
+
+    Attributes:
+        pose: from the template's pixels to those of the frame.
+        logits: (H, W), in [-1, 1]: above 0 where the template looks as the frame does.
+        likeness: how much it does where the object is expected to be visible, in [0, 1].
+    """
+
+    pose: Matrix
+    logits: NDArray[np.float32]
+    likeness: float
+
+
+def mask_prompt(predictor: SamPredictor, mask: Mask) -> Logits:
+    """Returns a mask as the low-resolution logits that ``predict`` takes as ``mask_input``.
+
+    Args:
+        predictor: with the image set.
+        mask: (H, W), of the image's proportions.
+
+    Returns:
+        (1, 256, 256) float32.
+    """
+    side = predictor.model.prompt_encoder.mask_input_size[0]
+    scale = side / predictor.model.image_encoder.img_size
+    height, width = (max(1, round(length * scale)) for length in predictor.input_size)
+    small = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
+    logits = np.full((1, side, side), -_PROMPT_LOGIT, dtype=np.float32)
+    logits[0, :height, :width] = _PROMPT_LOGIT * (2 * small - 1)
+    return logits
+
+
+def _predict(predictor: SamPredictor, logits: Logits) -> Logits:
+    """MobileSAM's logits for the object with these, both at the size worked at."""
+    inside = logits > 0
+    height, width = logits.shape
+    device = predictor.device
+    model_size = predictor.model.image_encoder.img_size
+    to_model = predictor.input_size[1] / width
+    low_res_side = predictor.model.prompt_encoder.mask_input_size[0]
+    to_low_res = to_model * low_res_side / model_size
+
+    x, y, box_width, box_height = cv2.boundingRect(inside.astype(np.uint8))
+    depth = cv2.distanceTransform(np.pad(inside, 1).astype(np.uint8), cv2.DIST_L2, 3)
+    _, _, _, (inner_x, inner_y) = cv2.minMaxLoc(depth)  # the padding's 1, less than a pixel's half
+    box = np.array([x, y, x + box_width, y + box_height])
+    points = np.array([[inner_x - 0.5, inner_y - 0.5]])
+    _, _, low_res_logits = predictor.predict_torch(
+        torch.as_tensor(points * to_model, dtype=torch.float, device=device)[None],
+        torch.ones((1, 1), dtype=torch.int, device=device),
+        torch.as_tensor(box * to_model, dtype=torch.float, device=device)[None],
+        torch.as_tensor(mask_prompt(predictor, inside), device=device)[None],
+        multimask_output=False,
+    )
+    # Pixel centres are at halves in both.
+    offset = 0.5 * to_low_res - 0.5
+    matrix = np.array([[to_low_res, 0, offset], [0, to_low_res, offset]])
+    return cv2.warpAffine(
+        low_res_logits[0, 0].cpu().numpy(),
+        matrix,
+        (width, height),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+
+
+def _distance_to_outline(mask: Mask) -> NDArray[np.float32]:
+    inside = mask.astype(np.uint8)
+    return cv2.distanceTransform(inside, cv2.DIST_L2, 3) + cv2.distanceTransform(
+        1 - inside, cv2.DIST_L2, 3
+    )
+
+
+def _histogram(picture: _Picture, mask: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The share of each of 512 colours in a mask."""
+    inside = (mask > 0.5).astype(np.uint8)
+    counts = cv2.calcHist([picture.colors], [0, 1, 2], inside, [8, 8, 8], [0, 256] * 3)
+    return counts / max(counts.sum(), 1)
+
+
+def _sample(mask: Mask, count: int) -> NDArray[np.int64]:
+    """About so many of the pixels of a mask, or all of them, (N, 2) XY."""
+    y, x = np.nonzero(mask)
+    step = max(1, len(y) // count)
+    return np.column_stack([x[::step], y[::step]])
+
+
+def _fit_affine(points: NDArray[Any], moved: NDArray[Any]) -> tuple[Matrix | None, float]:
+    """The affine map of most of the points, and of how many; None where there is none."""
+    if len(points) < 8:
+        return None, 0.0
+    matrix, inliers = cv2.estimateAffine2D(
+        points.astype(np.float32),
+        moved.astype(np.float32),
+        method=cv2.RANSAC,
+        ransacReprojThreshold=_FIT_ERROR,
+        maxIters=200,
+    )
+    if matrix is None:
+        return None, 0.0
+    scales = np.linalg.svd(matrix[:, :2], compute_uv=False)
+    if scales.min() < 0.75 or scales.max() > 1.35:  # no object changes so much between frames
+        return None, 0.0
+    return np.vstack([matrix, (0, 0, 1)]), float(inliers.mean())
+
+
+def _translation(x: float, y: float) -> Matrix:
+    return np.array([[1, 0, x], [0, 1, y], [0, 0, 1]], dtype=float)
+
+
+def _corners(matrix: Matrix, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Where the corners of an array of this shape are moved, (4, 2) XY."""
+    height, width = shape[:2]
+    corners = np.array([(0, 0, 1), (width, 0, 1), (width, height, 1), (0, height, 1)])
+    return (corners @ matrix.T)[:, :2]

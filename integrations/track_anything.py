@@ -1,0 +1,716 @@
+"""Track-Anything and Segment-and-Track-Anything on MobileSAM: objects followed through videos.
+
+:class:`TrackAnything` follows objects frame by frame, :func:`track_video` a whole video into a
+folder. :class:`BaseSegmenter` and :class:`Segmentor` stand for the classes of those names in
+https://github.com/gaomingqi/Track-Anything and
+https://github.com/z-x-yang/Segment-and-Track-Anything.
+"""
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import segment_anything
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import nn
+from tqdm import tqdm
+
+from mobile_sam_plugin import (
+    MobileSam,
+    SamAutomaticMaskGenerator,
+    SamPredictor,
+    build_sam_vit_t,
+    replace,
+)
+
+from .instances import ImageSource, Instances, as_predictor, boxes_of, load_image
+from .propagators import (
+    FlowPropagator,
+    FrameEncoder,
+    Propagator,
+    mask_prompt,
+    resolve_overlaps,
+)
+from .video import Frame, TrackedFrame, TrackWriter, Video, VideoSource
+
+Mask = NDArray[np.bool_]
+Finder = Callable[[Frame], Instances]
+"""Finds objects in a frame, (H, W, 3) uint8 RGB."""
+
+MAX_OBJECTS = 255  # ids must fit a PNG with a palette
+
+
+def find_everything(model: nn.Module | segment_anything.SamPredictor, **options: Any) -> Finder:
+    """Returns a finder of everything in a frame.
+
+    Args:
+        model: a ``Sam``, or a predictor that holds one.
+        options: of :class:`~mobile_sam_plugin.SamAutomaticMaskGenerator`.
+
+    Example:
+        >>> tracker = TrackAnything(sam, find=find_everything(sam, points_per_side=16))
+    """
+    generator = SamAutomaticMaskGenerator(as_predictor(model).model, **options)
+
+    def find(frame: Frame) -> Instances:
+        records = generator.generate(frame)
+        masks = np.array([record["segmentation"] for record in records], dtype=bool)
+        scores = [record["predicted_iou"] for record in records]
+        return _as_instances(
+            masks.reshape(-1, *frame.shape[:2]), scores, ["object"] * len(records), None
+        )
+
+    return find
+
+
+class TrackAnything:
+    """Follows objects through the frames of a video, as they come.
+
+    Example:
+        >>> tracker = TrackAnything(sam_model_registry["vit_t"]())
+        >>> frames = iter(Video("street.mp4"))
+        >>> tracker.start(next(frames))
+        >>> dog = tracker.add_object(points=[[320, 240]])
+        >>> car = tracker.add_object(box=[10, 200, 210, 330])
+        >>> for frame in frames:
+        ...     tracked = tracker.track(frame)
+        ...     print(tracked.index, tracked.objects.ids, tracked.objects.boxes, tracked.lost)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | segment_anything.SamPredictor,
+        propagator: Propagator | None = None,
+        find: Finder | None = None,
+        find_every: int = 0,
+        min_area: int = 200,
+        min_new_share: float = 0.8,
+        device: str | torch.device | None = None,
+    ) -> None:
+        """Takes the model and what carries masks from frame to frame.
+
+        Args:
+            model: a ``Sam``, or a predictor that holds one.
+            propagator: a :class:`~mobile_sam_plugin.integrations.propagators.FlowPropagator` if
+                None.
+            find: finds objects in the first frame and every ``find_every`` frames, such as
+                :func:`find_everything`, or a text's by ``lambda frame: grounded.predict(frame,
+                "a dog.")``. Those that are not followed yet are, from then on.
+            find_every: 0 for the first frame only; Segment-and-Track-Anything's ``sam_gap``.
+            min_area: in pixels; smaller finds are left. Its ``min_area``.
+            min_new_share: of a find that no followed object may cover. Its ``min_new_obj_iou``.
+            device: where the model is moved; it stays where it is if None.
+
+        Raises:
+            TypeError: the model is no ``Sam``.
+            ValueError: ``find_every`` or ``min_area`` is negative, or ``min_new_share`` outside
+                [0, 1].
+        """
+        if find_every < 0 or min_area < 0:
+            raise ValueError(
+                f"find_every ({find_every}) and min_area ({min_area}) must not be negative"
+            )
+        if not 0 <= min_new_share <= 1:
+            raise ValueError(f"min_new_share must lie in [0, 1], not at {min_new_share}")
+        self.predictor = as_predictor(model, device)
+        self._encoder = FrameEncoder(self.predictor)
+        self.propagator: Propagator = propagator or FlowPropagator(self._encoder)
+        self.find = find
+        self.find_every = find_every
+        self.min_area = min_area
+        self.min_new_share = min_new_share
+        self._frame: Frame | None = None
+        self._labels: dict[int, str] = {}
+        self._masks: dict[int, Mask] = {}
+        self._scores: dict[int, float] = {}
+        self._forget()
+
+    def start(self, frame: ImageSource, index: int = 0) -> TrackedFrame:
+        """Begins a video, forgetting the one before, and finds objects if there is a finder.
+
+        Args:
+            frame: the first one: an array (H, W, 3) in RGB order, a PIL image or a path.
+            index: its number in the video.
+
+        Returns:
+            As :attr:`current`.
+        """
+        self._forget()
+        self._frame = load_image(frame).copy()  # the caller may fill its buffer anew
+        self._index = index
+        if self.find is not None:
+            self.find_objects()
+        return self.current
+
+    def add_object(
+        self,
+        points: ArrayLike | None = None,
+        labels: ArrayLike | None = None,
+        box: ArrayLike | None = None,
+        mask: Mask | None = None,
+        label: str = "object",
+        object_id: int | None = None,
+    ) -> int:
+        """Follows another object from the current frame on. It takes pixels of those before.
+
+        Args:
+            points: (N, 2), XY in pixels.
+            labels: (N,), 1 on the object, 0 on the background; all 1 if None.
+            box: XYXY in pixels.
+            mask: (H, W) bool, in place of clicks and a box.
+            label: what it is, for the results.
+            object_id: 1 to 255; the next after the highest if None.
+
+        Returns:
+            Its id.
+
+        Raises:
+            RuntimeError: before :meth:`start`.
+            ValueError: no prompt or one of the wrong shape, nothing is found there, the id is
+                taken or too high.
+        """
+        frame = self._require_frame()
+        if object_id is None:
+            object_id = 1 + max(self._labels, default=0)
+        if object_id in self._labels:
+            raise ValueError(f"there is an object {object_id} already: call correct to change it")
+        if not 1 <= object_id <= MAX_OBJECTS:
+            raise ValueError(f"an object's id must lie in 1 to {MAX_OBJECTS}, not at {object_id}")
+        if mask is None:
+            found, score = self._segment(points, labels, box)
+        else:
+            found, score = _check_mask(mask, frame), 1.0
+        self._labels[object_id] = label
+        self._place({object_id: found}, {object_id: score})
+        return object_id
+
+    def correct(
+        self,
+        object_id: int,
+        points: ArrayLike | None = None,
+        labels: ArrayLike | None = None,
+        box: ArrayLike | None = None,
+        mask: Mask | None = None,
+    ) -> TrackedFrame:
+        """Corrects an object in the current frame, or shows where it is if it was lost.
+
+        Args:
+            object_id: of a followed object.
+            points, labels, box, mask: as :meth:`add_object`. Clicks go with the mask so far.
+
+        Returns:
+            As :attr:`current`, from where tracking goes on.
+
+        Raises:
+            KeyError: there is no such object.
+            RuntimeError, ValueError: as :meth:`add_object`.
+        """
+        frame = self._require_frame()
+        if object_id not in self._labels:
+            raise KeyError(f"there is no object {object_id}, only {sorted(self._labels)}")
+        if mask is None:
+            before = None if box is not None else self._masks.get(object_id)
+            found, score = self._segment(points, labels, box, before)
+        else:
+            found, score = _check_mask(mask, frame), 1.0
+        self._place({object_id: found}, {object_id: score})
+        return self.current
+
+    def add_instances(self, instances: Instances) -> list[int]:
+        """Follows those of the objects found in the current frame that are not followed yet.
+
+        As Segment-and-Track-Anything's ``find_new_objs``: of objects that overlap each other the
+        smaller one is on top, and what is left of each is new if enough of it is no followed
+        object's, and large enough.
+
+        Args:
+            instances: of the current frame, be it by text, everything mode or another way.
+
+        Returns:
+            The ids that they got. No more than 255 objects are followed.
+        """
+        frame = self._require_frame()
+        if instances.image_size != frame.shape[:2]:
+            raise ValueError(
+                f"the objects are of an image of {instances.image_size[0]} x "
+                f"{instances.image_size[1]} pixels, the frame has {frame.shape[0]} x "
+                f"{frame.shape[1]}"
+            )
+        painted = np.full(frame.shape[:2], -1)
+        for place in np.argsort([-np.count_nonzero(mask) for mask in instances.masks]):
+            painted[instances.masks[place]] = place
+        free = ~np.any([*self._masks.values(), np.zeros(painted.shape, bool)], axis=0)
+        masks: dict[int, Mask] = {}
+        scores: dict[int, float] = {}
+        for place, label in enumerate(instances.labels):
+            visible = painted == place
+            new = visible & free
+            area = np.count_nonzero(new)
+            enough = area >= self.min_new_share * np.count_nonzero(visible)
+            object_id = 1 + max(self._labels, default=0)
+            if enough and area >= max(self.min_area, 1) and object_id <= MAX_OBJECTS:
+                self._labels[object_id] = label
+                masks[object_id] = new
+                scores[object_id] = float(instances.scores[place])
+        if masks:
+            self._place(masks, scores)
+        return [*masks]
+
+    def find_objects(self) -> list[int]:
+        """Has the finder look at the current frame; returns the ids of new objects."""
+        if self.find is None:
+            raise RuntimeError("there is nothing to find objects by: pass find to TrackAnything")
+        return self.add_instances(self.find(self._require_frame()))
+
+    def track(self, frame: ImageSource) -> TrackedFrame:
+        """Follows all objects to the next frame.
+
+        Args:
+            frame: as :meth:`start` takes it, of the same size.
+
+        Returns:
+            As :attr:`current`.
+
+        Raises:
+            RuntimeError: before :meth:`start`.
+            ValueError: the frame has another size, or the propagator returns other objects, masks
+                of another size, or NaN.
+        """
+        before = self._require_frame()
+        pixels = load_image(frame).copy()
+        if pixels.shape != before.shape:
+            raise ValueError(
+                f"frame {self._index + 1} has {pixels.shape[1]} x {pixels.shape[0]} pixels, those "
+                f"before have {before.shape[1]} x {before.shape[0]}: start anew for another video"
+            )
+        logits = self.propagator.propagate(pixels) if self._labels else {}
+        stack = np.array([self._check_logits(*item) for item in logits.items()], np.float32)
+        self._frame, self._index = pixels, self._index + 1
+        masks = resolve_overlaps(stack.reshape(-1, *pixels.shape[:2]))
+        self._masks, self._scores = {}, {}
+        for object_id, values, mask in zip(logits, stack, masks, strict=True):
+            if mask.any():
+                self._masks[object_id] = mask
+                self._scores[object_id] = float(np.mean(1 / (1 + np.exp(-values[mask]))))
+        if self.find is not None and self.find_every and self._index % self.find_every == 0:
+            self.find_objects()
+        return self.current
+
+    @property
+    def current(self) -> TrackedFrame:
+        """What is known of the current frame: the objects seen in it, and the ids of the others.
+
+        A score is the mean probability of a mask's pixels, or the predicted IoU where the object
+        was just told.
+        """
+        frame = self._require_frame()
+        seen = sorted(self._masks)
+        objects = _as_instances(
+            np.array([self._masks[i] for i in seen], bool).reshape(-1, *frame.shape[:2]),
+            [self._scores[i] for i in seen],
+            [self._labels[i] for i in seen],
+            seen,
+        )
+        lost = tuple(sorted(self._labels.keys() - self._masks.keys()))
+        return TrackedFrame(self._index, objects, lost)
+
+    def resume(self, history: Iterable[tuple[ImageSource, TrackedFrame]]) -> None:
+        """Takes up a video where another tracker left it.
+
+        Args:
+            history: the last frame, and before it, in order, those in which objects that are lost
+                by now were last seen.
+        """
+        self._forget()
+        for frame, tracked in history:
+            self._frame, self._index = load_image(frame).copy(), tracked.index
+            self._masks, self._scores = {}, {}
+            objects = tracked.objects
+            assert objects.ids is not None
+            ids = objects.ids.tolist()
+            self._labels.update(zip(ids, objects.labels, strict=True))
+            # Also where nothing is seen, so that the propagator knows that all are lost.
+            if self._labels:
+                self._place(
+                    dict(zip(ids, objects.masks, strict=True)),
+                    dict(zip(ids, objects.scores.tolist(), strict=True)),
+                )
+
+    def _forget(self) -> None:
+        self.propagator.reset()
+        self._frame = None
+        self._index = 0
+        self._labels, self._masks, self._scores = {}, {}, {}
+
+    def _require_frame(self) -> Frame:
+        if self._frame is None:
+            raise RuntimeError("there is no frame yet: call start with the first one")
+        return self._frame
+
+    def _segment(
+        self,
+        points: ArrayLike | None,
+        labels: ArrayLike | None,
+        box: ArrayLike | None,
+        before: Mask | None = None,
+    ) -> tuple[Mask, float]:
+        """The mask that a prompt points out in the current frame, and its predicted IoU."""
+        if points is None and box is None:
+            raise ValueError("point the object out: give points, a box or a mask")
+        predictor = self._encoder(self._require_frame())
+        count = np.shape(points)[:1] if points is not None else ()
+        if points is not None and labels is None:
+            labels = np.ones(count, dtype=int)
+        ambiguous = box is None and before is None and count == (1,)
+        masks, scores, _ = predictor.predict(
+            points,
+            labels,
+            box,
+            mask_input=None if before is None else mask_prompt(predictor, before),
+            multimask_output=ambiguous,
+        )
+        best = int(scores.argmax())
+        if not masks[best].any():
+            raise ValueError("nothing was found there: give more points, or a box")
+        return masks[best], float(scores[best])
+
+    def _place(self, masks: dict[int, Mask], scores: dict[int, float]) -> None:
+        """Sets masks in the current frame, which take their pixels from other objects."""
+        frame = self._require_frame()
+        taken = np.any([np.zeros(frame.shape[:2], bool), *masks.values()], axis=0)
+        changed = dict(masks)
+        for object_id, mask in self._masks.items():
+            if object_id not in masks and np.any(mask & taken):
+                changed[object_id] = mask & ~taken
+        self.propagator.set_masks(frame, changed)
+        self._masks.update(changed)
+        self._masks = {number: mask for number, mask in self._masks.items() if mask.any()}
+        self._scores.update(scores)
+
+    def _check_logits(self, object_id: int, values: NDArray[Any]) -> NDArray[np.float32]:
+        frame = self._require_frame()
+        name = type(self.propagator).__name__
+        if object_id not in self._labels:
+            raise ValueError(f"{name} returned an object {object_id}, which is not followed")
+        logits = np.asarray(values)
+        if logits.shape != frame.shape[:2]:
+            raise ValueError(
+                f"{name} returned a mask of the shape {logits.shape} for object {object_id}, not "
+                f"of the frame's, {frame.shape[:2]}"
+            )
+        if logits.dtype == bool:
+            return np.where(logits, 10, -10).astype(np.float32)
+        if not np.isfinite(logits).all():
+            raise ValueError(f"{name} returned NaN or infinity for object {object_id}")
+        return logits.astype(np.float32)
+
+
+def track_video(
+    tracker: TrackAnything,
+    video: Video | VideoSource,
+    folder: str | os.PathLike[str],
+    prompts: Mapping[int, Callable[[TrackAnything], object]] | None = None,
+    first_frame: int = 0,
+    settings: Mapping[str, Any] | None = None,
+) -> list[int]:
+    """Follows objects through a video, and writes what it finds into a folder.
+
+    See :class:`~mobile_sam_plugin.integrations.video.TrackWriter` for the files. Memory does not
+    grow with the video. A bar shows the progress and the frames a second. A run that was
+    interrupted is taken up by the same call: frames that were done stay as they are, and objects
+    are followed from where they are in the last of them.
+
+    Args:
+        tracker: what follows; it forgets the objects that it knows.
+        video: a video file, a folder of images, or an iterable of frames.
+        folder: made if need be.
+        prompts: what to do with the tracker on which frame, such as ``{0: lambda tracker:
+            tracker.add_object(points=[[320, 240]]), 30: lambda tracker: tracker.correct(1,
+            points=[[200, 90]], labels=[0])}``.
+        first_frame: where tracking begins; frames before it are left out.
+        settings: what tells this run from others on the same video, which may not be taken up as
+            this one; ``json`` must be able to write it.
+
+    Returns:
+        The ids of all objects.
+
+    Raises:
+        ValueError: no object is found to be followed, ``prompts`` name a frame that the video does
+            not have, the folder holds another run, or as :class:`Video` and the tracker.
+    """
+    video = video if isinstance(video, Video) else Video(video)
+    prompts = prompts or {}
+    early = [index for index in prompts if index < first_frame]
+    if first_frame < 0 or early:
+        raise ValueError(
+            f"tracking begins at frame {first_frame}, which must not be negative, nor behind a "
+            f"prompt's frame {early}"
+        )
+    index = -1
+    objects: set[int] = set()
+    last_seen: dict[int, tuple[Frame, TrackedFrame]] = {}
+    total = None if video.length is None else max(0, video.length - first_frame)
+    with (
+        TrackWriter(folder, video, {"first_frame": first_frame, **(settings or {})}) as writer,
+        tqdm(total=total, unit=" frames", bar_format=_BAR, disable=None) as bar,
+    ):
+        for index, frame in enumerate(video):
+            if index < first_frame:
+                continue
+            if index in writer.done:
+                tracked = writer.read(index)
+            else:
+                if index == first_frame:
+                    tracker.start(frame, index)
+                else:
+                    if index - 1 in writer.done:
+                        history = {seen.index: (past, seen) for past, seen in last_seen.values()}
+                        tracker.resume([history[number] for number in sorted(history)])
+                    tracker.track(frame)
+                if index in prompts:
+                    prompts[index](tracker)
+                tracked = tracker.current
+            assert tracked.objects.ids is not None
+            seen_ids = tracked.objects.ids.tolist()
+            objects.update(seen_ids, tracked.lost)
+            more_to_come = tracker.find_every or any(number > index for number in prompts)
+            if index == first_frame and not objects and not more_to_come:
+                raise ValueError(f"no object was found in frame {index} to be followed")
+            writer.write(frame, tracked)
+            if index in writer.done:
+                # Under 0, no object's id, the last frame.
+                last_seen.update(dict.fromkeys((0, *seen_ids), (frame, tracked)))
+            bar.set_postfix_str(f"{len(seen_ids)} objects, {len(tracked.lost)} lost", False)
+            bar.update()
+        late = [number for number in prompts if number > index]
+        if first_frame > index or late:
+            raise ValueError(
+                f"{video.name!r} has {index + 1} frames, so there is no frame "
+                f"{max([first_frame, *late])}"
+            )
+    return sorted(objects)
+
+
+_BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}, {postfix}]"
+
+
+class BaseSegmenter:
+    """MobileSAM in place of Track-Anything's ``tools.base_segmenter.BaseSegmenter``.
+
+    Same signatures and results. Whatever type of SAM is asked for, it is MobileSAM that is built:
+    for ``"vit_t"`` from the checkpoint that is given, for other types from the default one, as
+    :func:`~mobile_sam_plugin.replace` does.
+
+    Example:
+        >>> segmenter = BaseSegmenter("mobile_sam.pt", "vit_t", device="cpu")
+        >>> segmenter.set_image(image)
+        >>> prompts = {"point_coords": np.array([[500, 375]]), "point_labels": np.array([1])}
+        >>> masks, scores, logits = segmenter.predict(prompts, "point")
+    """
+
+    def __init__(
+        self,
+        SAM_checkpoint: str | os.PathLike[str] | None,
+        model_type: str,
+        device: str | torch.device = "cuda:0",
+    ) -> None:
+        """Builds MobileSAM on a device; errors as of :func:`~mobile_sam_plugin.build_sam_vit_t`."""
+        self.device = device
+        self.torch_dtype = torch.float16 if "cuda" in str(device) else torch.float32
+        self.model = _build_mobile_sam(model_type, SAM_checkpoint).to(device)
+        self.predictor = SamPredictor(self.model)
+        self.embedded = False
+
+    def set_image(self, image: NDArray[np.uint8]) -> None:
+        """Encodes an image, (H, W, 3) uint8 RGB; after another one, call ``reset_image`` first."""
+        self.orignal_image = image  # upstream's spelling, which its clients read
+        if self.embedded:
+            warnings.warn(
+                "an image is set already, and stays: call reset_image first", stacklevel=2
+            )
+            return
+        self.predictor.set_image(image)
+        self.embedded = True
+
+    def reset_image(self) -> None:
+        """Forgets the image."""
+        self.predictor.reset_image()
+        self.embedded = False
+
+    def predict(
+        self, prompts: Mapping[str, Any], mode: str, multimask: bool = True
+    ) -> tuple[Mask, NDArray[np.float32], NDArray[np.float32]]:
+        """Predicts masks.
+
+        Args:
+            prompts: ``point_coords`` (N, 2), ``point_labels`` (N,), ``mask_input`` (1, 256, 256),
+                as far as the mode needs them.
+            mode: ``"point"``, ``"mask"`` or ``"both"``.
+            multimask: three masks rather than one.
+
+        Returns:
+            Masks (n, H, W), scores (n,) and low-resolution logits (n, 256, 256).
+
+        Raises:
+            RuntimeError: no image is set.
+            ValueError: another mode.
+            KeyError: a prompt that the mode needs is not there.
+        """
+        modes = {"point": _POINTS, "mask": ("mask_input",), "both": (*_POINTS, "mask_input")}
+        return _predict(self.predictor, prompts, mode, modes, multimask)
+
+
+class Segmentor:
+    """MobileSAM in place of Segment-and-Track-Anything's ``tool.segmentor.Segmentor``.
+
+    Same signatures and results; the model is chosen as in :class:`BaseSegmenter`.
+
+    Example:
+        >>> segmentor = Segmentor({"sam_checkpoint": "mobile_sam.pt", "model_type": "vit_t",
+        ...     "generator_args": {"points_per_side": 16}, "gpu_id": "cpu"})
+        >>> mask = segmentor.segment_with_click(frame, np.array([[320, 240]]), np.array([1]))
+    """
+
+    def __init__(self, sam_args: Mapping[str, Any]) -> None:
+        """Builds MobileSAM.
+
+        Args:
+            sam_args: ``sam_checkpoint``, ``model_type``, ``generator_args`` (a dict of
+                ``SamAutomaticMaskGenerator``'s options) and ``gpu_id`` (a device).
+        """
+        self.device = sam_args["gpu_id"]
+        self.sam = _build_mobile_sam(sam_args["model_type"], sam_args["sam_checkpoint"])
+        self.sam.to(self.device)
+        self.everything_generator = SamAutomaticMaskGenerator(
+            self.sam, **sam_args["generator_args"]
+        )
+        self.interactive_predictor = self.everything_generator.predictor
+        self.have_embedded = False
+
+    def set_image(self, image: NDArray[np.uint8]) -> None:
+        """Encodes an image, (H, W, 3) uint8 RGB, unless ``have_embedded`` is true."""
+        if not self.have_embedded:
+            self.interactive_predictor.set_image(image)
+            self.have_embedded = True
+
+    def interactive_predict(
+        self, prompts: Mapping[str, Any], mode: str, multimask: bool = True
+    ) -> tuple[Mask, NDArray[np.float32], NDArray[np.float32]]:
+        """Predicts masks, as :meth:`BaseSegmenter.predict`.
+
+        Args:
+            prompts: ``point_coords`` (N, 2), ``point_modes`` (N,), ``mask_prompt`` (1, 256, 256).
+            mode: ``"point"``, ``"mask"`` or ``"point_mask"``.
+            multimask: three masks rather than one.
+        """
+        modes = {
+            "point": ("point_coords", "point_modes"),
+            "mask": ("mask_prompt",),
+            "point_mask": ("point_coords", "point_modes", "mask_prompt"),
+        }
+        return _predict(self.interactive_predictor, prompts, mode, modes, multimask)
+
+    def segment_with_click(
+        self,
+        origin_frame: NDArray[np.uint8],
+        coords: ArrayLike,
+        modes: ArrayLike,
+        multimask: bool = True,
+    ) -> NDArray[np.uint8]:
+        """Segments by clicks, twice, the second time with the best mask of the first.
+
+        Args:
+            origin_frame: (H, W, 3) uint8 RGB; encoded as by :meth:`set_image`.
+            coords: (N, 2), XY in pixels.
+            modes: (N,), 1 on the object, 0 on the background.
+            multimask: the best of three masks rather than one.
+
+        Returns:
+            (H, W), 0 and 1.
+        """
+        self.set_image(origin_frame)
+        prompts = {"point_coords": coords, "point_modes": modes}
+        _, scores, logits = self.interactive_predict(prompts, "point", multimask)
+        prompts["mask_prompt"] = logits[np.argmax(scores), None]
+        masks, scores, _ = self.interactive_predict(prompts, "point_mask", multimask)
+        return masks[np.argmax(scores)].astype(np.uint8)
+
+    def segment_with_box(
+        self, origin_frame: NDArray[np.uint8], bbox: ArrayLike, reset_image: bool = False
+    ) -> list[Mask]:
+        """Segments by a box, twice, the second time with the best mask of the first.
+
+        Args:
+            origin_frame: (H, W, 3) uint8 RGB.
+            bbox: [[x0, y0], [x1, y1]] in pixels.
+            reset_image: encode the frame in any case.
+
+        Returns:
+            One mask, (H, W) bool.
+        """
+        if reset_image:
+            self.interactive_predictor.set_image(origin_frame)
+        else:
+            self.set_image(origin_frame)
+        box = np.asarray(bbox).reshape(4)
+        _, scores, logits = self.interactive_predictor.predict(box=box)
+        masks, scores, _ = self.interactive_predictor.predict(
+            box=box, mask_input=logits[np.argmax(scores), None]
+        )
+        return [masks[np.argmax(scores)]]
+
+
+def _build_mobile_sam(model_type: str, checkpoint: str | os.PathLike[str] | None) -> MobileSam:
+    if model_type == "vit_t":
+        return build_sam_vit_t(checkpoint)
+    with replace(model_type):
+        model: MobileSam = segment_anything.sam_model_registry[model_type](checkpoint)
+    return model
+
+
+# What the two projects call a prompt, and what SamPredictor.predict does.
+_POINTS = ("point_coords", "point_labels")
+_ARGUMENTS = {"point_modes": "point_labels", "mask_prompt": "mask_input"}
+
+
+def _predict(
+    predictor: SamPredictor,
+    prompts: Mapping[str, Any],
+    mode: str,
+    modes: Mapping[str, tuple[str, ...]],
+    multimask: bool,
+) -> tuple[Mask, NDArray[np.float32], NDArray[np.float32]]:
+    if mode not in modes:
+        raise ValueError(f"mode must be one of {', '.join(modes)}, not {mode!r}")
+    arguments = {_ARGUMENTS.get(name, name): prompts[name] for name in modes[mode]}
+    return predictor.predict(**arguments, multimask_output=multimask)
+
+
+def _as_instances(
+    masks: NDArray[np.bool_],
+    scores: Iterable[float],
+    labels: list[str],
+    ids: list[int] | None,
+) -> Instances:
+    return Instances(
+        (masks.shape[1], masks.shape[2]),
+        boxes_of(masks),
+        masks,
+        np.array([*scores], np.float32),
+        labels,
+        ids=None if ids is None else np.array(ids, np.int64),
+    )
+
+
+def _check_mask(mask: Mask, frame: Frame) -> Mask:
+    checked = np.asarray(mask)
+    if checked.shape != frame.shape[:2]:
+        raise ValueError(
+            f"the mask must have the shape of the frame, {frame.shape[:2]}, not {checked.shape}"
+        )
+    if not checked.any():
+        raise ValueError("the mask is empty: there is nothing to follow")
+    return checked.astype(bool)

@@ -1,0 +1,816 @@
+"""Removing, filling and replacing objects: the pipeline, its backends, and the commands."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from mobile_sam_plugin import MobileSam, SamPredictor
+from mobile_sam_plugin.checkpoint import BUNDLED_FILE
+from mobile_sam_plugin.cli import main
+from mobile_sam_plugin.integrations.inpaint_anything import (
+    DiffusersInpainter,
+    InpaintAnything,
+    LamaInpainter,
+    OpenCVInpainter,
+    grow_mask,
+    predict_masks_with_sam,
+    write_video,
+)
+from mobile_sam_plugin.integrations.instances import Instances
+from mobile_sam_plugin.integrations.video import Video
+
+from .hub import Client, Hub
+from .vocabularies import clip_text_config, save_clip_tokenizer
+
+Pixels = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+
+LAMA_SIZE = 64  # of the small file that stands in for LaMa; the real one's is 512
+
+
+def ramp(height: int, width: int) -> Pixels:
+    """Smooth, so that scaling it down and up again changes little, and different everywhere."""
+    x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
+    return (np.stack([x, y, (x + y) / 2], axis=-1) * 200 + 20).round().astype(np.uint8)
+
+
+def disc(height: int, width: int, x: int, y: int, radius: int) -> Mask:
+    rows, columns = np.ogrid[:height, :width]
+    return np.asarray((columns - x) ** 2 + (rows - y) ** 2 <= radius**2)
+
+
+def random_pixels(*shape: int) -> Pixels:
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def gray(image: Pixels, mask: Mask, prompt: str) -> Pixels:
+    """An inpainter as a user might write one; it also spoils what it was given."""
+    image[:] = 128
+    mask[:] = True
+    return image
+
+
+@pytest.fixture(scope="module")
+def editor(bundled_sam: MobileSam) -> InpaintAnything:
+    return InpaintAnything(bundled_sam)
+
+
+# What is chosen
+
+
+def test_segment_takes_clicks_and_boxes(editor: InpaintAnything, coffee: Pixels) -> None:
+    assert editor.predictor is not None
+    predictor = SamPredictor(editor.predictor.model)
+    predictor.set_image(coffee)
+    click = np.array([[300, 130]])
+
+    masks, scores, _ = predictor.predict(click, np.array([1]))
+    clicked = editor.segment(coffee, point_coords=click)
+    np.testing.assert_array_equal(clicked.masks, masks[[scores.argmax()]])
+    assert clicked.scores == pytest.approx([scores.max()])
+
+    box = [170, 10, 430, 300]
+    masks, _, _ = predictor.predict(click, np.array([0]), box, multimask_output=False)
+    boxed = editor.segment(Image.fromarray(coffee), click, [0], box)
+    np.testing.assert_array_equal(boxed.masks, masks)
+    rows, columns = np.nonzero(masks[0])
+    x0, y0, x1, y1 = boxed.boxes[0]
+    assert (x0, y0, x1, y1) == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+
+
+def test_segment_takes_text(bundled_sam: MobileSam, coffee: Pixels) -> None:
+    from mobile_sam_plugin.integrations.grounded_sam import Detections
+
+    def detect(image: Pixels, prompts: Any, *_: float) -> Detections:
+        assert image.shape == coffee.shape and list(prompts) == ["a cup", "nothing"][: len(prompts)]
+        boxes = np.array([[170, 10, 430, 300]], np.float32)[: len(prompts) % 2]
+        return Detections(boxes, np.array([0.7], np.float32)[: len(boxes)], ["a cup"][: len(boxes)])
+
+    editor = InpaintAnything(bundled_sam, detector=detect)
+    (found,) = editor.segment(coffee, text="a cup")
+    expected = editor.segment(coffee, box=[170, 10, 430, 300])
+    np.testing.assert_array_equal(found.masks, expected.masks)
+    assert found.labels == ["a cup"]
+    with pytest.raises(ValueError, match="nothing in the image matches 'a cup. nothing.'"):
+        editor.segment(coffee, text="a cup. nothing.")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ({}, "nothing says what to segment"),
+        ({"text": "a cup", "box": [1, 2, 3, 4]}, "not both"),
+        ({"text": " "}, "empty"),
+        ({"point_coords": [[1, np.nan]]}, "NaN"),
+        ({"box": [1, 2, 3]}, "box"),
+    ],
+    ids=str,
+)
+def test_segment_names_mistakes(
+    bundled_sam: MobileSam, coffee: Pixels, prompt: dict[str, Any], message: str
+) -> None:
+    editor = InpaintAnything(bundled_sam, detector=lambda *_: pytest.fail("looked for nothing"))
+    with pytest.raises(ValueError, match=message):
+        editor.segment(coffee, **prompt)
+
+
+def test_without_a_model_there_are_only_masks(coffee: Pixels) -> None:
+    editor = InpaintAnything(None)
+    assert editor.remove(coffee, disc(400, 600, 300, 150, 20)).image.shape == coffee.shape
+    with pytest.raises(RuntimeError, match="no model"):
+        editor.segment(coffee, [[300, 130]])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_masks_grow_by_the_distance(data: st.DataObject) -> None:
+    height, width = data.draw(st.integers(1, 12)), data.draw(st.integers(1, 12))
+    margin = data.draw(st.integers(0, 6))
+    pixels = data.draw(st.lists(st.booleans(), min_size=height * width, max_size=height * width))
+    mask = np.array(pixels).reshape(height, width)
+    rows, columns = np.nonzero(mask)
+    expected = np.zeros_like(mask)
+    for y, x in np.ndindex(height, width):
+        expected[y, x] = ((rows - y) ** 2 + (columns - x) ** 2 <= margin**2).any()
+    before = mask.copy()
+    np.testing.assert_array_equal(grow_mask(mask, margin), expected)
+    np.testing.assert_array_equal(mask, before)
+
+
+# What is done to it
+
+
+def test_remove_leaves_every_other_pixel_of_a_photograph(
+    editor: InpaintAnything, coffee: Pixels
+) -> None:
+    before = coffee.copy()
+    mask = disc(400, 600, 300, 150, 60)
+    result = editor.remove(coffee, mask, margin=4)
+    np.testing.assert_array_equal(result.mask, disc(400, 600, 300, 150, 64) & result.mask)
+    np.testing.assert_array_equal(result.mask, grow_mask(mask, 4))
+    np.testing.assert_array_equal(result.image[~result.mask], coffee[~result.mask])
+    assert (result.image[mask] != coffee[mask]).any(axis=-1).mean() > 0.9
+    np.testing.assert_array_equal(result.original, before)
+    np.testing.assert_array_equal(coffee, before)
+
+
+def test_remove_gives_the_background_back(editor: InpaintAnything) -> None:
+    background = ramp(120, 160)
+    image = background.copy()
+    mask = disc(120, 160, 70, 60, 20)
+    image[mask] = (255, 0, 0)
+    result = editor.remove(image, mask, margin=0).image
+    assert np.abs(result.astype(int) - background)[mask].mean() < 10
+    assert np.abs(image.astype(int) - background)[mask].mean() > 100
+
+
+def test_remove_works_on_12_megapixels(editor: InpaintAnything) -> None:
+    image = cv2.resize(random_pixels(30, 40, 3), (4000, 3000), interpolation=cv2.INTER_CUBIC)
+    mask = disc(3000, 4000, 3900, 200, 350)  # reaches over two edges
+    result = editor.remove(image, mask, margin=10)
+    np.testing.assert_array_equal(result.image[~result.mask], image[~result.mask])
+    assert (result.image[mask] != image[mask]).any(axis=-1).mean() > 0.9
+
+
+@pytest.mark.parametrize("place", [(60, 50), (3, 2), (117, 88)])
+def test_opencv_on_the_surroundings_is_opencv_on_the_image(place: tuple[int, int]) -> None:
+    image, mask = random_pixels(90, 120, 3), disc(90, 120, *place, 12)
+    expected = cv2.inpaint(image, mask.astype(np.uint8), 3.0, cv2.INPAINT_TELEA)
+    np.testing.assert_array_equal(OpenCVInpainter(3.0)(image, mask), expected)
+
+
+def test_fill_and_replace_keep_the_right_pixels(bundled_sam: MobileSam, coffee: Pixels) -> None:
+    editor = InpaintAnything(bundled_sam, inpainter=gray)
+    before = coffee.copy()
+    mask = disc(400, 600, 300, 150, 60)
+    grown = grow_mask(mask, 5)
+
+    filled = editor.fill(coffee, mask.astype(np.uint8) * 255, "a teapot", margin=5)
+    np.testing.assert_array_equal(filled.mask, grown)
+    np.testing.assert_array_equal(filled.image[~grown], coffee[~grown])
+    assert (filled.image[grown] == 128).all()
+
+    replaced = editor.replace(coffee, mask, "on the moon", margin=5)
+    np.testing.assert_array_equal(replaced.mask, ~grown)
+    np.testing.assert_array_equal(replaced.image[grown], coffee[grown])
+    assert (replaced.image[~grown] == 128).all()
+    np.testing.assert_array_equal(coffee, before)
+
+
+def test_all_objects_are_done_at_once(editor: InpaintAnything, coffee: Pixels) -> None:
+    discs = np.stack([disc(400, 600, x, 150, 20) for x in (100, 300)])
+    objects = Instances(
+        (400, 600),
+        np.array([[80, 130, 121, 171], [280, 130, 321, 171]], np.float32),
+        discs,
+        np.ones(2, np.float32),
+        ["cup", "spoon"],
+    )
+    result = editor.remove(coffee, objects, margin=0)
+    np.testing.assert_array_equal(result.mask, discs[0] | discs[1])
+    assert result.objects is objects
+    assert [category["name"] for category in result.to_coco()["categories"]] == ["cup", "spoon"]
+    assert len(result.to_supervision()) == 2
+
+
+def test_results_are_saved(editor: InpaintAnything, coffee: Pixels, tmp_path: Path) -> None:
+    mask = disc(400, 600, 300, 150, 60)
+    result = editor.remove(coffee, mask)
+    paths = result.save(tmp_path / "out")
+    assert set(paths) == set((tmp_path / "out").iterdir())
+    for path, expected in (
+        (paths[0], result.image),
+        (paths[1], result.mask * np.uint8(255)),
+        (tmp_path / "out" / "mask_000.png", mask * np.uint8(255)),
+        (tmp_path / "out" / "overlay.png", result.overlay()),
+    ):
+        np.testing.assert_array_equal(np.asarray(Image.open(path)), expected)
+    assert json.loads((tmp_path / "out" / "instances.json").read_text()) == result.to_coco()
+
+
+SMALL = np.zeros((6, 8, 3), dtype=np.uint8)
+SPOT = np.eye(6, 8, dtype=bool)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda e: e.remove(SMALL, np.zeros((6, 8))), "mask is empty"),
+        (lambda e: e.remove(SMALL, np.ones((6, 8))), "cover the whole image"),
+        (lambda e: e.replace(SMALL, SPOT, "a beach", margin=9), "cover the whole image"),
+        (lambda e: e.remove(SMALL, np.ones((8, 6))), r"\(6, 8\) of the image, not \(8, 6\)"),
+        (lambda e: e.remove(SMALL, np.ones((1, 6, 8))), r"\(H, W\), not \(1, 6, 8\)"),
+        (lambda e: e.remove(SMALL, SPOT, margin=-1), "0 pixels or more, not -1"),
+        (lambda e: e.fill(SMALL, SPOT, ""), "prompt is empty"),
+        (lambda e: e.replace(SMALL, SPOT, "\t "), "prompt is empty"),
+        (lambda e: e.remove("missing.png", SPOT), "missing.png"),
+    ],
+)
+def test_mistakes_are_named(call: Any, message: str) -> None:
+    editor = InpaintAnything(None, inpainter=gray)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        call(editor)
+
+
+@pytest.mark.parametrize("returned", [SMALL[:3], SMALL.astype(np.float32), None])
+def test_an_inpainter_that_returns_no_such_image_is_named(returned: Any) -> None:
+    class Broken:
+        def __call__(self, image: Pixels, mask: Mask, prompt: str) -> Pixels:
+            return returned
+
+    with pytest.raises(ValueError, match=r"Broken returned .* expected uint8 of the shape"):
+        InpaintAnything(None, Broken()).remove(SMALL, SPOT, 0)
+
+
+# Video
+
+
+def clip() -> tuple[list[Pixels], list[Mask]]:
+    """A red disc that crosses a ramp and is hidden in the third frame."""
+    frames, masks = [], []
+    for index in range(5):
+        mask = disc(48, 64, 10 + 10 * index, 24, 6)
+        frame = ramp(48, 64)
+        if index == 2:
+            mask[:] = False
+        frame[mask] = (255, 0, 0)
+        frames.append(frame)
+        masks.append(mask)
+    return frames, masks
+
+
+def test_remove_takes_a_video_frame_by_frame(editor: InpaintAnything) -> None:
+    frames, masks = clip()
+    pulled = []
+
+    def stream() -> Iterator[Pixels]:
+        for index, frame in enumerate(frames):
+            pulled.append(index)
+            yield frame
+
+    selections = [None if not mask.any() else mask for mask in masks]
+    for index, painted in enumerate(editor.remove_video(stream(), selections, margin=2)):
+        assert pulled == list(range(index + 1))  # no frame is held or read ahead
+        grown = grow_mask(masks[index], 2)
+        np.testing.assert_array_equal(painted[~grown], frames[index][~grown])
+        assert np.abs(painted.astype(int) - ramp(48, 64)).mean() < 1
+    assert len(pulled) == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda frames, masks: masks.pop(), "masks end after 4, and the frames go on"),
+        (lambda frames, masks: frames.pop(), "frames end after 4, and the masks go on"),
+        (
+            lambda frames, masks: frames.__setitem__(3, frames[3][:40]),
+            "frame 3 of 'stream' has 64 x 40 pixels",
+        ),
+        (lambda frames, masks: masks.__setitem__(1, masks[1][:40]), r"not \(40, 64\)"),
+    ],
+)
+def test_videos_that_do_not_fit_are_named(
+    editor: InpaintAnything, change: Any, message: str
+) -> None:
+    frames, masks = clip()
+    change(frames, masks)
+    with pytest.raises(ValueError, match=message):
+        list(editor.remove_video(frames, masks))
+
+
+def test_remove_takes_video_files(editor: InpaintAnything, tmp_path: Path) -> None:
+    frames, masks = clip()
+    write_video(tmp_path / "in.mp4", frames, 12.5)
+    video = Video(tmp_path / "in.mp4")
+    assert (video.length, video.frame_rate) == (5, 12.5)
+    painted = list(editor.remove_video(tmp_path / "in.mp4", masks, margin=5))
+    for before, after, mask in zip(video, painted, masks, strict=True):
+        assert np.abs(before.astype(int) - after)[~grow_mask(mask, 5)].max(initial=0) == 0
+        assert np.abs(after.astype(int) - ramp(48, 64)).mean() < 6  # the codec's share
+
+    def break_off() -> Iterator[Pixels]:
+        yield from painted[:2]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_video(tmp_path / "out.mp4", break_off(), 12.5)
+    for path, rest, message in (("out.mp4", [], "no frame"), ("out.gif", painted, "end in .mp4")):
+        with pytest.raises(ValueError, match=message):
+            write_video(tmp_path / path, rest, 12.5)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+
+
+# LaMa
+
+
+def write_lama(
+    path: Path, painted: str = "hole", inputs: tuple[str, str] = ("image", "mask")
+) -> Path:
+    """An ONNX file with LaMa's inputs, output and ranges.
+
+    What it paints: ``"hole"``, the hole in (51, 102, 153) and the rest as it is; ``"image"``, the
+    image with the hole as it is; ``"nan"``.
+    """
+    image, mask = inputs
+    size = LAMA_SIZE
+    number = onnx.TensorProto.FLOAT
+    color = np.array([51, 102, 153], np.float32).reshape(1, 3, 1, 1) / 255
+    constants = {
+        "one": np.ones(1),
+        "full": np.full(1, 255),
+        "color": color,
+        "nan": np.full(1, np.nan),
+    }
+    make_node = onnx.helper.make_node
+    nodes = {
+        "hole": [
+            make_node("Sub", ["one", mask], ["rest"]),
+            make_node("Mul", [image, "rest"], ["kept"]),
+            make_node("Mul", ["color", mask], ["filled"]),
+            make_node("Add", ["kept", "filled"], ["both"]),
+        ],
+        "image": [
+            make_node("Mul", [mask, "one"], ["unused"]),
+            make_node("Mul", [image, "one"], ["both"]),
+        ],
+        "nan": [
+            make_node("Mul", [mask, "nan"], ["hidden"]),
+            make_node("Add", [image, "hidden"], ["both"]),
+        ],
+    }[painted]
+    graph = onnx.helper.make_graph(
+        [*nodes, make_node("Mul", ["both", "full"], ["output"])],
+        "lama",
+        [
+            onnx.helper.make_tensor_value_info(image, number, ["batch", 3, size, size]),
+            onnx.helper.make_tensor_value_info(mask, number, ["batch", 1, size, size]),
+        ],
+        [onnx.helper.make_tensor_value_info("output", number, ["batch", 3, size, size])],
+        [
+            onnx.numpy_helper.from_array(value.astype(np.float32), name)
+            for name, value in constants.items()
+        ],
+    )
+    model = onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8
+    )
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def lama(tmp_path_factory: pytest.TempPathFactory) -> LamaInpainter:
+    return LamaInpainter(write_lama(tmp_path_factory.mktemp("lama") / "lama.onnx"))
+
+
+@pytest.mark.parametrize(
+    ("size", "hole"),
+    [
+        ((300, 400), (200, 150, 12)),  # fits at full resolution
+        ((300, 400), (2, 298, 12)),  # in a corner
+        ((300, 400), (200, 150, 90)),  # must be scaled down
+        ((40, 50), (20, 20, 8)),  # the image is smaller than the model
+        ((30, 900), (500, 15, 9)),  # and thinner
+        ((900, 30), (15, 500, 100)),
+        ((1, 70), (30, 0, 2)),
+    ],
+    ids=str,
+)
+def test_lama_paints_the_hole_and_nothing_else(
+    lama: LamaInpainter, size: tuple[int, int], hole: tuple[int, int, int]
+) -> None:
+    image, mask = random_pixels(*size, 3), disc(*size, *hole)
+    result = InpaintAnything(None, lama).remove(image, mask, margin=0).image
+    np.testing.assert_array_equal(result[~mask], image[~mask])
+    # Where the model's size is less than the hole's, the edge is as sharp as the model's pixels.
+    inside = ~grow_mask(~mask, 12 if hole[2] > 20 else 0)
+    assert inside.any() and (result[inside] == (51, 102, 153)).all()
+
+
+def test_lama_sees_and_is_pasted_at_the_right_place(tmp_path: Path) -> None:
+    lama = LamaInpainter(write_lama(tmp_path / "lama.onnx", "image"))
+    image = random_pixels(300, 400, 3)
+    for place in ((200, 150), (2, 298), (399, 0)):
+        np.testing.assert_array_equal(lama(image, disc(300, 400, *place, 12)), image)
+    smooth = ramp(300, 400)
+    for radius in (90, 170):
+        scaled = lama(smooth, disc(300, 400, 180, 140, radius))
+        assert np.abs(scaled.astype(int) - smooth).max() <= 4
+
+
+def test_lama_names_files_that_are_none(tmp_path: Path) -> None:
+    (tmp_path / "text.onnx").write_text("no model")
+    for path, message in (
+        (tmp_path / "missing.onnx", "no checkpoint at"),
+        (tmp_path / "text.onnx", "no ONNX model that onnxruntime can read"),
+        (BUNDLED_FILE, "no ONNX model that onnxruntime can read"),
+        (write_lama(tmp_path / "other.onnx", inputs=("input", "hole")), "expected image"),
+    ):
+        with pytest.raises((FileNotFoundError, ValueError), match=message):
+            LamaInpainter(path)
+
+
+def test_lama_takes_no_prompt_and_returns_no_nonsense(lama: LamaInpainter, tmp_path: Path) -> None:
+    for inpainter in (lama, OpenCVInpainter()):
+        with pytest.raises(ValueError, match="no prompt, so not 'a cat'"):
+            InpaintAnything(None, inpainter).fill(SMALL, SPOT, "a cat")
+    broken = LamaInpainter(write_lama(tmp_path / "nan.onnx", "nan"))
+    with pytest.raises(ValueError, match="NaN"):
+        InpaintAnything(None, broken).remove(SMALL, SPOT, 0)
+
+
+def test_lama_without_cuda_says_so(lama: LamaInpainter, tmp_path: Path) -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("onnxruntime has CUDA here")
+    with pytest.warns(UserWarning, match="install onnxruntime-gpu"):
+        LamaInpainter(write_lama(tmp_path / "lama.onnx"), device="cuda")
+
+
+# diffusers
+
+
+@pytest.fixture(scope="module")
+def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stable Diffusion's inpainting pipeline, tiny and untrained: 64 x 64, 16 tokens, letters."""
+    import diffusers
+    import transformers
+
+    folder = tmp_path_factory.mktemp("diffusers")
+    save_clip_tokenizer(folder / "tokenizer", max_length=16)
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    torch.manual_seed(0)
+    pipeline = diffusers.StableDiffusionInpaintPipeline(
+        vae=diffusers.AutoencoderKL(
+            block_out_channels=(8, 16),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            latent_channels=4,
+            norm_num_groups=4,
+            sample_size=64,
+        ),
+        text_encoder=transformers.CLIPTextModel(
+            transformers.CLIPTextConfig(**clip_text_config(16))
+        ),
+        tokenizer=tokenizer,
+        unet=diffusers.UNet2DConditionModel(
+            sample_size=32,
+            in_channels=9,  # latents, the mask, and latents of the image without the hole
+            out_channels=4,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=16,
+            attention_head_dim=4,
+            norm_num_groups=4,
+        ),
+        scheduler=diffusers.DDIMScheduler(steps_offset=1, clip_sample=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder / "pipeline")
+    return folder / "pipeline"
+
+
+@pytest.fixture(scope="module")
+def painter(pipeline_folder: Path) -> DiffusersInpainter:
+    return DiffusersInpainter(pipeline_folder, seed=0, num_inference_steps=2)
+
+
+@pytest.mark.parametrize("size", [(150, 200), (40, 90)])
+def test_diffusers_fills_and_replaces(painter: DiffusersInpainter, size: tuple[int, int]) -> None:
+    editor = InpaintAnything(None, painter)
+    image, mask = random_pixels(*size, 3), disc(*size, 40, 20, 12)
+    grown = grow_mask(mask, 3)
+
+    filled = editor.fill(image, mask, "a cat", margin=3).image
+    np.testing.assert_array_equal(filled[~grown], image[~grown])
+    assert (filled[grown] != image[grown]).any(axis=-1).mean() > 0.9
+
+    replaced = editor.replace(image, mask, "a beach", margin=3).image
+    np.testing.assert_array_equal(replaced[grown], image[grown])
+    assert (replaced[~grown] != image[~grown]).any(axis=-1).mean() > 0.9
+
+
+def test_diffusers_is_asked_at_its_size_for_the_prompt(pipeline_folder: Path) -> None:
+    import diffusers
+
+    calls = []
+
+    class Pipeline(diffusers.StableDiffusionInpaintPipeline):
+        def __call__(self, **arguments: Any) -> Any:
+            calls.append(arguments)
+            return super().__call__(**arguments)
+
+    painter = DiffusersInpainter(
+        Pipeline.from_pretrained(pipeline_folder), seed=3, num_inference_steps=1, guidance_scale=2.0
+    )
+    image, mask = random_pixels(150, 200, 3), disc(150, 200, 100, 60, 12)
+    painter(image, mask, "a cat")
+    (call,) = calls
+    assert call["prompt"] == "a cat" and call["guidance_scale"] == 2.0
+    assert call["height"] == call["width"] == 64
+    np.testing.assert_array_equal(np.asarray(call["image"]), image[29:93, 69:133])
+    np.testing.assert_array_equal(np.asarray(call["mask_image"]) > 0, mask[29:93, 69:133])
+
+
+def test_diffusers_repeats_itself_with_a_seed(pipeline_folder: Path) -> None:
+    image, mask = random_pixels(64, 64, 3), disc(64, 64, 30, 30, 12)
+    options = {"num_inference_steps": 2}
+    first, second, other = (
+        DiffusersInpainter(pipeline_folder, seed=seed, **options)(image, mask, "a cat")
+        for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(first, second)
+    assert (first[mask] != other[mask]).any()
+
+
+def test_diffusers_names_mistakes(painter: DiffusersInpainter, tmp_path: Path) -> None:
+    editor = InpaintAnything(None, painter)
+    with pytest.raises(ValueError, match="it has 17 tokens, the model reads 16"):
+        editor.fill(SMALL, SPOT, "a" * 15)
+    editor.fill(SMALL, SPOT, "a" * 14)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="no pipeline of diffusers, no model_index.json"):
+        DiffusersInpainter(tmp_path / "empty")
+    with pytest.raises(ValueError, match="missing"):
+        DiffusersInpainter(tmp_path / "missing")
+
+
+def test_diffusers_hands_on_what_the_safety_checker_holds_back(pipeline_folder: Path) -> None:
+    import diffusers
+
+    class Pipeline(diffusers.StableDiffusionInpaintPipeline):
+        def run_safety_checker(self, image: Any, *_: Any) -> Any:
+            return image * 0, [True]
+
+    painter = DiffusersInpainter(Pipeline.from_pretrained(pipeline_folder), num_inference_steps=1)
+    with pytest.raises(ValueError, match="safety checker"):
+        painter(SMALL, SPOT, "a cat")
+
+
+@pytest.mark.parametrize(
+    ("library", "load"),
+    [
+        ("onnxruntime", LamaInpainter),
+        ("diffusers", DiffusersInpainter),
+        ("transformers", DiffusersInpainter),
+    ],
+)
+def test_the_extra_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, library: str, load: Callable[[], Any]
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ImportError, match=rf'{library} .* "mobile-sam-plugin\[inpaint\]"'):
+        load()
+
+
+# The default models, from a Hub
+
+
+def painted_by_defaults() -> list[Pixels]:
+    """The middle of a hole that each painted."""
+    image, mask = random_pixels(60, 60, 3), disc(60, 60, 30, 30, 9)
+    diffusers = DiffusersInpainter(seed=0, num_inference_steps=1)
+    return [LamaInpainter()(image, mask)[30, 30], diffusers(image, mask, "a cat")[30, 30]]
+
+
+def mistakes_of_names() -> list[str]:
+    messages = []
+    for load in (LamaInpainter, DiffusersInpainter):
+        with pytest.raises(FileNotFoundError) as error:
+            load("hf://nobody/nothing/lama.onnx" if load is LamaInpainter else "nobody/nothing")
+        messages.append(str(error.value))
+    return messages
+
+
+def test_the_default_models_come_from_the_hub(pipeline_folder: Path, tmp_path: Path) -> None:
+    pipeline = {
+        path.relative_to(pipeline_folder).as_posix(): path.read_bytes()
+        for path in pipeline_folder.rglob("*")
+        if path.is_file()
+    }
+    with Hub() as hub:
+        model = write_lama(tmp_path / "lama.onnx").read_bytes()
+        hub.commit("Carve/LaMa-ONNX", {"lama_fp32.onnx": model})
+        hub.commit("stable-diffusion-v1-5/stable-diffusion-inpainting", pipeline)
+        client = Client(hub.url, tmp_path / "hf_home")
+        by_lama, by_diffusion = client(painted_by_defaults)
+        assert tuple(by_lama) == (51, 102, 153)
+        painter = DiffusersInpainter(pipeline_folder, seed=0, num_inference_steps=1)
+        image, mask = random_pixels(60, 60, 3), disc(60, 60, 30, 30, 9)
+        np.testing.assert_array_equal(by_diffusion, painter(image, mask, "a cat")[30, 30])
+        for message in client(mistakes_of_names):
+            assert "no repository 'nobody/nothing' on the Hub" in message
+
+
+# The commands
+
+
+BUNDLED = ("--checkpoint", "bundled", "--device", "cpu")
+
+
+@pytest.fixture
+def files(tmp_path: Path, coffee: Pixels) -> Path:
+    """A folder with a photograph, a mask of it and a text."""
+    Image.fromarray(coffee).save(tmp_path / "coffee.png")
+    Image.fromarray(disc(400, 600, 300, 150, 40)).save(tmp_path / "mask.png")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.mp4").write_text("no video")
+    return tmp_path
+
+
+def test_remove_writes_what_the_pipeline_makes(
+    editor: InpaintAnything, coffee: Pixels, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    click = ["--point", "300,130", "--point", "20,20,0", "--margin", "3"]
+    assert main(["remove", str(files / "coffee.png"), *click, "--out", str(files), *BUNDLED]) == 0
+    objects = editor.segment(coffee, [[300, 130], [20, 20]], [1, 0])
+    expected = editor.remove(coffee, objects, margin=3)
+    paths = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    assert set(paths) == set((files / "coffee").iterdir())
+    np.testing.assert_array_equal(np.asarray(Image.open(paths[0])), expected.image)
+
+
+def test_remove_paints_with_lama_and_diffusers(files: Path, pipeline_folder: Path) -> None:
+    lama = str(write_lama(files / "lama.onnx"))
+    arguments = ["remove", str(files / "coffee.png"), "--mask", str(files / "mask.png")]
+    arguments += ["--margin", "0", "--device", "cpu", "--out", str(files)]
+    assert main([*arguments, "--inpainter", "lama", "--model", lama]) == 0
+    painted = np.asarray(Image.open(files / "coffee" / "inpainted.png"))
+    assert (painted[150, 300] == (51, 102, 153)).all()
+    options = ["--model", str(pipeline_folder), "--steps", "1"]
+    assert main([*arguments, "--inpainter", "diffusers", *options]) == 0
+    assert (np.asarray(Image.open(files / "coffee" / "inpainted.png")) != painted).any()
+
+
+def test_fill_and_replace_write_what_the_pipeline_makes(
+    coffee: Pixels, files: Path, pipeline_folder: Path
+) -> None:
+    mask = disc(400, 600, 300, 150, 40)
+    painter = DiffusersInpainter(pipeline_folder, seed=5, num_inference_steps=2)
+    for command in ("fill", "replace"):
+        arguments = [str(files / "coffee.png"), "a teapot", "--mask", str(files / "mask.png")]
+        arguments += ["--margin", "2", "--model", str(pipeline_folder), "--steps", "2"]
+        arguments += ["--seed", "5", "--device", "cpu", "--out", str(files)]
+        assert main([command, *arguments]) == 0
+        expected = getattr(InpaintAnything(None, painter), command)(coffee, mask, "a teapot", 2)
+        painted = np.asarray(Image.open(files / "coffee" / "inpainted.png"))
+        np.testing.assert_array_equal(painted, expected.image)
+
+
+def test_remove_takes_a_video_and_a_folder_of_masks(
+    editor: InpaintAnything, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frames, masks = clip()
+    write_video(tmp_path / "clip.mp4", frames, 12.5)
+    (tmp_path / "masks").mkdir()
+    for index, mask in enumerate(masks):  # object ids and a palette, as the tracker writes them
+        ids = Image.fromarray(mask.astype(np.uint8) * 3)
+        ids.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0])
+        ids.save(tmp_path / "masks" / f"{index:05}.png")
+    arguments = ["remove", str(tmp_path / "clip.mp4"), "--mask", str(tmp_path / "masks")]
+    assert main([*arguments, "--out", str(tmp_path), "--device", "cpu"]) == 0
+    target = tmp_path / "clip" / "inpainted.mp4"
+    assert capsys.readouterr().out == f"{target}\n"
+    assert Video(target).frame_rate == 12.5
+    expected = editor.remove_video(tmp_path / "clip.mp4", masks)
+    for painted, frame in zip(Video(target), expected, strict=True):
+        assert np.abs(painted.astype(int) - frame).mean() < 6  # the codec's share
+
+    (tmp_path / "masks" / "00004.png").unlink()
+    target.unlink()
+    assert main([*arguments, "--out", str(tmp_path), "--device", "cpu"]) == 2
+    assert "masks end after 4, and the frames go on" in capsys.readouterr().err
+    assert list(target.parent.iterdir()) == []
+
+
+def test_remove_follows_an_object_through_a_video(tmp_path: Path) -> None:
+    frames, _ = clip()
+    write_video(tmp_path / "clip.mp4", [np.tile(frames[0], (3, 3, 1)), *[ramp(144, 192)] * 2], 10)
+    arguments = ["remove", str(tmp_path / "clip.mp4"), "--box", "3,17,17,31", "--margin", "2"]
+    assert main([*arguments, "--out", str(tmp_path), *BUNDLED]) == 0
+    before, after = (
+        [*Video(path)] for path in (tmp_path / "clip.mp4", tmp_path / "clip" / "inpainted.mp4")
+    )
+    assert len(after) == 3
+    removed = np.abs(before[0].astype(int) - after[0]).max(axis=-1) > 60
+    assert removed[24, 10] and not removed[72:].any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["remove", "coffee.png"], "give --point, --box, --text or --mask"),
+        (["remove", "coffee.png", "--text", "a cup", "--box", "1,2,3,4"], "give one of"),
+        (["remove", "coffee.png", "--point", "1"], "'1' is not X,Y or X,Y,LABEL"),
+        (["remove", "coffee.png", "--box", "1,2,3"], "'1,2,3' is not X0,Y0,X1,Y1"),
+        (["remove", "coffee.png", "--mask", "missing.png"], "missing.png"),
+        (["remove", "empty", "--point", "1,2"], "no image in the folder"),
+        (["remove", "empty", "--mask", "mask.png"], "must be a folder with a mask for each frame"),
+        (["remove", "coffee.png", "--mask", "empty"], "'empty' must be a PNG"),
+        (["remove", "text.mp4", "--point", "1,2"], "text.mp4"),
+        (["remove", "coffee.png", "--mask", "mask.png", "--margin", "-1"], "--margin"),
+        (["remove", "coffee.png", "--mask", "mask.png", "--model", "m"], "OpenCV has no weights"),
+        (["remove", "coffee.png", "--mask", "coffee.png"], "cover the whole image"),
+        (
+            ["remove", "mask.png", "--mask", "mask.png", "--device", "warp", "--inpainter", "lama"],
+            "'warp'",
+        ),
+        (["remove", "coffee.png", "--text", "a cup", "--detector", "empty"], "empty"),
+        (["fill", "coffee.png", " ", "--point", "1,2"], "prompt is empty"),
+        (["fill", "coffee.png", "a cat", "--mask", "mask.png", "--model", "empty"], "model_index"),
+        (["replace", "coffee.png", "a cat", "--mask", "mask.png", "--steps", "0"], "--steps"),
+    ],
+    ids=str,
+)
+def test_commands_name_mistakes(
+    files: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    words: str,
+) -> None:
+    monkeypatch.chdir(files)
+    assert main([*arguments, "--checkpoint", "bundled", "--out", "out"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("mobile-sam: ") and captured.err.count("\n") == 1, captured.err
+    assert words in captured.err and captured.out == ""
+    assert not (files / "out").exists()
+
+
+# The original project
+
+
+def test_predict_masks_with_sam_is_that_of_the_project(coffee: Pixels) -> None:
+    """``remove_anything.py``: three masks to 0 and 255, dilated, painted one by one."""
+    masks, scores, logits = predict_masks_with_sam(
+        coffee,
+        [[300.0, 130.0]],
+        [1],
+        model_type="vit_t",
+        ckpt_p=str(BUNDLED_FILE),
+        device="cpu",
+    )
+    assert masks.shape == (3, 400, 600) and scores.shape == (3,) and logits.shape == (3, 256, 256)
+    masks = masks.astype(np.uint8) * 255
+    dilated = cv2.dilate(masks[0], np.ones((15, 15), np.uint8), iterations=1)
+    assert InpaintAnything(None).remove(coffee, dilated, margin=0).image.shape == coffee.shape
+    with pytest.raises(ValueError, match="no model type 'sam3', only .*vit_t"):
+        predict_masks_with_sam(coffee, [[1, 2]], [1], "sam3", "sam3.pt", "cpu")

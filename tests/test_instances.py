@@ -1,0 +1,279 @@
+"""What the pipelines take and give: images, models and the objects found."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycocotools.mask
+import pytest
+import segment_anything
+import supervision
+from numpy.typing import NDArray
+from PIL import Image
+from pycocotools.coco import COCO
+
+from mobile_sam_plugin import MobileSam, SamPredictor
+from mobile_sam_plugin.inputs import load_image
+from mobile_sam_plugin.integrations.instances import (
+    Instances,
+    as_predictor,
+    boxes_of,
+    encode_png,
+    voc_colors,
+)
+
+SIZE = (60, 80)
+
+
+def picture() -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+
+
+def objects(**changes: Any) -> Instances:
+    """Three rectangles, of which the second lies on the first."""
+    boxes = np.array([[4, 10, 60, 50], [20, 30, 40, 40], [70, 0, 80, 60]], dtype=np.float32)
+    masks = np.zeros((3, *SIZE), dtype=bool)
+    for mask, (x0, y0, x1, y1) in zip(masks, boxes.astype(int), strict=True):
+        mask[y0:y1, x0:x1] = True
+    values: dict[str, Any] = {
+        "image_size": SIZE,
+        "boxes": boxes,
+        "masks": masks,
+        "scores": np.array([0.9, 0.5, 0.25], dtype=np.float32),
+        "labels": ["a dog", "car", "a dog"],
+    }
+    return Instances(**{**values, **changes})
+
+
+# Images and models
+
+
+@pytest.mark.parametrize("kind", ["array", "alpha", "PIL", "str", "path"])
+def test_images_of_every_kind(tmp_path: Path, kind: str) -> None:
+    expected = picture()
+    Image.fromarray(expected).save(tmp_path / "picture.png")
+    image: Any = {
+        "array": expected,
+        "alpha": np.dstack([expected, expected[..., :1]]),
+        "PIL": Image.fromarray(expected),
+        "str": str(tmp_path / "picture.png"),
+        "path": tmp_path / "picture.png",
+    }[kind]
+    np.testing.assert_array_equal(load_image(image), expected)
+
+
+def test_files_are_turned_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    Image.fromarray(picture()).save(tmp_path / "photo.png", exif=exif)
+    np.testing.assert_array_equal(
+        load_image(tmp_path / "photo.png"), np.rot90(picture(), -1), strict=True
+    )
+
+
+def test_files_that_are_no_image(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="missing.png"):
+        load_image(tmp_path / "missing.png")
+    with pytest.raises(IsADirectoryError):
+        load_image(tmp_path)
+    text = tmp_path / "text.png"
+    text.write_text("no image")
+    with pytest.raises(ValueError, match="text.png.*no image"):
+        load_image(text)
+    png = encode_png(picture())
+    (tmp_path / "truncated.png").write_bytes(png[: len(png) // 2])
+    with pytest.raises(ValueError, match="truncated.png"):
+        load_image(tmp_path / "truncated.png")
+    with pytest.raises(TypeError, match="float64"):
+        load_image(np.zeros(SIZE))  # type: ignore[arg-type]
+
+
+def test_predictor_of_any_model(own_sam: MobileSam) -> None:
+    predictor = as_predictor(own_sam)
+    assert isinstance(predictor, SamPredictor) and predictor.model is own_sam
+    assert as_predictor(predictor) is predictor
+    upstream = segment_anything.SamPredictor(own_sam)
+    assert isinstance(as_predictor(upstream), SamPredictor)
+    assert as_predictor(upstream, "meta").device.type == "meta"
+    with pytest.raises(TypeError, match="not str"):
+        as_predictor("vit_t")
+
+
+# Instances
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"boxes": np.zeros((2, 4), np.float32)},
+        {"masks": np.zeros((3, 80, 60), bool)},
+        {"scores": np.zeros((3, 1), np.float32)},
+        {"labels": ["a dog"]},
+        {"class_ids": np.zeros(2, np.int64)},
+        {"ids": np.zeros(4, np.int64)},
+        {"image": np.zeros((80, 60, 3), np.uint8)},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_shapes_must_agree(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="must have the shape"):
+        objects(**changes)
+
+
+@pytest.mark.parametrize(
+    ("index", "kept"),
+    [
+        (1, [1]),
+        (-1, [2]),
+        (np.int64(0), [0]),
+        (slice(1, None), [1, 2]),
+        ([2, 0], [2, 0]),
+        ([], []),
+        (np.array([True, False, True]), [0, 2]),
+    ],
+    ids=str,
+)
+def test_indexing(index: Any, kept: list[int]) -> None:
+    everything = objects(class_ids=np.array([0, -1, 0]), ids=np.array([7, 8, 9]))
+    some = everything[index]
+    assert len(some) == len(kept)
+    assert some.labels == [everything.labels[i] for i in kept]
+    for name in ("boxes", "masks", "scores", "class_ids", "ids"):
+        np.testing.assert_array_equal(getattr(some, name), getattr(everything, name)[kept])
+
+
+def test_loop() -> None:
+    assert [each.labels for each in objects()] == [["a dog"], ["car"], ["a dog"]]
+    with pytest.raises(IndexError, match="3"):
+        objects()[3]
+
+
+def test_supervision_annotates_them() -> None:
+    detections = objects().to_supervision()
+    np.testing.assert_array_equal(detections.xyxy, objects().boxes)
+    np.testing.assert_array_equal(detections.mask, objects().masks)
+    assert detections["class_name"].tolist() == ["a dog", "car", "a dog"]
+    assert detections.class_id is not None and detections.class_id.tolist() == [0, 1, 0]
+    annotated = supervision.MaskAnnotator().annotate(picture(), detections)
+    annotated = supervision.BoxAnnotator().annotate(annotated, detections)
+    annotated = supervision.LabelAnnotator().annotate(annotated, detections)
+    assert (annotated != picture()).any(axis=2)[objects().masks.any(axis=0)].mean() > 0.9
+
+    tracked = objects(class_ids=np.array([4, -1, 4]), ids=np.array([7, 8, 9])).to_supervision()
+    assert tracked.class_id is not None and tracked.class_id.tolist() == [4, -1, 4]
+    assert tracked.tracker_id is not None and tracked.tracker_id.tolist() == [7, 8, 9]
+    assert len(objects()[[]].to_supervision()) == 0
+
+
+def test_supervision_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(ImportError, match=r'pip install "mobile-sam-plugin\[grounded\]"'):
+        objects().to_supervision()
+
+
+def test_coco_reads_them(tmp_path: Path) -> None:
+    data = objects(ids=np.array([7, 8, 9])).to_coco(image_id=5, first_annotation_id=100)
+    (tmp_path / "instances.json").write_text(json.dumps(data))
+    coco = COCO(str(tmp_path / "instances.json"))
+    assert coco.getImgIds() == [5] and coco.loadImgs(5)[0]["width"] == 80
+    assert sorted(coco.getAnnIds(imgIds=5)) == [100, 101, 102]
+    for index, annotation in enumerate(coco.loadAnns([100, 101, 102])):
+        np.testing.assert_array_equal(coco.annToMask(annotation), objects().masks[index])
+        assert coco.loadCats(annotation["category_id"])[0]["name"] == objects().labels[index]
+        assert annotation["area"] == pycocotools.mask.area(annotation["segmentation"])
+        assert annotation["track_id"] == 7 + index
+    assert coco.loadAnns(100)[0]["bbox"] == [4, 10, 56, 40]
+
+
+def test_overlay_draws_masks_boxes_and_labels() -> None:
+    image = np.full((*SIZE, 3), 200, dtype=np.uint8)
+    drawn = objects().overlay(image)
+    assert (image == 200).all()
+    changed = (drawn != 200).any(axis=2)
+    assert changed[objects().masks.any(axis=0)].all()
+    # The small mask is drawn over the large one, in another colour.
+    assert tuple(drawn[36, 25]) != tuple(drawn[45, 10])
+    assert not changed[32:, 63:68].any()  # between the objects, below the labels
+
+    # A colour goes with the id, whatever the place.
+    tracked = objects(ids=np.array([7, 300, 2]))
+    first, second = tracked.overlay(image), tracked[[2, 1, 0]].overlay(image)
+    assert tuple(first[45, 10]) == tuple(second[45, 10]) != tuple(drawn[45, 10])
+
+    with pytest.raises(ValueError, match="80 x 60.*60 x 80"):
+        objects().overlay(image.transpose(1, 0, 2))
+
+
+def test_pictures_are_of_the_image_that_the_objects_came_with(tmp_path: Path) -> None:
+    found = objects(image=picture())
+    np.testing.assert_array_equal(found.overlay(), objects().overlay(picture()))
+    assert found[[1]].save(tmp_path)[1].name == "overlay.png"
+    np.testing.assert_array_equal(load_image(tmp_path / "overlay.png"), found[1].overlay())
+    with pytest.raises(ValueError, match="without their image"):
+        objects().save(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_overlay_of_boxes_far_outside_and_of_none() -> None:
+    boxes = np.array([[-1e9, -1e9, 1e9, 1e9], [0, 0, 1, 1], [79, 59, 80, 60]], dtype=np.float32)
+    assert objects(boxes=boxes).overlay(picture()).shape == (*SIZE, 3)
+    np.testing.assert_array_equal(objects()[[]].overlay(picture()), picture())
+
+
+def test_save_replaces_an_earlier_result(tmp_path: Path) -> None:
+    folder = tmp_path / "out" / "objects"
+    assert len(objects().save(folder, picture())) == 5
+    (folder / "notes.txt").write_text("mine")
+    paths = objects()[1].save(str(folder), Image.fromarray(picture()))
+    assert [path.name for path in paths] == ["mask_000.png", "overlay.png", "instances.json"]
+    assert {path.name for path in folder.iterdir()} == {*(p.name for p in paths), "notes.txt"}
+    mask = np.asarray(Image.open(paths[0]))
+    np.testing.assert_array_equal(mask, objects().masks[1] * np.uint8(255))
+    np.testing.assert_array_equal(load_image(paths[1]), objects()[1].overlay(picture()))
+    assert json.loads(paths[2].read_text()) == objects()[1].to_coco()
+
+
+def test_save_of_another_image_leaves_what_was_there(tmp_path: Path) -> None:
+    objects().save(tmp_path, picture())
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match="the image has"):
+        objects()[0].save(tmp_path, picture()[1:])
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_files_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    (tmp_path / "overlay.png").mkdir()
+    with pytest.raises(OSError):
+        objects()[0].save(tmp_path, picture())
+    assert {path.name for path in tmp_path.iterdir()} == {"mask_000.png", "overlay.png"}
+
+
+def test_boxes_of_masks() -> None:
+    np.testing.assert_array_equal(boxes_of(objects().masks), objects().boxes)
+    masks = np.zeros((2, *SIZE), dtype=bool)
+    masks[1, 59, 79] = True
+    assert boxes_of(masks).tolist() == [[0, 0, 0, 0], [79, 59, 80, 60]]
+    assert boxes_of(masks[:0]).shape == (0, 4)
+
+
+def test_voc_colors() -> None:
+    # From the table of the PASCAL VOC development kit.
+    published = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 4: (0, 0, 128), 7: (128, 128, 128)}
+    published |= {8: (64, 0, 0), 15: (192, 128, 128), 20: (0, 64, 128), 255: (224, 224, 192)}
+    colors = voc_colors(600)
+    for number, color in published.items():
+        assert tuple(colors[number]) == color
+    assert len(np.unique(colors[:256], axis=0)) == 256
+    assert colors[256:].any(axis=1).all()
+
+
+def test_png_with_a_palette(tmp_path: Path) -> None:
+    numbers = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    (tmp_path / "numbers.png").write_bytes(encode_png(numbers, voc_colors(256)))
+    with Image.open(tmp_path / "numbers.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), numbers)
+        np.testing.assert_array_equal(
+            np.asarray(image.convert("RGB")), voc_colors(256)[numbers], strict=True
+        )

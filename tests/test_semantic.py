@@ -1,0 +1,372 @@
+"""Names for masks: CLIP with random weights, and what becomes of what it says."""
+
+import copy
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from numpy.typing import NDArray
+from PIL import Image
+
+from mobile_sam_plugin import MobileSam
+from mobile_sam_plugin.cli import main
+from mobile_sam_plugin.distill.objectives import set_image_size
+from mobile_sam_plugin.inputs import load_image
+from mobile_sam_plugin.integrations.instances import voc_colors
+from mobile_sam_plugin.integrations.semantic_segment_anything import (
+    ClipClassifier,
+    SemanticInstances,
+    SemanticMobileSam,
+    masked_crop,
+)
+
+from .vocabularies import SMALL_LAYER, clip_text_config, save_clip_tokenizer
+
+Pixels = NDArray[np.uint8]
+COLORS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 50, 220)}
+
+
+def compare_colors(images: Iterable[Pixels], texts: Sequence[str]) -> NDArray[np.float32]:
+    """A user's own classifier: how near the colour of an image is to the colour in a text."""
+    logits = []
+    for image in images:
+        color = image[image.any(axis=2)].mean(axis=0)
+        named = [next(COLORS[name] for name in COLORS if name in text) for text in texts]
+        logits.append([-np.abs(color - np.array(each)).sum() / 50 for each in named])
+    return np.array(logits)
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved CLIP, as a user has it."""
+    folder = tmp_path_factory.mktemp("clip")
+    save_clip_tokenizer(folder, max_length=40)
+    torch.manual_seed(0)
+    config = transformers.CLIPConfig(
+        text_config=clip_text_config(40),
+        vision_config={"image_size": 32, "patch_size": 8, **SMALL_LAYER},
+        projection_dim=16,
+    )
+    transformers.CLIPModel(config).save_pretrained(folder)
+    transformers.CLIPProcessor(
+        transformers.CLIPImageProcessor(
+            size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+        ),
+        transformers.AutoTokenizer.from_pretrained(folder),
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small_sam(bundled_sam: MobileSam) -> MobileSam:
+    """MobileSAM for images of 224 x 224, which is quick."""
+    sam = copy.deepcopy(bundled_sam)
+    set_image_size(sam, 224)
+    return sam
+
+
+@pytest.fixture(scope="module")
+def semantic(small_sam: MobileSam) -> SemanticMobileSam:
+    return SemanticMobileSam(
+        small_sam,
+        compare_colors,
+        points_per_side=4,
+        pred_iou_thresh=0.2,
+        stability_score_thresh=0.3,
+    )
+
+
+@pytest.fixture(scope="module")
+def scene() -> Pixels:
+    """A red and a blue rectangle on green, (90, 120, 3)."""
+    image = np.full((90, 120, 3), COLORS["green"], dtype=np.uint8)
+    image[20:70, 10:60] = COLORS["red"]
+    image[30:60, 80:110] = COLORS["blue"]
+    return image
+
+
+@pytest.fixture(scope="module")
+def masks(scene: Pixels) -> NDArray[np.bool_]:
+    """The blue one, all, the red one."""
+    blue, red = (np.all(scene == COLORS[name], axis=2) for name in ("blue", "red"))
+    return np.stack([blue, np.ones_like(blue), red])
+
+
+# Labels
+
+
+def test_masks_get_their_names(
+    semantic: SemanticMobileSam, scene: Pixels, masks: NDArray[np.bool_]
+) -> None:
+    found = semantic.predict(Image.fromarray(scene), ["red", " green ", "blue"], masks)
+    assert found.labels == ["blue", "green", "red"]
+    assert found.class_ids is not None and found.class_ids.tolist() == [2, 1, 0]
+    assert found.boxes.tolist() == [[80, 30, 110, 60], [0, 0, 120, 90], [10, 20, 60, 70]]
+    np.testing.assert_array_equal(found.masks, masks)
+    logits = compare_colors([scene], ["red", "green", "blue"])[0]
+    probabilities = np.exp(logits) / np.exp(logits).sum()
+    assert found.scores[1] == pytest.approx(probabilities.max(), rel=1e-4)
+    only = semantic.predict(scene, ["red"], masks)
+    assert only.labels == ["red"] * 3 and only.scores.tolist() == [1, 1, 1]
+
+
+def test_semantic_map_prefers_small_masks(
+    semantic: SemanticMobileSam, scene: Pixels, masks: NDArray[np.bool_]
+) -> None:
+    found = semantic.predict(scene, ["red", "green", "blue"], masks)
+    expected = np.full(scene.shape[:2], 1)
+    expected[masks[2]], expected[masks[0]] = 0, 2
+    np.testing.assert_array_equal(found.semantic_map(), expected)
+    np.testing.assert_array_equal(
+        found[[0, 2]].semantic_map(), np.where(expected == 1, -1, expected)
+    )
+    assert (found[[]].semantic_map() == -1).all()
+
+
+def test_legend_names_what_occurs(
+    semantic: SemanticMobileSam, scene: Pixels, masks: NDArray[np.bool_]
+) -> None:
+    found = semantic.predict(scene, ["red", "green", "blue"], masks[:2])
+    legend = found.legend(scene)
+    height, width = scene.shape[:2]
+    assert legend.shape[0] == height and legend.shape[1] > width
+    column = {tuple(color) for color in legend[:, width:].reshape(-1, 3).tolist()}
+    red, green, blue = (tuple(color) for color in voc_colors(4)[1:].tolist())
+    assert green in column and blue in column and red not in column
+    expected = scene[5, 5] * 0.4 + voc_colors(3)[2] * 0.6
+    np.testing.assert_allclose(legend[5, 5], expected, atol=0.5)
+
+    (nothing,) = [found[[]].legend(scene)]
+    np.testing.assert_array_equal(nothing[:, :width], scene)
+    with pytest.raises(ValueError, match="the image has"):
+        found.legend(scene[1:])
+
+
+@pytest.mark.parametrize("count", [3, 300])
+def test_save_writes_map_and_legend(
+    semantic: SemanticMobileSam,
+    scene: Pixels,
+    masks: NDArray[np.bool_],
+    tmp_path: Path,
+    count: int,
+) -> None:
+    found = semantic.predict(scene, ["red", "green", "blue"], masks)
+    assert found.class_ids is not None
+    found.class_ids += count - 3
+    found.classes = [str(number) for number in range(count)]
+    paths = found.save(tmp_path)
+    assert {path.name for path in paths} == {path.name for path in tmp_path.iterdir()}
+    with Image.open(tmp_path / "semantic_map.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), found.semantic_map() + 1)
+        if count < 256:
+            np.testing.assert_array_equal(
+                np.asarray(image.convert("RGB")), voc_colors(4)[found.semantic_map() + 1]
+            )
+    np.testing.assert_array_equal(load_image(tmp_path / "legend.png"), found.legend())
+    assert len(json.loads((tmp_path / "instances.json").read_text())["annotations"]) == 3
+
+
+def test_masked_crop(scene: Pixels, masks: NDArray[np.bool_]) -> None:
+    crop = masked_crop(scene, masks[2])
+    assert crop.shape == (50, 50, 3) and (crop == COLORS["red"]).all()
+    ring = masks[2].copy()
+    ring[30:40, 30:40] = False
+    crop = masked_crop(scene, ring)
+    assert not crop[10:20, 20:30].any() and (crop[:10] == COLORS["red"]).all()
+
+
+def test_everything_is_segmented(semantic: SemanticMobileSam, coffee: Pixels) -> None:
+    steps: list[tuple[int, int]] = []
+    masks = semantic.segment(coffee, lambda done, total: steps.append((done, total)))
+    assert len(masks) and masks.any(axis=(1, 2)).all() and steps[-1] == (16, 16)
+    found = semantic.predict(coffee, ["red", "green"])
+    np.testing.assert_array_equal(found.masks, masks)
+
+
+def test_nothing_is_found(small_sam: MobileSam, scene: Pixels, tmp_path: Path) -> None:
+    semantic = SemanticMobileSam(small_sam, compare_colors, points_per_side=1, pred_iou_thresh=2.0)
+    found = semantic.predict(scene, ["red"])
+    assert isinstance(found, SemanticInstances) and len(found) == 0
+    assert (tmp_path / "legend.png") in found.save(tmp_path)
+    assert len(semantic.search(scene, "red")) == 0
+
+
+# Search
+
+
+def test_search_puts_the_best_first(
+    semantic: SemanticMobileSam, scene: Pixels, masks: NDArray[np.bool_]
+) -> None:
+    found = semantic.search(scene, "something red", masks)
+    np.testing.assert_array_equal(found.masks[0], masks[2])
+    assert len(found) == 3 and found.labels == ["something red"] * 3
+    assert (np.diff(found.scores) <= 0).all() and found.scores.sum() == pytest.approx(1)
+    (best,) = semantic.search(scene, "blue", masks, limit=1)
+    np.testing.assert_array_equal(best.masks[0], masks[0])
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("classes", "error", "words"),
+    [
+        ([], ValueError, "no classes"),
+        (["red", " "], ValueError, "empty"),
+        (["red", "blue", "red "], ValueError, "'red' is given twice"),
+        ("red", TypeError, "list of texts"),
+        (["red", 3], TypeError, "list of texts"),
+    ],
+    ids=str,
+)
+def test_bad_classes(
+    semantic: SemanticMobileSam,
+    scene: Pixels,
+    masks: NDArray[np.bool_],
+    classes: Any,
+    error: type[Exception],
+    words: str,
+) -> None:
+    with pytest.raises(error, match=words):
+        semantic.predict(scene, classes, masks)
+
+
+def test_bad_searches(semantic: SemanticMobileSam, scene: Pixels, masks: NDArray[np.bool_]) -> None:
+    with pytest.raises(ValueError, match="empty"):
+        semantic.search(scene, " ", masks)
+    with pytest.raises(TypeError, match="not list"):
+        semantic.search(scene, ["red"], masks)
+    with pytest.raises(ValueError, match="at least 1, not 0"):
+        semantic.search(scene, "red", masks, limit=0)
+
+
+def test_bad_masks(semantic: SemanticMobileSam, scene: Pixels, masks: NDArray[np.bool_]) -> None:
+    with pytest.raises(ValueError, match=r"\(N, 90, 120\).*\(3, 89, 120\)"):
+        semantic.predict(scene, ["red"], masks[:, 1:])
+    with pytest.raises(ValueError, match=r"not \(90, 120\)"):
+        semantic.predict(scene, ["red"], masks[0])
+    with pytest.raises(TypeError, match="uint8"):
+        semantic.predict(scene, ["red"], masks.astype(np.uint8))
+    with pytest.raises(ValueError, match="mask 1 is empty"):
+        semantic.predict(scene, ["red"], masks & [[[True]], [[False]], [[True]]])
+
+
+@pytest.mark.parametrize(
+    ("logits", "words"),
+    [(np.zeros((3, 1)), r"\(3, 1\) for 3 images and 2 texts"), (np.full((3, 2), np.nan), "NaN")],
+    ids=["shape", "NaN"],
+)
+def test_classifiers_that_return_nonsense(
+    bundled_sam: MobileSam, scene: Pixels, masks: NDArray[np.bool_], logits: Any, words: str
+) -> None:
+    semantic = SemanticMobileSam(bundled_sam, lambda images, texts: logits)
+    with pytest.raises(ValueError, match=f"the classifier function returned.*{words}"):
+        semantic.predict(scene, ["red", "blue"], masks)
+
+
+# CLIP
+
+
+def test_clip_compares_as_transformers_does(clip_folder: Path, coffee: Pixels) -> None:
+    classifier = ClipClassifier(clip_folder, batch_size=2)
+    images = [coffee[:100, :100], coffee[100:164, 200:264], coffee[:50, -50:]]
+    texts = ["a cup", "a photo of a table"]
+    inputs = classifier.processor(
+        images=[Image.fromarray(image) for image in images],
+        text=texts,
+        padding=True,
+        return_tensors="pt",
+    )
+    with torch.no_grad():
+        expected = classifier.model(**inputs).logits_per_image
+    np.testing.assert_allclose(classifier(iter(images), texts), expected, atol=1e-4)
+
+
+def test_clip_sees_the_ends_of_long_crops(clip_folder: Path) -> None:
+    classifier = ClipClassifier(clip_folder)
+    plain = np.full((20, 200, 3), 128, dtype=np.uint8)
+    marked = plain.copy()
+    marked[:, :20] = 255
+    first, second = classifier([plain, marked], ["a cup"])
+    assert abs(first - second) > 1e-5
+
+
+def test_clip_refuses_texts_that_it_would_cut_off(clip_folder: Path, coffee: Pixels) -> None:
+    with pytest.raises(ValueError, match="too long: it has 5[0-9] tokens, the model reads 40"):
+        ClipClassifier(clip_folder)([coffee], ["a cup", "x" * 50])
+
+
+def test_clip_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(FileNotFoundError, match="missing"):
+        ClipClassifier(tmp_path / "missing")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ImportError, match=r'pip install "mobile-sam-plugin\[semantic\]"'):
+        ClipClassifier()
+
+
+# The commands
+
+
+@pytest.fixture
+def image(tmp_path: Path, coffee: Pixels) -> Path:
+    Image.fromarray(coffee[:200, :200]).save(tmp_path / "cup.png")
+    return tmp_path / "cup.png"
+
+
+def run(command: str, image: Path, *arguments: str) -> int:
+    options = ["--points-per-side", "2", "--pred-iou-thresh", "0.1"]
+    options += ["--stability-score-thresh", "0.1", "--checkpoint", "bundled"]
+    return main([command, str(image), "--out", str(image.parent / "out"), *options, *arguments])
+
+
+def test_label_command(clip_folder: Path, image: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--classes", "cup, spoon,table", "--classifier", str(clip_folder)]
+    assert run("label", image, *arguments) == 0
+    folder = image.parent / "out" / "cup"
+    lines = capsys.readouterr().out.splitlines()
+    assert [Path(line).name for line in lines[-4:]] == [
+        "overlay.png",
+        "instances.json",
+        "semantic_map.png",
+        "legend.png",
+    ]
+    assert len(lines) > 4
+    assert all(line.split("  ")[1] in ("cup", "spoon", "table") for line in lines[:-4])
+    with Image.open(folder / "semantic_map.png") as semantic_map:
+        assert semantic_map.mode == "P" and 0 < np.asarray(semantic_map).max() <= 3
+
+    assert run("label", image, *arguments, "--pred-iou-thresh", "2") == 0
+    assert "no mask passed: lower --pred-iou-thresh (2.0)" in capsys.readouterr().out
+
+
+def test_search_command(clip_folder: Path, image: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["a red cup", "--limit", "1", "--classifier", str(clip_folder)]
+    assert run("search", image, *arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and "mask_000.png  a red cup  score " in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["label", "--classes", "cup,,spoon"], "empty name"),
+        (["search", " "], "empty"),
+        (["search", "cup", "--limit", "0"], "--limit"),
+        (["search", "cup", "--classifier", "no/such/folder"], "no/such/folder"),
+    ],
+    ids=str,
+)
+def test_commands_name_mistakes(
+    image: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    assert run(arguments[0], image, *arguments[1:]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("mobile-sam: ") and captured.err.count("\n") == 1
+    assert words in captured.err and captured.out == ""
+    assert not (image.parent / "out").exists()

@@ -30,14 +30,14 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
 from safetensors import SafetensorError
 from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 from tqdm import tqdm
 
-from ..predictor import as_pixels, eval_mode
+from ..inputs import load_image
+from ..predictor import eval_mode
 from .data import list_images
 
 _STORE_FILE = "store.json"
@@ -73,11 +73,8 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
         ValueError: it is not there, no image, or damaged; naming the file.
     """
     try:
-        with Image.open(path) as image:
-            return as_pixels(image)
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow's readers raise of every kind on damaged files
+        return load_image(path)
+    except OSError as error:
         raise ValueError(f"the image {os.fspath(path)!r} cannot be read: {error}") from error
 
 

@@ -102,7 +102,8 @@ class BackboneImageEncoder(nn.Module):
         except Exception as error:  # networks made for other sizes raise of every kind
             raise ValueError(
                 f"{self.backbone_name!r} cannot take images of {self.img_size} x {self.img_size} "
-                f"pixels ({error}): choose another backbone"
+                f"pixels in timm {timm.__version__} ({error}): choose another backbone, or a later "
+                "release of timm"
             ) from error
         if found.shape[2:] != (size, size):
             raise ValueError(

@@ -83,6 +83,7 @@ def resolve_overlaps(logits: NDArray[np.float32]) -> NDArray[np.bool_]:
 DEFAULT_VIDEO_MODEL = "yonigozlan/EdgeTAM-hf"
 
 _WORK_SIDE = 640  # longer frames are reduced to this for all but MobileSAM
+_LEAST_FLOW_SIDE = 32  # OpenCV 5 crashes on wide pictures that are lower
 _FLOW_ERROR = 1.5  # pixels by which flow forward and back may miss, on the scale of a Gaussian
 _FIT_ERROR = 1.5  # pixels by which a template's pixel may miss its motion
 _COLOR_ERROR = 14.0  # by which a template's pixel may differ, on the scale of a Gaussian
@@ -228,7 +229,15 @@ class TransformersPropagator:
                 f"videos such as {DEFAULT_VIDEO_MODEL!r} or 'facebook/sam2.1-hiera-tiny'"
             )
         self._memory = max(config.num_maskmem, config.max_object_pointers_in_encoder)
+        self._use_mask = self._model._use_mask_as_output
+        self._model._use_mask_as_output = self._use_mask_with_score
         self.reset()
+
+    def _use_mask_with_score(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's own; EdgeTAM's scores lack a dimension, and cannot be joined with others."""
+        output = self._use_mask(*args, **kwargs)
+        output.object_score_logits = output.object_score_logits.reshape(-1, 1, 1)
+        return output
 
     def reset(self) -> None:
         """As :meth:`Propagator.reset`."""
@@ -302,6 +311,19 @@ class _Picture:
         self.gray = cv2.cvtColor(self.colors, cv2.COLOR_RGB2GRAY)
 
 
+def _dense_flow(
+    flow: cv2.DISOpticalFlow, before: NDArray[np.uint8], after: NDArray[np.uint8]
+) -> NDArray[np.float32]:
+    """By how much each pixel of the first picture moves, XY; small ones continue their edges."""
+    height, width = before.shape
+    down, right = (max(0, _LEAST_FLOW_SIDE - length) for length in (height, width))
+    before, after = (
+        cv2.copyMakeBorder(picture, 0, down, 0, right, cv2.BORDER_REPLICATE)
+        for picture in (before, after)
+    )
+    return flow.calc(before, after, None)[:height, :width]
+
+
 @dataclass(frozen=True)
 class _Motion:
     """The optical flow between two frames.
@@ -322,7 +344,8 @@ class _Motion:
     ) -> "_Motion":
         height, width = before.shape
         grid = np.dstack(np.meshgrid(np.arange(width), np.arange(height))).astype(np.float32)
-        forward, backward = flow.calc(before, after, None), flow.calc(after, before, None)
+        forward = _dense_flow(flow, before, after)
+        backward = _dense_flow(flow, after, before)
         source = grid + backward
         back = cv2.remap(forward, source, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         error = np.linalg.norm(backward + back, axis=2)
@@ -483,7 +506,7 @@ class _Object:
             if not gain:  # the light may have changed
                 gain = (1.0 + np.median(current[visible])) / (1.0 + np.median(looks[visible]))
                 gain = float(np.clip(gain, 0.6, 1.6))
-            residual = flow.calc(cv2.convertScaleAbs(looks, alpha=gain), current, None)
+            residual = _dense_flow(flow, cv2.convertScaleAbs(looks, alpha=gain), current)
             points = _sample(visible, 600)
             matrix, inliers = _fit_affine(points, points + residual[points[:, 1], points[:, 0]])
             if matrix is None or inliers < 0.3:

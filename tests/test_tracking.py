@@ -692,7 +692,7 @@ def test_a_folder_holds_one_run(tracker: TrackAnything, tmp_path: Path) -> None:
     track_video(tracker, video, tmp_path / "out", prompts, settings={"box": (1, 2)})
     with pytest.raises(ValueError, match="another box: name another folder"):
         track_video(tracker, video, tmp_path / "out", prompts, settings={"box": (1, 3)})
-    with pytest.raises(ValueError, match="another box and first_frame"):
+    with pytest.raises(ValueError, match="another first_frame and box"):
         track_video(tracker, video, tmp_path / "out", {1: follow_both}, 1)
     other = write_folder(tmp_path / "other", frames)
     with pytest.raises(ValueError, match="another video"):
@@ -810,7 +810,7 @@ def test_flow_loses_hidden_objects_and_finds_them_again(bundled_sam: MobileSam) 
     assert iou(tracked.objects.masks[0], square(130, 70, 50, (200, 200))) > 0.85
 
 
-@pytest.mark.parametrize("size", [(1, 1), (3, 40), (12, 12), (40, 33)])
+@pytest.mark.parametrize("size", [(1, 1), (3, 40), (12, 12), (24, 200), (40, 33)])
 def test_flow_takes_small_frames(bundled_sam: MobileSam, size: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (3, *size, 3), dtype=np.uint8)
@@ -969,13 +969,28 @@ def test_video_models_take_new_objects_and_corrections(
         tracker.correct(1, mask=reds[2])
         tracker.correct(2, mask=greens[2])
         outputs = propagator._session.output_dict_per_obj
-        # Not among the tracked frames, which are forgotten.
-        assert [[*o["cond_frame_outputs"]] for o in outputs.values()] == [[0, 2], [1, 2]]
-        assert all(2 not in o["non_cond_frame_outputs"] for o in outputs.values())
+        # Not among the tracked frames, which are forgotten. In frame 1 the first object is told of
+        # too if the second took pixels of it, which depends on what the untrained model sees.
+        first, second = (set(each["cond_frame_outputs"]) for each in outputs.values())
+        assert first | {1} == {0, 1, 2} and first >= {0, 2} and second == {1, 2}
+        assert all(2 not in each["non_cond_frame_outputs"] for each in outputs.values())
         for frame in frames[3:]:
             tracked = tracker.track(frame)
             assert sorted([*ids_of(tracked), *tracked.lost]) == [1, 2]
     assert not any(propagator._session.mask_inputs_per_obj.values())
+
+
+@pytest.mark.parametrize("kind", ["Sam2", "EdgeTam"])
+def test_a_new_object_leaves_others_as_they_are(video_models: dict[str, Path], kind: str) -> None:
+    frames, reds, greens = make_frames(3)
+    propagators = [TransformersPropagator(video_models[kind]) for _ in range(2)]
+    for propagator in propagators:
+        propagator.set_masks(frames[0], {1: reds[0]})
+        propagator.propagate(frames[1])
+    propagators[1].set_masks(frames[1], {2: greens[1]})
+    alone, both = (propagator.propagate(frames[2]) for propagator in propagators)
+    assert [*alone] == [1] and [*both] == [1, 2]
+    np.testing.assert_allclose(both[1], alone[1], atol=1e-5)
 
 
 def test_what_a_video_model_does_not_see_is_lost(
@@ -1014,6 +1029,7 @@ def test_the_extra_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 BUNDLED = ("--checkpoint", "bundled", "--device", "cpu")
+LENIENT = ("--points-per-side", "8", "--pred-iou-thresh", "0.1", "--stability-score-thresh", "0")
 
 
 @pytest.fixture
@@ -1059,18 +1075,21 @@ def test_track_writes_what_the_tracker_finds(
 
 
 def test_track_takes_clicks_and_everything(
-    clip_file: Path, video_models: dict[str, Path], capsys: pytest.CaptureFixture[str]
+    video_models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["track", str(clip_file), *BUNDLED, "--propagator", str(video_models["EdgeTam"])]
+    clip = make_clip(seed=102, length=4, size=(160, 200), objects=2)
+    video = write_folder(tmp_path / "clip", [*clip.frames])
+    command = ["track", str(video), *BUNDLED, "--propagator", str(video_models["EdgeTam"])]
+    y, x = np.argwhere(clip.masks[2][0]).mean(axis=0).round()
     for name, prompt in {
-        "clicks": ["--point", "36,22", "--point", "10,40,0", "--first-frame", "2"],
-        "everything": ["--everything", "--find-every", "2"],
+        "clicks": ["--point", f"{x},{y}", "--point", "0,0,0", "--first-frame", "2"],
+        "everything": ["--everything", "--find-every", "2", *LENIENT],
     }.items():
-        out = clip_file.parent / name
+        out = tmp_path / name
         assert main([*command, *prompt, "--out", str(out)]) == 0, capsys.readouterr().err
         assert len(read_ids(out / "clip")) == (2 if name == "clicks" else 4)
-        assert {row["frame"] for row in read_table(out / "clip")} >= {"2", "3"}
-    assert read_table(clip_file.parent / "clicks" / "clip")[0]["id"] == "1"
+        assert "2" in {row["frame"] for row in read_table(out / "clip")}
+    assert read_table(tmp_path / "clicks" / "clip")[0]["id"] == "1"
 
 
 @pytest.mark.parametrize(
@@ -1171,8 +1190,8 @@ def test_segment_and_track_anything_on_segmentor(bundled_sam: MobileSam, coffee:
             "model_type": "vit_t",
             "generator_args": {
                 "points_per_side": 4,
-                "pred_iou_thresh": 0.5,
-                "stability_score_thresh": 0.5,
+                "pred_iou_thresh": 0.1,
+                "stability_score_thresh": 0.0,
             },
             "gpu_id": "cpu",
         }
@@ -1206,6 +1225,9 @@ def test_segment_and_track_anything_on_segmentor(bundled_sam: MobileSam, coffee:
     segmentor.interactive_predictor.features = None
     other = coffee[:, ::-1].copy()
     (mirrored,) = segmentor.segment_with_box(other, [[170, 10], [430, 300]], True)
-    assert iou(mirrored[:, ::-1], boxed) > 0.8
+    predictor.set_image(other)
+    _, scores, logits = predictor.predict(box=box)
+    masks, scores, _ = predictor.predict(box=box, mask_input=logits[np.argmax(scores), None])
+    np.testing.assert_array_equal(mirrored, masks[np.argmax(scores)])
     annotations = segmentor.everything_generator.generate(other)
     assert annotations and annotations[0]["segmentation"].shape == (400, 600)

@@ -50,6 +50,8 @@ Device = Annotated[
     str,
     typer.Option(metavar="D", help="Where to compute: cpu, cuda, cuda:1, mps; or auto."),
 ]
+PointsPerSide = Annotated[int, typer.Option(min=1, help="As of mobile-sam everything.")]
+Threshold = Annotated[float, typer.Option(help="As of mobile-sam everything.")]
 Out = Annotated[
     Path,
     typer.Option(

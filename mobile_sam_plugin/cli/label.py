@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .inputs import Checkpoint, Device, ImageFile, Out, load_model
+from .inputs import (
+    Checkpoint,
+    Device,
+    ImageFile,
+    Out,
+    PointsPerSide,
+    Threshold,
+    load_model,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,8 +30,6 @@ Classifier = Annotated[
         show_default="openai/clip-vit-base-patch32",
     ),
 ]
-PointsPerSide = Annotated[int, typer.Option(min=1, help="As of mobile-sam everything.")]
-Threshold = Annotated[float, typer.Option(help="As of mobile-sam everything.")]
 
 
 def label(

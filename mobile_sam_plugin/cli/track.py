@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .inputs import Checkpoint, Detector, Device, find_device, load_model
+from .inputs import (
+    Checkpoint,
+    Detector,
+    Device,
+    PointsPerSide,
+    Threshold,
+    find_device,
+    load_model,
+)
 from .segment import parse_box, parse_point
 
 if TYPE_CHECKING:
@@ -71,6 +79,9 @@ def track(
         ),
     ] = None,
     detector: Detector = None,
+    points_per_side: PointsPerSide = 32,
+    pred_iou_thresh: Threshold = 0.88,
+    stability_score_thresh: Threshold = 0.95,
     checkpoint: Checkpoint = None,
     device: Device = "auto",
 ) -> None:
@@ -105,6 +116,11 @@ def track(
     from ..integrations.video import Video
 
     phrases = None if text is None else split_prompts(text)
+    thresholds = {
+        "points_per_side": points_per_side,
+        "pred_iou_thresh": pred_iou_thresh,
+        "stability_score_thresh": stability_score_thresh,
+    }
     source = Video(video)
     model = load_model(checkpoint, device)
     find = None
@@ -112,7 +128,7 @@ def track(
         grounded = GroundedMobileSam(model, detector or DEFAULT_DETECTOR)
         find = partial(grounded.predict, prompts=phrases)
     elif everything:
-        find = find_everything(model)
+        find = find_everything(model, **thresholds)
     tracker = TrackAnything(
         model,
         None if propagator is None else TransformersPropagator(propagator, find_device(device)),
@@ -136,6 +152,7 @@ def track(
         "propagator": propagator,
         "detector": detector,
         "checkpoint": checkpoint,
+        **(thresholds if everything else {}),
     }
     objects = track_video(tracker, source, folder, {first_frame: choose}, first_frame, settings)
     typer.echo(f"{folder / 'tracks.json'}  {len(objects)} object{'s'[: len(objects) != 1]}")

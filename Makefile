@@ -26,13 +26,17 @@ benchmark: .venv/ready
 # From the weights before, at sizes that grow towards the 1024 pixels at which the model is used.
 RUNS ?= runs
 START ?= bundled
-SUPERVISED = $(BIN)/mobile-sam distill supervised scenes --photographs examples/images
+SUPERVISED = $(BIN)/mobile-sam distill supervised scenes --photographs examples/images \
+	--mixed-precision bf16 --save-every 20
 # The C library keeps large blocks instead of fetching them from the kernel at every step.
 TUNING = GLIBC_TUNABLES=glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000:glibc.malloc.hugetlb=1
 
 bundled-checkpoint: .venv/ready
-	$(TUNING) $(SUPERVISED) --out $(RUNS)/224 --checkpoint $(START) --image-size 224 \
-		--batch-size 16 --corrective-clicks 0 --steps 600 --warmup-steps 50 --ema-decay 0.995
+	$(TUNING) $(SUPERVISED) --out $(RUNS)/112 --checkpoint $(START) --image-size 112 \
+		--batch-size 32 --steps 600 --warmup-steps 40 --ema-decay 0.99
+	$(TUNING) $(SUPERVISED) --out $(RUNS)/224 --checkpoint $(RUNS)/112/last.safetensors \
+		--image-size 224 --batch-size 16 --steps 180 --warmup-steps 15 --learning-rate 5e-4 \
+		--ema-decay 0.98
 	$(TUNING) $(SUPERVISED) --out $(RUNS)/448 --checkpoint $(RUNS)/224/last.safetensors \
 		--image-size 448 --batch-size 8 --steps 50 --warmup-steps 10 --learning-rate 2e-4 \
 		--ema-decay 0.95

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -449,14 +449,8 @@ def _described(value: Any) -> Tensor:
 
 class _OpenVino:
     def __init__(self, path: str | os.PathLike[str], device: str) -> None:
-        try:
-            import openvino
-        except ImportError as error:
-            raise ImportError(
-                "OpenVINO is not installed: pip install 'mobile-sam-plugin[openvino]'"
-            ) from error
+        core = _openvino_core()
         name = _existing(path)
-        core = openvino.Core()
         kinds = {kind.partition(".")[0] for kind in core.available_devices} | {"AUTO"}
         if device.partition(".")[0].partition(":")[0] not in kinds:
             raise ValueError(
@@ -482,6 +476,23 @@ class _OpenVino:
         known = {name: feeds[name] for name in self.inputs}
         results = self._request.infer(known)
         return [np.array(results[name]) for name in outputs]
+
+
+@cache
+def _openvino_core() -> Any:
+    """The one core of this process.
+
+    Each core takes over the stack that signals are handled on, and gives it back when it ends. Of
+    two whose lives overlap, the second would give back what the first has freed, and the next
+    signal, such as the end of a child process, would kill this one.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise ImportError(
+            "OpenVINO is not installed: pip install 'mobile-sam-plugin[openvino]'"
+        ) from error
+    return openvino.Core()
 
 
 def _described_by_openvino(value: Any) -> Tensor:

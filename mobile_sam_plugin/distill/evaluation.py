@@ -616,7 +616,7 @@ def _fingerprint_first(data: AnnotatedImages) -> str:
         item = data[0]
     except (OSError, ValueError):
         return "unreadable"
-    return _fingerprint(torch.from_numpy(np.ascontiguousarray(a)) for a in (item.image, item.masks))
+    return _fingerprint(torch.from_numpy(np.array(a, order="C")) for a in (item.image, item.masks))
 
 
 def _continue_journal(path: Path, settings: dict[str, Any]) -> dict[int, ImageScores]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -45,6 +46,8 @@ from mobile_sam_plugin.distill.objectives import (
 from mobile_sam_plugin.distill.options import Options
 from mobile_sam_plugin.distill.scenes import Scenes, make_scene
 from mobile_sam_plugin.distill.training import ramped_average, train
+
+from .test_embeddings import launched
 
 pytest.importorskip("tensorboard")
 
@@ -546,6 +549,36 @@ def test_supervised_and_finetune_on_scenes(tmp_path: Path) -> None:
         "prompt_encoder",
         "mask_decoder",
     }
+
+
+def test_processes_share_the_work_of_a_step(tmp_path: Path) -> None:
+    options = Options(
+        "supervised",
+        "scenes:8",
+        steps=3,
+        image_size=SIZE,
+        batch_size=4,
+        parts="decoder",  # batch norms see the images of one process
+        corrective_clicks=0,  # each process draws its own
+        warmup_steps=1,
+        log_every=1,
+        workers=0,
+    )
+    train(options, tmp_path / "one")
+
+    script = (
+        "import json, sys; from mobile_sam_plugin.distill.training import Options, train; "
+        "train(Options(**json.loads(sys.argv[1])), sys.argv[2])"
+    )
+    command = [sys.executable, "-c", script, json.dumps(asdict(options)), tmp_path / "two"]
+    first = launched(0, 2)
+    second = first | {"RANK": "1", "LOCAL_RANK": "1"}
+    processes = [subprocess.Popen(command, env=os.environ | own) for own in (first, second)]
+    assert [process.wait() for process in processes] == [0, 0]
+
+    expected, found = _losses(tmp_path / "one"), _losses(tmp_path / "two")
+    assert found == pytest.approx(expected, rel=1e-3) and len(set(found.values())) == 3
+    assert read_checkpoint(tmp_path / "two" / "best.safetensors")
 
 
 def test_broken_images_are_skipped_or_end_the_run(

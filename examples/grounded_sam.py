@@ -1,9 +1,13 @@
-"""Segments what words name, and draws masks, boxes and labels with supervision.
+r"""Segments what words name, and draws masks, boxes and labels with supervision.
 
     python examples/grounded_sam.py "a cup. a spoon."
     python examples/grounded_sam.py "a cat" --image examples/images/chelsea.png
 
-The detector comes from the Hugging Face Hub; without a network name a folder: --detector FOLDER.
+The detector comes from the Hugging Face Hub. Without a network name a folder, --detector FOLDER, or
+take the one of a few lines beside this script, which knows colours alone:
+
+    python examples/grounded_sam.py "an orange blossom. a teal leaf." --detector colors \
+        --image examples/images/flower.jpg
 """
 
 import argparse
@@ -12,6 +16,7 @@ from pathlib import Path
 
 import cv2
 import supervision
+from colors import detect_colors
 
 from mobile_sam_plugin import sam_model_registry
 from mobile_sam_plugin.integrations.grounded_sam import DEFAULT_DETECTOR, GroundedMobileSam
@@ -22,7 +27,8 @@ HERE = Path(__file__).parent
 def main(image: str, text: str, detector: str, checkpoint: str) -> None:
     """Writes ``grounded.png``."""
     sam = sam_model_registry["vit_t"](checkpoint=checkpoint)
-    objects = GroundedMobileSam(sam, detector).predict(image, text)
+    backend = detect_colors if detector == "colors" else detector
+    objects = GroundedMobileSam(sam, backend).predict(image, text)
 
     detections = objects.to_supervision()
     scene = cv2.imread(image)

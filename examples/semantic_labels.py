@@ -1,16 +1,21 @@
-"""Segments everything in a picture, names each mask by CLIP, and looks one up by a sentence.
+r"""Segments everything in a picture, names each mask by CLIP, and looks one up by a sentence.
 
     python examples/semantic_labels.py
     python examples/semantic_labels.py --classes sky,mountain,house --search "a red roof" \
         --image examples/images/china.jpg
 
-CLIP comes from the Hugging Face Hub; without a network name a folder: --classifier FOLDER.
+CLIP comes from the Hugging Face Hub. Without a network name a folder, --classifier FOLDER, or take
+the one of a few lines beside this script, which knows colours alone:
+
+    python examples/semantic_labels.py --classes "orange petals,teal leaves,black ground" \
+        --search "orange petals" --classifier colors --image examples/images/flower.jpg
 """
 
 import argparse
 import sys
 from pathlib import Path
 
+from colors import classify_colors
 from PIL import Image
 
 from mobile_sam_plugin import sam_model_registry
@@ -21,11 +26,28 @@ from mobile_sam_plugin.integrations.semantic_segment_anything import (
 
 HERE = Path(__file__).parent
 
+# The scores of the bundled checkpoint are low: with the defaults no mask would pass.
+LENIENT = {
+    "pred_iou_thresh": 0.2,
+    "stability_score_thresh": 0.7,
+    "stability_score_offset": 0.3,
+    "min_mask_region_area": 100,
+}
 
-def main(image: str, classes: str, search: str, classifier: str, checkpoint: str) -> None:
+
+def main(
+    image: str,
+    classes: str,
+    search: str,
+    classifier: str,
+    checkpoint: str,
+    points_per_side: int,
+) -> None:
     """Writes ``semantic_labels.png``, the map with its legend, and ``search.png``."""
     sam = sam_model_registry["vit_t"](checkpoint=checkpoint)
-    semantic = SemanticMobileSam(sam, classifier)
+    backend = classify_colors if classifier == "colors" else classifier
+    options = LENIENT if checkpoint == "bundled" else {}
+    semantic = SemanticMobileSam(sam, backend, points_per_side=points_per_side, **options)
     masks = semantic.segment(image)
 
     found = semantic.predict(image, classes.split(","), masks)
@@ -46,6 +68,7 @@ if __name__ == "__main__":
     parser.add_argument("--search", default="a spoon")
     parser.add_argument("--classifier", default=DEFAULT_CLASSIFIER)
     parser.add_argument("--checkpoint", default="bundled")
+    parser.add_argument("--points-per-side", type=int, default=16)
     arguments = parser.parse_args()
     try:
         main(**vars(arguments))

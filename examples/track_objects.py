@@ -1,16 +1,18 @@
-"""Follows an object that a box points out, and draws the first frame and the last side by side.
+"""Follows an object that a box points out, and draws three of the frames side by side.
 
 Run it as it is, for a clip that it makes from a photograph, over which it moves a camera; or with a
-video, a box in its first frame and a checkpoint:
+video and a box in its first frame:
 
     python examples/track_objects.py
-    python examples/track_objects.py street.mp4 10,200,210,330 hf://nielsr/mobilesam
+    python examples/track_objects.py --video street.mp4 --box 10,200,210,330
 """
 
+import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -19,33 +21,47 @@ from mobile_sam_plugin import sam_model_registry
 from mobile_sam_plugin.integrations.track_anything import TrackAnything
 from mobile_sam_plugin.integrations.video import Video
 
-HERE = Path(__file__).parent
+FLOWER = Path(__file__).parent / "images" / "flower.jpg"
+BLOSSOM = "113,46,334,253"
+STEPS = 10
 
 
 def move_camera() -> Iterator[NDArray[np.uint8]]:
-    """Yields 12 views of a photograph, (300, 420, 3), each further right and down."""
-    photograph = np.asarray(Image.open(HERE / "images" / "coffee.png").convert("RGB"))
-    for step in range(12):
-        x, y = 12 * step, 5 * step
-        yield photograph[y : y + 300, x : x + 420]
+    """Yields views of the flower, (280, 360, 3), each further right and turned further."""
+    photograph = np.asarray(Image.open(FLOWER).convert("RGB"))
+    for step in range(STEPS):
+        center = 254 + 14 * step, 213
+        matrix = cv2.getRotationMatrix2D(center, 1.2 * step, 0.8)
+        matrix[:, 2] += 180 - center[0], 140 - center[1]
+        yield cv2.warpAffine(photograph, matrix, (360, 280), borderMode=cv2.BORDER_REFLECT)
 
 
-def main(video: str, box: str, checkpoint: str) -> None:
+def main(video: str | None, box: str, checkpoint: str) -> None:
     """Follows one object by optical flow and MobileSAM, which needs no other weights."""
     tracker = TrackAnything(sam_model_registry["vit_t"](checkpoint=checkpoint))
     frames = iter(Video(video or move_camera()))
-    first = last = next(frames)
-    tracked = tracker.start(first)
+    tracker.start(next(frames))
     tracker.add_object(box=[float(number) for number in box.split(",")])
-    before = tracker.current.objects.overlay(first)
-    for last in frames:
-        tracked = tracker.track(last)
+    pictures = [tracker.current.overlay()]
+    for frame in frames:
+        tracked = tracker.track(frame)
+        pictures.append(tracked.overlay())
         area = np.count_nonzero(tracked.objects.masks)
         print(f"frame {tracked.index}: {'lost' if tracked.lost else f'{area:,} pixels'}")
-    Image.fromarray(np.hstack([before, tracked.objects.overlay(last)])).save("tracked.png")
-    print("tracked.png: the first frame and the last")
+    chosen = pictures[0], pictures[len(pictures) // 2], pictures[-1]
+    Image.fromarray(np.hstack(chosen)).save("tracked.png")
+    print("tracked.png: the first frame, one in the middle and the last")
 
 
 if __name__ == "__main__":
-    defaults = "", "170,10,410,290", "bundled"
-    main(*sys.argv[1:], *defaults[len(sys.argv) - 1 :])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--video", help="a file or a folder of frames; the clip made, if not given")
+    parser.add_argument("--box", default=BLOSSOM, help="X0,Y0,X1,Y1 in pixels of the first frame")
+    parser.add_argument("--checkpoint", default="bundled")
+    arguments = parser.parse_args()
+    try:
+        main(**vars(arguments))
+    except (OSError, ValueError) as error:
+        sys.exit(f"track_objects.py: {error}")

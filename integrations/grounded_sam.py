@@ -25,7 +25,7 @@ from torchvision.ops import batched_nms, box_convert
 from mobile_sam_plugin import MobileSam, build_sam_vit_t
 from mobile_sam_plugin.inputs import ImageSource, load_image
 
-from .instances import Instances, as_predictor
+from .instances import Instances, as_predictor, check_thresholds
 from .pretrained import check_length, load_pretrained
 
 DEFAULT_DETECTOR = "IDEA-Research/grounding-dino-tiny"
@@ -159,17 +159,10 @@ class GroundedMobileSam:
                 :func:`~mobile_sam_plugin.inputs.load_image`.
         """
         phrases = split_prompts(prompts)
-        thresholds = {
-            "box_threshold": box_threshold,
-            "text_threshold": text_threshold,
-            "nms_threshold": nms_threshold,
-        }
-        for name, value in thresholds.items():
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], not {value}")
+        thresholds = box_threshold, text_threshold, nms_threshold
         if isinstance(image, list | tuple):
-            return [self._predict(one, phrases, *thresholds.values()) for one in image]
-        return self._predict(image, phrases, *thresholds.values())
+            return [self._predict(one, phrases, *thresholds) for one in image]
+        return self._predict(image, phrases, *thresholds)
 
     def _predict(
         self,
@@ -180,9 +173,47 @@ class GroundedMobileSam:
         nms_threshold: float,
     ) -> Instances:
         pixels = load_image(image)
-        detections = self.detector(pixels, prompts, box_threshold, text_threshold)
+        found = self.detect(pixels, prompts, box_threshold, text_threshold, nms_threshold)
+        return Instances(
+            image_size=pixels.shape[:2],
+            boxes=found.boxes,
+            masks=self._segment(pixels, found.boxes),
+            scores=found.scores,
+            labels=found.phrases,
+            class_ids=found.class_ids,
+            image=pixels,
+        )
+
+    def detect(
+        self,
+        image: NDArray[np.uint8],
+        prompts: Sequence[str],
+        box_threshold: float = 0.25,
+        text_threshold: float = 0.25,
+        nms_threshold: float = 0.8,
+    ) -> Detections:
+        """Finds the boxes of :meth:`predict`, which segments them.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            prompts: phrases, as :func:`split_prompts` returns them.
+            box_threshold, text_threshold, nms_threshold: as of :meth:`predict`.
+
+        Returns:
+            The objects, best first, with ``class_ids``; boxes are clipped to the image.
+
+        Raises:
+            ValueError: a prompt longer than the detector reads, a threshold outside [0, 1], or a
+                detector that returns nonsense.
+        """
+        check_thresholds(
+            box_threshold=box_threshold,
+            text_threshold=text_threshold,
+            nms_threshold=nms_threshold,
+        )
+        detections = self.detector(image, prompts, box_threshold, text_threshold)
         found = _check_detections(detections, prompts, type(self.detector).__name__)
-        height, width = pixels.shape[:2]
+        height, width = image.shape[:2]
         boxes = found.boxes.clip(0, np.array([width, height] * 2, dtype=np.float32))
         inside = np.flatnonzero((boxes[:, :2] < boxes[:, 2:]).all(axis=1))
         assert found.class_ids is not None
@@ -194,14 +225,8 @@ class GroundedMobileSam:
                 nms_threshold,
             ).numpy()
         ]
-        return Instances(
-            image_size=(height, width),
-            boxes=boxes[kept],
-            masks=self._segment(pixels, boxes[kept]),
-            scores=found.scores[kept],
-            labels=[found.phrases[i] for i in kept],
-            class_ids=found.class_ids[kept],
-            image=pixels,
+        return Detections(
+            boxes[kept], found.scores[kept], [found.phrases[i] for i in kept], found.class_ids[kept]
         )
 
     def _segment(self, pixels: NDArray[np.uint8], boxes: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -457,7 +482,7 @@ def _caption(prompts: Sequence[str]) -> str:
     return ". ".join(prompt.lower() for prompt in prompts) + "."
 
 
-def _check_detections(detections: Detections, prompts: list[str], detector: str) -> Detections:
+def _check_detections(detections: Detections, prompts: Sequence[str], detector: str) -> Detections:
     """The detections as arrays, with class ids.
 
     Raises:

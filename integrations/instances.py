@@ -18,7 +18,7 @@ from PIL import Image
 from torch import nn
 from typing_extensions import Self
 
-from mobile_sam_plugin import SamPredictor
+from mobile_sam_plugin import SamAutomaticMaskGenerator, SamPredictor
 from mobile_sam_plugin.inputs import ImageSource, load_image
 from mobile_sam_plugin.results import encode_mask, write_file
 
@@ -49,6 +49,35 @@ def as_predictor(
     if device is not None:
         sam.to(device)
     return model if isinstance(model, SamPredictor) else SamPredictor(sam)
+
+
+def check_thresholds(**thresholds: Any) -> None:
+    """Refuses a threshold outside [0, 1].
+
+    Raises:
+        ValueError: names it.
+    """
+    for name, value in thresholds.items():
+        if not 0 <= value <= 1:  # nor NaN
+            raise ValueError(f"{name} must lie in [0, 1], not at {value}")
+
+
+def everything_mode(
+    model: nn.Module | segment_anything.SamPredictor, **options: Any
+) -> SamAutomaticMaskGenerator:
+    """Returns everything mode for a model.
+
+    Args:
+        model: a ``Sam``, or a predictor that holds one.
+        options: of :class:`~mobile_sam_plugin.SamAutomaticMaskGenerator`.
+
+    Raises:
+        TypeError: the model is neither.
+        ValueError: a threshold outside [0, 1], or as the generator.
+    """
+    thresholds = {name: value for name, value in options.items() if name.endswith("_thresh")}
+    check_thresholds(**thresholds)
+    return SamAutomaticMaskGenerator(as_predictor(model).model, **options)
 
 
 @dataclass(eq=False)

@@ -20,11 +20,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from mobile_sam_plugin import SamAutomaticMaskGenerator
 from mobile_sam_plugin.inputs import ImageSource, load_image
 from mobile_sam_plugin.results import decode_mask, write_file
 
-from .instances import Instances, as_predictor, boxes_of, encode_png, voc_colors
+from .instances import (
+    Instances,
+    as_predictor,
+    boxes_of,
+    encode_png,
+    everything_mode,
+    voc_colors,
+)
 from .pretrained import check_length, load_pretrained
 
 DEFAULT_CLASSIFIER = "openai/clip-vit-base-patch32"
@@ -137,9 +143,7 @@ class SemanticMobileSam:
             :class:`ClipClassifier`.
         """
         predictor = as_predictor(model, device)
-        self.generator = SamAutomaticMaskGenerator(
-            predictor.model, output_mode="coco_rle", **generator_options
-        )
+        self.generator = everything_mode(predictor, output_mode="coco_rle", **generator_options)
         self.classifier: Classifier = (
             ClipClassifier(classifier, predictor.device)
             if isinstance(classifier, str | os.PathLike)

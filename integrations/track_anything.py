@@ -26,7 +26,15 @@ from mobile_sam_plugin import (
     replace,
 )
 
-from .instances import ImageSource, Instances, as_predictor, boxes_of, load_image
+from .instances import (
+    ImageSource,
+    Instances,
+    as_predictor,
+    boxes_of,
+    check_thresholds,
+    everything_mode,
+    load_image,
+)
 from .propagators import (
     FlowPropagator,
     FrameEncoder,
@@ -53,15 +61,13 @@ def find_everything(model: nn.Module | segment_anything.SamPredictor, **options:
     Example:
         >>> tracker = TrackAnything(sam, find=find_everything(sam, points_per_side=16))
     """
-    generator = SamAutomaticMaskGenerator(as_predictor(model).model, **options)
+    generator = everything_mode(model, **options)
 
     def find(frame: Frame) -> Instances:
         records = generator.generate(frame)
         masks = np.array([record["segmentation"] for record in records], dtype=bool)
         scores = [record["predicted_iou"] for record in records]
-        return _as_instances(
-            masks.reshape(-1, *frame.shape[:2]), scores, ["object"] * len(records), None
-        )
+        return _as_instances(masks.reshape(-1, *frame.shape[:2]), scores, ["object"] * len(records))
 
     return find
 
@@ -113,8 +119,7 @@ class TrackAnything:
             raise ValueError(
                 f"find_every ({find_every}) and min_area ({min_area}) must not be negative"
             )
-        if not 0 <= min_new_share <= 1:
-            raise ValueError(f"min_new_share must lie in [0, 1], not at {min_new_share}")
+        check_thresholds(min_new_share=min_new_share)
         self.predictor = as_predictor(model, device)
         self._encoder = FrameEncoder(self.predictor)
         self.propagator: Propagator = propagator or FlowPropagator(self._encoder)
@@ -313,6 +318,7 @@ class TrackAnything:
             [self._scores[i] for i in seen],
             [self._labels[i] for i in seen],
             seen,
+            frame,
         )
         lost = tuple(sorted(self._labels.keys() - self._masks.keys()))
         return TrackedFrame(self._index, objects, lost)
@@ -693,7 +699,8 @@ def _as_instances(
     masks: NDArray[np.bool_],
     scores: Iterable[float],
     labels: list[str],
-    ids: list[int] | None,
+    ids: list[int] | None = None,
+    image: Frame | None = None,
 ) -> Instances:
     return Instances(
         (masks.shape[1], masks.shape[2]),
@@ -702,6 +709,7 @@ def _as_instances(
         np.array([*scores], np.float32),
         labels,
         ids=None if ids is None else np.array(ids, np.int64),
+        image=image,
     )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -25,6 +25,9 @@ from mobile_sam_plugin.predictor import as_pixels
 from mobile_sam_plugin.results import encode_mask, write_file
 
 from .instances import Instances, encode_png, load_image, voc_colors
+
+if TYPE_CHECKING:
+    import supervision
 
 Frame = NDArray[np.uint8]
 VideoSource = str | os.PathLike[str] | Iterable[Frame]
@@ -142,6 +145,22 @@ class TrackedFrame:
     index: int
     objects: Instances
     lost: tuple[int, ...] = ()
+
+    def overlay(self) -> NDArray[np.uint8]:
+        """Returns the frame with the objects drawn over it, (H, W, 3) RGB."""
+        return self.objects.overlay()
+
+    def to_supervision(self) -> "supervision.Detections":
+        """Returns the objects, see :meth:`Instances.to_supervision`."""
+        return self.objects.to_supervision()
+
+    def to_coco(self) -> dict[str, Any]:
+        """Returns the objects, see :meth:`Instances.to_coco`; the image's id is ``index`` + 1."""
+        return self.objects.to_coco(image_id=self.index + 1)
+
+    def save(self, folder: str | os.PathLike[str]) -> list[Path]:
+        """Writes the objects; a folder for each frame, see :meth:`Instances.save`."""
+        return self.objects.save(folder)
 
     def id_map(self) -> NDArray[np.uint8]:
         """Returns (H, W) uint8: each pixel's object id, 0 for none."""
@@ -382,6 +401,13 @@ class TrackWriter:
         }
 
 
+def image_suffixes() -> set[str]:
+    """Returns the suffixes of the files that Pillow takes for images, in small letters."""
+    kinds = Image.registered_extensions().items()
+    # Of MPEG it reads the size only.
+    return {suffix for suffix, kind in kinds if kind in Image.OPEN and kind != "MPEG"}
+
+
 def create_video(path: Path, frame_rate: float, size: tuple[int, int]) -> cv2.VideoWriter:
     """Opens a video file for writing, in MPEG-4, which OpenCV's wheels can encode.
 
@@ -417,9 +443,7 @@ def _open(path: Path) -> cv2.VideoCapture:
 
 def _list_images(folder: Path) -> list[Path]:
     """In the order of the numbers in their names."""
-    suffixes = {
-        suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN
-    }
+    suffixes = image_suffixes()
     paths = [path for path in folder.iterdir() if path.suffix.lower() in suffixes]
     if not paths:
         raise ValueError(f"there is no image in the folder {str(folder)!r}")

@@ -6,7 +6,9 @@ import shutil
 import sys
 import zlib
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from importlib import import_module
+from io import StringIO
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +22,8 @@ from PIL import Image
 from torch import Tensor
 
 from mobile_sam_plugin import MobileSam, build_sam_vit_t
+from mobile_sam_plugin.cli import main
+from mobile_sam_plugin.distill.objectives import set_image_size
 
 HERE = Path(__file__).parent
 REFERENCE = HERE / "reference"
@@ -77,6 +81,25 @@ def reference_sam(authors_file: Path) -> MobileSam:
 def bundled_sam() -> MobileSam:
     """MobileSAM with the bundled weights; not to be changed by a test."""
     return build_sam_vit_t("bundled")
+
+
+@pytest.fixture(scope="session")
+def small_sam(bundled_sam: MobileSam) -> MobileSam:
+    """The same for images of 224 x 224, which is quick; not to be changed by a test."""
+    sam = copy.deepcopy(bundled_sam)
+    set_image_size(sam, 224)
+    return sam
+
+
+@pytest.fixture(scope="session")
+def exported_with_preprocessing(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Where ``mobile-sam export --with-preprocessing`` wrote its files, and what it printed."""
+    folder, pictures = tmp_path_factory.mktemp("exported") / "deep", tmp_path_factory.mktemp("one")
+    shutil.copy(PHOTOGRAPHS / "coffee.png", pictures)
+    options = ("--with-preprocessing", "--checkpoint", "bundled", "--photographs", str(pictures))
+    with redirect_stdout(StringIO()) as printed:
+        assert main(["export", "--out", str(folder), *options]) == 0
+    return folder, printed.getvalue()
 
 
 @pytest.fixture

@@ -570,7 +570,7 @@ def test_processes_share_the_work_of_a_step(tmp_path: Path) -> None:
         "import json, sys; from mobile_sam_plugin.distill.training import Options, train; "
         "train(Options(**json.loads(sys.argv[1])), sys.argv[2])"
     )
-    command = [sys.executable, "-c", script, json.dumps(asdict(options)), tmp_path / "two"]
+    command = [sys.executable, "-c", script, json.dumps(asdict(options)), str(tmp_path / "two")]
     first = launched(0, 2)
     second = first | {"RANK": "1", "LOCAL_RANK": "1"}
     processes = [subprocess.Popen(command, env=os.environ | own) for own in (first, second)]

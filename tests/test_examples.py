@@ -1,39 +1,102 @@
-"""The scripts in examples/, run as a user runs them."""
+"""The scripts in examples/, with the backends of a few lines that need no network."""
 
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+FLOWER = str(EXAMPLES / "images" / "flower.jpg")
 
 
-def run(folder: Path, script: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, str(EXAMPLES / script), *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+class Scripts:
+    """Runs scripts in a folder as a user does, but in this process, which has torch already."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self._monkeypatch = monkeypatch
+        monkeypatch.chdir(folder)
+        monkeypatch.syspath_prepend(EXAMPLES)
+
+    def run(self, script: str, *arguments: str) -> None:
+        self._monkeypatch.setattr(sys, "argv", [script, *arguments])
+        runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+
+    def read(self, name: str) -> NDArray[np.uint8]:
+        with Image.open(self.folder / name) as image:
+            return np.asarray(image.convert("RGB"))
 
 
-def test_remove_object(tmp_path: Path) -> None:
-    done = run(tmp_path, "remove_object.py")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("removed.png: ")
-    before, _, after = np.split(np.asarray(Image.open(tmp_path / "removed.png")), 3, axis=1)
+@pytest.fixture
+def scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scripts:
+    return Scripts(tmp_path, monkeypatch)
+
+
+def test_one_line_swap(scripts: Scripts, capsys: pytest.CaptureFixture[str]) -> None:
+    scripts.run("one_line_swap.py")
+    assert capsys.readouterr().out.startswith("coffee_cut_out.png: ")
+    with Image.open("coffee_cut_out.png") as image:
+        assert image.mode == "RGBA" and image.size == (600, 400)
+
+
+def test_remove_object(scripts: Scripts, capsys: pytest.CaptureFixture[str]) -> None:
+    scripts.run("remove_object.py")
+    assert capsys.readouterr().out.startswith("removed.png: ")
+    before, _, after = np.split(scripts.read("removed.png"), 3, axis=1)
     with Image.open(EXAMPLES / "images" / "rocket.jpg") as image:
         np.testing.assert_array_equal(before, image.convert("RGB"))
     assert 0 < (after != before).any(axis=2).mean() < 0.2
 
 
+def test_grounded_sam(scripts: Scripts, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "an orange blossom. a pink cat."
+    scripts.run("grounded_sam.py", text, "--detector", "colors", "--image", FLOWER)
+    assert capsys.readouterr().out == "grounded.png: an orange blossom\n"
+    with Image.open(FLOWER) as image:
+        change = np.abs(scripts.read("grounded.png").astype(int) - image.convert("RGB")).max(axis=2)
+    assert change[95:354, 170:446].mean() > 20 and change[380:, 500:].max() == 0
+
+
+def test_track_objects(scripts: Scripts, capsys: pytest.CaptureFixture[str]) -> None:
+    module = runpy.run_path(str(EXAMPLES / "track_objects.py"))
+    views = [*module["move_camera"]()]
+    assert len(views) == module["STEPS"] and views[0].shape == (280, 360, 3)
+    (scripts.folder / "views").mkdir()
+    for index, view in enumerate(views[:2]):
+        cv2.imwrite(f"views/{index}.png", view[..., ::-1])
+    scripts.run("track_objects.py", "--video", "views")
+    assert capsys.readouterr().out.startswith("frame 1: ")
+    assert scripts.read("tracked.png").shape == (280, 3 * 360, 3)
+
+
+def test_semantic_labels(scripts: Scripts, capsys: pytest.CaptureFixture[str]) -> None:
+    options = "--classifier", "colors", "--image", FLOWER, "--points-per-side", "4"
+    scripts.run(
+        "semantic_labels.py", "--classes", "orange,teal,black", "--search", "teal", *options
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["semantic_labels.png", "search.png"]
+    legend, found = scripts.read("semantic_labels.png"), scripts.read("search.png")
+    assert legend.shape[0] == 427 and legend.shape[1] > 640 and found.shape == (427, 640, 3)
+
+
 @pytest.mark.parametrize(
-    ("script", "option"),
-    [("grounded_sam.py", "--detector"), ("semantic_labels.py", "--classifier")],
+    ("script", "arguments"),
+    [
+        ("grounded_sam.py", ["--detector", "no/such/folder"]),
+        ("semantic_labels.py", ["--classifier", "no/such/folder"]),
+        ("remove_object.py", ["--image", "no/such/folder"]),
+        ("track_objects.py", ["--video", "no/such/folder"]),
+    ],
 )
-def test_models_that_cannot_be_had_are_told_in_a_line(
-    tmp_path: Path, script: str, option: str
-) -> None:
-    done = run(tmp_path, script, option, "no/such/folder")
-    assert done.returncode == 1 and done.stderr.startswith(f"{script}: ")
-    assert "no/such/folder" in done.stderr and done.stderr.count("\n") == 1
-    assert not list(tmp_path.iterdir())
+def test_mistakes_are_told_in_a_line(scripts: Scripts, script: str, arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        scripts.run(script, *arguments)
+    message = str(end.value)  # which the interpreter prints, and ends with 1
+    assert message.startswith(f"{script}: ") and "no/such/folder" in message
+    assert "\n" not in message and not list(scripts.folder.iterdir())

@@ -63,8 +63,8 @@ def gray(image: Pixels, mask: Mask, prompt: str) -> Pixels:
 
 
 @pytest.fixture(scope="module")
-def editor(bundled_sam: MobileSam) -> InpaintAnything:
-    return InpaintAnything(bundled_sam)
+def editor(small_sam: MobileSam) -> InpaintAnything:
+    return InpaintAnything(small_sam)
 
 
 # What is chosen
@@ -90,7 +90,7 @@ def test_segment_takes_clicks_and_boxes(editor: InpaintAnything, coffee: Pixels)
     assert (x0, y0, x1, y1) == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
 
 
-def test_segment_takes_text(bundled_sam: MobileSam, coffee: Pixels) -> None:
+def test_segment_takes_text(small_sam: MobileSam, coffee: Pixels) -> None:
     from mobile_sam_plugin.integrations.grounded_sam import Detections
 
     def detect(image: Pixels, prompts: Any, *_: float) -> Detections:
@@ -98,7 +98,7 @@ def test_segment_takes_text(bundled_sam: MobileSam, coffee: Pixels) -> None:
         boxes = np.array([[170, 10, 430, 300]], np.float32)[: len(prompts) % 2]
         return Detections(boxes, np.array([0.7], np.float32)[: len(boxes)], ["a cup"][: len(boxes)])
 
-    editor = InpaintAnything(bundled_sam, detector=detect)
+    editor = InpaintAnything(small_sam, detector=detect)
     (found,) = editor.segment(coffee, text="a cup")
     expected = editor.segment(coffee, box=[170, 10, 430, 300])
     np.testing.assert_array_equal(found.masks, expected.masks)
@@ -119,9 +119,9 @@ def test_segment_takes_text(bundled_sam: MobileSam, coffee: Pixels) -> None:
     ids=str,
 )
 def test_segment_names_mistakes(
-    bundled_sam: MobileSam, coffee: Pixels, prompt: dict[str, Any], message: str
+    small_sam: MobileSam, coffee: Pixels, prompt: dict[str, Any], message: str
 ) -> None:
-    editor = InpaintAnything(bundled_sam, detector=lambda *_: pytest.fail("looked for nothing"))
+    editor = InpaintAnything(small_sam, detector=lambda *_: pytest.fail("looked for nothing"))
     with pytest.raises(ValueError, match=message):
         editor.segment(coffee, **prompt)
 
@@ -191,8 +191,8 @@ def test_opencv_on_the_surroundings_is_opencv_on_the_image(place: tuple[int, int
     np.testing.assert_array_equal(OpenCVInpainter(3.0)(image, mask), expected)
 
 
-def test_fill_and_replace_keep_the_right_pixels(bundled_sam: MobileSam, coffee: Pixels) -> None:
-    editor = InpaintAnything(bundled_sam, inpainter=gray)
+def test_fill_and_replace_keep_the_right_pixels(small_sam: MobileSam, coffee: Pixels) -> None:
+    editor = InpaintAnything(small_sam, inpainter=gray)
     before = coffee.copy()
     mask = disc(400, 600, 300, 150, 60)
     grown = grow_mask(mask, 5)
@@ -631,13 +631,14 @@ def painted_by_defaults() -> list[Pixels]:
     return [LamaInpainter()(image, mask)[30, 30], diffusers(image, mask, "a cat")[30, 30]]
 
 
-def mistakes_of_names() -> list[str]:
+def use_the_hub() -> tuple[list[Pixels], list[str]]:
+    """What the default models paint, and what is said of names that the Hub does not know."""
     messages = []
     for load in (LamaInpainter, DiffusersInpainter):
         with pytest.raises(FileNotFoundError) as error:
             load("hf://nobody/nothing/lama.onnx" if load is LamaInpainter else "nobody/nothing")
         messages.append(str(error.value))
-    return messages
+    return painted_by_defaults(), messages
 
 
 def test_the_default_models_come_from_the_hub(pipeline_folder: Path, tmp_path: Path) -> None:
@@ -650,13 +651,12 @@ def test_the_default_models_come_from_the_hub(pipeline_folder: Path, tmp_path: P
         model = write_lama(tmp_path / "lama.onnx").read_bytes()
         hub.commit("Carve/LaMa-ONNX", {"lama_fp32.onnx": model})
         hub.commit("stable-diffusion-v1-5/stable-diffusion-inpainting", pipeline)
-        client = Client(hub.url, tmp_path / "hf_home")
-        by_lama, by_diffusion = client(painted_by_defaults)
+        (by_lama, by_diffusion), messages = Client(hub.url, tmp_path / "hf_home")(use_the_hub)
         assert tuple(by_lama) == (51, 102, 153)
         painter = DiffusersInpainter(pipeline_folder, seed=0, num_inference_steps=1)
         image, mask = random_pixels(60, 60, 3), disc(60, 60, 30, 30, 9)
         np.testing.assert_array_equal(by_diffusion, painter(image, mask, "a cat")[30, 30])
-        for message in client(mistakes_of_names):
+        for message in messages:
             assert "no repository 'nobody/nothing' on the Hub" in message
 
 
@@ -677,8 +677,9 @@ def files(tmp_path: Path, coffee: Pixels) -> Path:
 
 
 def test_remove_writes_what_the_pipeline_makes(
-    editor: InpaintAnything, coffee: Pixels, files: Path, capsys: pytest.CaptureFixture[str]
+    bundled_sam: MobileSam, coffee: Pixels, files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    editor = InpaintAnything(bundled_sam)
     click = ["--point", "300,130", "--point", "20,20,0", "--margin", "3"]
     assert main(["remove", str(files / "coffee.png"), *click, "--out", str(files), *BUNDLED]) == 0
     objects = editor.segment(coffee, [[300, 130], [20, 20]], [1, 0])
@@ -739,6 +740,26 @@ def test_remove_takes_a_video_and_a_folder_of_masks(
     assert main([*arguments, "--out", str(tmp_path), "--device", "cpu"]) == 2
     assert "masks end after 4, and the frames go on" in capsys.readouterr().err
     assert list(target.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".m4v", ""])
+def test_videos_and_images_of_any_suffix(tmp_path: Path, suffix: str) -> None:
+    """Told apart by what they hold where the suffix is no image's."""
+    frames, masks = clip()
+    write_video(tmp_path / "clip.mp4", frames, 12.5)
+    video = (tmp_path / "clip.mp4").rename(tmp_path / f"street{suffix}")
+    (tmp_path / "masks").mkdir()
+    for index, mask in enumerate(masks):
+        Image.fromarray(mask).save(tmp_path / "masks" / f"{index}.png")
+    picture = tmp_path / f"picture{suffix}"
+    Image.fromarray(frames[0]).save(picture, format="png")
+    options = "--device", "cpu", "--out", str(tmp_path / "out")
+    assert main(["remove", str(video), "--mask", str(tmp_path / "masks"), *options]) == 0
+    assert len([*Video(tmp_path / "out" / "street" / "inpainted.mp4")]) == 5
+    assert (
+        main(["remove", str(picture), "--mask", str(tmp_path / "masks" / "0.png"), *options]) == 0
+    )
+    assert (tmp_path / "out" / "picture" / "inpainted.png").exists()
 
 
 def test_remove_follows_an_object_through_a_video(tmp_path: Path) -> None:

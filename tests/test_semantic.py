@@ -1,6 +1,5 @@
 """Names for masks: CLIP with random weights, and what becomes of what it says."""
 
-import copy
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -16,7 +15,6 @@ from PIL import Image
 
 from mobile_sam_plugin import MobileSam
 from mobile_sam_plugin.cli import main
-from mobile_sam_plugin.distill.objectives import set_image_size
 from mobile_sam_plugin.inputs import load_image
 from mobile_sam_plugin.integrations.instances import voc_colors
 from mobile_sam_plugin.integrations.semantic_segment_anything import (
@@ -30,6 +28,7 @@ from .vocabularies import SMALL_LAYER, clip_text_config, save_clip_tokenizer
 
 Pixels = NDArray[np.uint8]
 COLORS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 50, 220)}
+NOTHING_PASSES = {"points_per_side": 1, "pred_iou_thresh": 1.0, "stability_score_thresh": 1.0}
 
 
 def compare_colors(images: Iterable[Pixels], texts: Sequence[str]) -> NDArray[np.float32]:
@@ -61,14 +60,6 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         transformers.AutoTokenizer.from_pretrained(folder),
     ).save_pretrained(folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def small_sam(bundled_sam: MobileSam) -> MobileSam:
-    """MobileSAM for images of 224 x 224, which is quick."""
-    sam = copy.deepcopy(bundled_sam)
-    set_image_size(sam, 224)
-    return sam
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +181,7 @@ def test_everything_is_segmented(semantic: SemanticMobileSam, coffee: Pixels) ->
 
 
 def test_nothing_is_found(small_sam: MobileSam, scene: Pixels, tmp_path: Path) -> None:
-    semantic = SemanticMobileSam(small_sam, compare_colors, points_per_side=1, pred_iou_thresh=2.0)
+    semantic = SemanticMobileSam(small_sam, compare_colors, **NOTHING_PASSES)
     found = semantic.predict(scene, ["red"])
     assert isinstance(found, SemanticInstances) and len(found) == 0
     assert (tmp_path / "legend.png") in found.save(tmp_path)
@@ -246,6 +237,13 @@ def test_bad_searches(semantic: SemanticMobileSam, scene: Pixels, masks: NDArray
         semantic.search(scene, "red", masks, limit=0)
 
 
+@pytest.mark.parametrize("name", ["pred_iou_thresh", "stability_score_thresh", "box_nms_thresh"])
+@pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
+def test_thresholds_outside_0_to_1(small_sam: MobileSam, name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"{name} must lie in \[0, 1\], not at {value}"):
+        SemanticMobileSam(small_sam, compare_colors, **{name: value})
+
+
 def test_bad_masks(semantic: SemanticMobileSam, scene: Pixels, masks: NDArray[np.bool_]) -> None:
     with pytest.raises(ValueError, match=r"\(N, 90, 120\).*\(3, 89, 120\)"):
         semantic.predict(scene, ["red"], masks[:, 1:])
@@ -263,9 +261,9 @@ def test_bad_masks(semantic: SemanticMobileSam, scene: Pixels, masks: NDArray[np
     ids=["shape", "NaN"],
 )
 def test_classifiers_that_return_nonsense(
-    bundled_sam: MobileSam, scene: Pixels, masks: NDArray[np.bool_], logits: Any, words: str
+    small_sam: MobileSam, scene: Pixels, masks: NDArray[np.bool_], logits: Any, words: str
 ) -> None:
-    semantic = SemanticMobileSam(bundled_sam, lambda images, texts: logits)
+    semantic = SemanticMobileSam(small_sam, lambda images, texts: logits)
     with pytest.raises(ValueError, match=f"the classifier function returned.*{words}"):
         semantic.predict(scene, ["red", "blue"], masks)
 
@@ -341,8 +339,9 @@ def test_label_command(clip_folder: Path, image: Path, capsys: pytest.CaptureFix
     with Image.open(folder / "semantic_map.png") as semantic_map:
         assert semantic_map.mode == "P" and 0 < np.asarray(semantic_map).max() <= 3
 
-    assert run("label", image, *arguments, "--pred-iou-thresh", "2") == 0
-    assert "no mask passed: lower --pred-iou-thresh (2.0)" in capsys.readouterr().out
+    strict = "--points-per-side", "1", "--pred-iou-thresh", "1", "--stability-score-thresh", "1"
+    assert run("label", image, *arguments, *strict) == 0
+    assert "no mask passed: lower --pred-iou-thresh (1.0)" in capsys.readouterr().out
 
 
 def test_search_command(clip_folder: Path, image: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -358,6 +357,8 @@ def test_search_command(clip_folder: Path, image: Path, capsys: pytest.CaptureFi
         (["label", "--classes", "cup,,spoon"], "empty name"),
         (["search", " "], "empty"),
         (["search", "cup", "--limit", "0"], "--limit"),
+        (["search", "cup", "--pred-iou-thresh", "1.5"], "--pred-iou-thresh"),
+        (["label", "--classes", "cup", "--stability-score-thresh", "-1"], "--stability-score"),
         (["search", "cup", "--classifier", "no/such/folder"], "no/such/folder"),
     ],
     ids=str,

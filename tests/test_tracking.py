@@ -133,9 +133,9 @@ def iou(first: Mask, second: Mask) -> float:
 
 
 @pytest.fixture
-def tracker(bundled_sam: MobileSam) -> TrackAnything:
+def tracker(small_sam: MobileSam) -> TrackAnything:
     """One that needs no time; prompts are still MobileSAM's."""
-    return TrackAnything(bundled_sam, ColorPropagator())
+    return TrackAnything(small_sam, ColorPropagator())
 
 
 # Videos
@@ -236,11 +236,25 @@ def test_objects_keep_their_ids_and_are_lost_and_found(tracker: TrackAnything) -
         ids = tracked.id_map()
         np.testing.assert_array_equal(ids == 1, greens[index])
         np.testing.assert_array_equal(ids == 2, reds[index])
-    assert len(tracked.objects.to_supervision()) == len(tracked.objects.to_coco()["annotations"])
 
 
-def test_clicks_and_boxes_point_objects_out(bundled_sam: MobileSam, coffee: Pixels) -> None:
-    predictor = SamPredictor(bundled_sam)
+def test_a_frame_can_be_used_at_once(tracker: TrackAnything, tmp_path: Path) -> None:
+    frames, reds, _ = make_frames()
+    tracker.start(frames[0])
+    tracker.add_object(mask=reds[0], label="ball")
+    tracked = tracker.track(frames[1])
+    np.testing.assert_array_equal(tracked.overlay(), tracked.objects.overlay(frames[1]))
+    assert (tracked.overlay()[reds[1]] != frames[1][reds[1]]).any()
+    detections = tracked.to_supervision()
+    assert detections.tracker_id.tolist() == [1]
+    np.testing.assert_array_equal(detections.mask[0], reds[1])
+    (annotation,) = tracked.to_coco()["annotations"]
+    assert (annotation["image_id"], annotation["track_id"]) == (2, 1)
+    assert set(tracked.save(tmp_path)) == set(tmp_path.iterdir())
+
+
+def test_clicks_and_boxes_point_objects_out(small_sam: MobileSam, coffee: Pixels) -> None:
+    predictor = SamPredictor(small_sam)
     predictor.set_image(coffee)
     tracker = TrackAnything(predictor, StillPropagator())
     tracker.start(coffee)
@@ -264,8 +278,8 @@ def test_clicks_and_boxes_point_objects_out(bundled_sam: MobileSam, coffee: Pixe
     np.testing.assert_array_equal(tracked.objects.masks[0], boxed[0])
 
 
-def test_a_frame_is_encoded_once(bundled_sam: MobileSam, coffee: Pixels) -> None:
-    predictor = SamPredictor(bundled_sam)
+def test_a_frame_is_encoded_once(small_sam: MobileSam, coffee: Pixels) -> None:
+    predictor = SamPredictor(small_sam)
     encode = FrameEncoder(predictor)
     features = encode(coffee).features
     assert encode(coffee).features is features
@@ -292,9 +306,9 @@ def test_mask_prompts_have_the_form_of_low_res_logits(
     assert corners == pytest.approx([150 * scale, 100 * scale, 450 * scale, 300 * scale], abs=1)
 
 
-def test_corrections_are_where_tracking_goes_on(bundled_sam: MobileSam) -> None:
+def test_corrections_are_where_tracking_goes_on(small_sam: MobileSam) -> None:
     frames, reds, _ = make_frames()
-    tracker = TrackAnything(bundled_sam, StillPropagator())
+    tracker = TrackAnything(small_sam, StillPropagator())
     tracker.start(frames[0])
     tracker.add_object(mask=reds[0])
     tracker.track(frames[1])
@@ -303,8 +317,8 @@ def test_corrections_are_where_tracking_goes_on(bundled_sam: MobileSam) -> None:
     np.testing.assert_array_equal(tracker.track(frames[2]).objects.masks[0], reds[1])
 
 
-def test_a_new_object_takes_pixels_of_those_before(bundled_sam: MobileSam) -> None:
-    tracker = TrackAnything(bundled_sam, StillPropagator())
+def test_a_new_object_takes_pixels_of_those_before(small_sam: MobileSam) -> None:
+    tracker = TrackAnything(small_sam, StillPropagator())
     tracker.start(make_frames()[0][0])
     large, small, hidden = square(10, 10, 20), square(15, 15, 6), square(40, 30, 5)
     tracker.add_object(mask=large)
@@ -345,9 +359,9 @@ def finds(masks: list[Mask], labels: list[str] | None = None) -> Instances:
     )
 
 
-def test_new_objects_are_those_that_nothing_followed_covers(bundled_sam: MobileSam) -> None:
+def test_new_objects_are_those_that_nothing_followed_covers(small_sam: MobileSam) -> None:
     """As ``find_new_objs``: enough of it must be free, and enough pixels."""
-    tracker = TrackAnything(bundled_sam, StillPropagator(), min_area=20, min_new_share=0.8)
+    tracker = TrackAnything(small_sam, StillPropagator(), min_area=20, min_new_share=0.8)
     tracker.start(make_frames()[0][0])
     known = square(10, 10, 10)
     tracker.add_object(mask=known)
@@ -374,8 +388,8 @@ def test_new_objects_are_those_that_nothing_followed_covers(bundled_sam: MobileS
         )  # fmt: skip
 
 
-def test_no_more_ids_than_a_palette_has(bundled_sam: MobileSam) -> None:
-    tracker = TrackAnything(bundled_sam, StillPropagator(), min_area=1)
+def test_no_more_ids_than_a_palette_has(small_sam: MobileSam) -> None:
+    tracker = TrackAnything(small_sam, StillPropagator(), min_area=1)
     tracker.start(make_frames()[0][0])
     tracker.add_object(mask=square(0, 0, 2), object_id=254)
     assert tracker.add_instances(finds([square(10, 10), square(40, 30)])) == [255]
@@ -383,7 +397,7 @@ def test_no_more_ids_than_a_palette_has(bundled_sam: MobileSam) -> None:
         tracker.add_object(mask=square(20, 20))
 
 
-def test_new_objects_are_looked_for_every_n_frames(bundled_sam: MobileSam) -> None:
+def test_new_objects_are_looked_for_every_n_frames(small_sam: MobileSam) -> None:
     frames, reds, greens = make_frames()
     asked = []
 
@@ -392,38 +406,41 @@ def test_new_objects_are_looked_for_every_n_frames(bundled_sam: MobileSam) -> No
         asked.append(index)
         return finds([reds[index], greens[index]] if index == 6 else [greens[index]])
 
-    tracker = TrackAnything(bundled_sam, ColorPropagator(), find, find_every=3, min_area=50)
+    tracker = TrackAnything(small_sam, ColorPropagator(), find, find_every=3, min_area=50)
     assert ids_of(tracker.start(frames[0])) == [1]
     seen = [ids_of(tracker.track(frame)) for frame in frames[1:]]
     assert asked == [0, 3, 6]
     assert seen == [[1]] * 5 + [[1, 2]] * 2
 
     asked.clear()
-    tracker = TrackAnything(bundled_sam, ColorPropagator(), find, min_area=50)
+    tracker = TrackAnything(small_sam, ColorPropagator(), find, min_area=50)
     tracker.start(frames[0])
     tracker.track(frames[1])
     assert asked == [0]
     with pytest.raises(RuntimeError, match="pass find to TrackAnything"):
-        TrackAnything(bundled_sam).find_objects()
+        TrackAnything(small_sam).find_objects()
 
 
-def test_everything_mode_finds_objects(bundled_sam: MobileSam, coffee: Pixels) -> None:
+def test_everything_mode_finds_objects(small_sam: MobileSam, coffee: Pixels) -> None:
     options = {"points_per_side": 3, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
-    found = find_everything(bundled_sam, **options)(coffee)
+    found = find_everything(small_sam, **options)(coffee)
     assert len(found) and found.image_size == coffee.shape[:2]
-    nothing = find_everything(bundled_sam, points_per_side=1, pred_iou_thresh=2.0)(coffee)
+    strict = {"points_per_side": 1, "pred_iou_thresh": 1.0, "stability_score_thresh": 1.0}
+    nothing = find_everything(small_sam, **strict)(coffee)
     assert len(nothing) == 0 and nothing.masks.shape == (0, 400, 600)
+    with pytest.raises(ValueError, match=r"box_nms_thresh must lie in \[0, 1\], not at 7"):
+        find_everything(small_sam, box_nms_thresh=7)
 
 
-def test_the_caller_may_fill_its_buffer_anew(bundled_sam: MobileSam) -> None:
+def test_the_caller_may_fill_its_buffer_anew(small_sam: MobileSam) -> None:
     """As cameras do."""
     frames, reds, _ = make_frames()
     buffer = frames[0].copy()
-    tracker = TrackAnything(bundled_sam)
+    tracker = TrackAnything(small_sam)
     tracker.start(buffer)
     tracker.add_object(mask=reds[0])
     buffer[:] = 0
-    again = TrackAnything(bundled_sam)
+    again = TrackAnything(small_sam)
     again.start(frames[0])
     again.add_object(mask=reds[0])
     np.testing.assert_array_equal(
@@ -462,11 +479,11 @@ def test_mistakes_are_named_and_change_nothing(
     assert tracked.index == 1 and ids_of(tracked) == [1] and tracked.lost == ()
 
 
-def test_settings_out_of_range_are_named(bundled_sam: MobileSam) -> None:
+def test_settings_out_of_range_are_named(small_sam: MobileSam) -> None:
     with pytest.raises(ValueError, match=r"find_every \(-1\).* not be negative"):
-        TrackAnything(bundled_sam, find_every=-1)
+        TrackAnything(small_sam, find_every=-1)
     with pytest.raises(ValueError, match=r"min_new_share must lie in \[0, 1\], not at 1.5"):
-        TrackAnything(bundled_sam, min_new_share=1.5)
+        TrackAnything(small_sam, min_new_share=1.5)
     with pytest.raises(TypeError, match="Sam or a SamPredictor, not Linear"):
         TrackAnything(torch.nn.Linear(1, 1))
     for call in (
@@ -475,9 +492,9 @@ def test_settings_out_of_range_are_named(bundled_sam: MobileSam) -> None:
         lambda t: t.current,
     ):
         with pytest.raises(RuntimeError, match="call start with the first one"):
-            call(TrackAnything(bundled_sam))
+            call(TrackAnything(small_sam))
     with pytest.raises(RuntimeError, match="set_masks must be called before"):
-        FlowPropagator(FrameEncoder(SamPredictor(bundled_sam))).propagate(make_frames()[0][0])
+        FlowPropagator(FrameEncoder(SamPredictor(small_sam))).propagate(make_frames()[0][0])
 
 
 @pytest.mark.parametrize(
@@ -493,14 +510,14 @@ def test_settings_out_of_range_are_named(bundled_sam: MobileSam) -> None:
     ids=["id", "shape", "nan"],
 )
 def test_a_propagator_that_returns_nonsense_is_named(
-    bundled_sam: MobileSam, returned: Any, message: str
+    small_sam: MobileSam, returned: Any, message: str
 ) -> None:
     class Odd(StillPropagator):
         def propagate(self, frame: Pixels) -> Any:
             return returned
 
     frames, reds, _ = make_frames()
-    tracker = TrackAnything(bundled_sam, Odd())
+    tracker = TrackAnything(small_sam, Odd())
     tracker.start(frames[0])
     tracker.add_object(mask=reds[0])
     with pytest.raises(ValueError, match=message):
@@ -540,8 +557,9 @@ def test_a_video_becomes_masks_a_table_an_overlay_and_json(
     assert [path.name for path in sorted((out / "masks").iterdir())][-1] == "00007.png"
     with Image.open(out / "masks" / "00000.png") as png:
         assert png.mode == "P"
-        assert png.getpalette()[:9] == [0, 0, 0, 128, 0, 0, 0, 128, 0]
-        assert png.getpalette()[: 3 * 256] == voc_colors(256).ravel().tolist()
+        palette = png.getpalette()
+        assert palette is not None and palette[:9] == [0, 0, 0, 128, 0, 0, 0, 128, 0]
+        assert palette[: 3 * 256] == voc_colors(256).ravel().tolist()
     for ids, red, green in zip(read_ids(out), reds, greens, strict=True):
         np.testing.assert_array_equal(ids, red * 1 + green * 2)
 
@@ -768,17 +786,17 @@ def textured(size: int, seed: int) -> Pixels:
     return np.clip(noise, 0, 255).astype(np.uint8)
 
 
-def test_flow_beats_what_there_is_without_mobile_sam(bundled_sam: MobileSam) -> None:
-    clip = make_clip(seed=101, length=20, size=(240, 320))
+def test_flow_beats_what_there_is_without_mobile_sam(small_sam: MobileSam) -> None:
+    clip = make_clip(seed=103, length=20, size=(240, 320))
     still, flow, tracked = (
         measure_j(clip, masks).mean()
-        for masks in (hold_still(clip), follow_flow(clip), follow(TrackAnything(bundled_sam), clip))
+        for masks in (hold_still(clip), follow_flow(clip), follow(TrackAnything(small_sam), clip))
     )
     assert tracked > still + 0.1
-    assert tracked > flow - 0.01
+    assert tracked > flow
 
 
-def test_flow_loses_hidden_objects_and_finds_them_again(bundled_sam: MobileSam) -> None:
+def test_flow_loses_hidden_objects_and_finds_them_again(small_sam: MobileSam) -> None:
     background, patch = textured(200, 1), textured(200, 2)[:50, :50]
     background = (background * 0.5).astype(np.uint8)
     patch = np.maximum(patch, 90)
@@ -789,7 +807,7 @@ def test_flow_loses_hidden_objects_and_finds_them_again(bundled_sam: MobileSam) 
             frame[70:120, x : x + 50] = patch
         return frame
 
-    tracker = TrackAnything(bundled_sam)
+    tracker = TrackAnything(small_sam)
     tracker.start(frame_at(40))
     tracker.add_object(mask=square(40, 70, 50, (200, 200)))
     for x in (44, 48):
@@ -811,10 +829,10 @@ def test_flow_loses_hidden_objects_and_finds_them_again(bundled_sam: MobileSam) 
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 40), (12, 12), (24, 200), (40, 33)])
-def test_flow_takes_small_frames(bundled_sam: MobileSam, size: tuple[int, int]) -> None:
+def test_flow_takes_small_frames(small_sam: MobileSam, size: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (3, *size, 3), dtype=np.uint8)
-    tracker = TrackAnything(bundled_sam)
+    tracker = TrackAnything(small_sam)
     tracker.start(frames[0])
     tracker.add_object(mask=np.ones(size, bool))
     for frame in frames[1:]:
@@ -823,11 +841,11 @@ def test_flow_takes_small_frames(bundled_sam: MobileSam, size: tuple[int, int]) 
         assert tracked.objects.image_size == size
 
 
-def test_flow_is_taken_up(bundled_sam: MobileSam, tmp_path: Path) -> None:
+def test_flow_is_taken_up(small_sam: MobileSam, tmp_path: Path) -> None:
     clip = make_clip(seed=102, length=5, size=(160, 200), objects=2)
     video = write_folder(tmp_path / "clip", [*clip.frames])
     prompts = {0: lambda tracker: [tracker.add_object(mask=mask) for mask in clip.masks[0]]}
-    tracker = TrackAnything(bundled_sam)
+    tracker = TrackAnything(small_sam)
     ids = track_video(tracker, video, tmp_path / "out", prompts)
     before = read_ids(tmp_path / "out")
     for index in (3, 4):
@@ -955,11 +973,11 @@ def test_video_models_see_what_they_see_elsewhere(video_models: dict[str, Path],
 
 @pytest.mark.parametrize("kind", ["Sam2", "EdgeTam"])
 def test_video_models_take_new_objects_and_corrections(
-    bundled_sam: MobileSam, video_models: dict[str, Path], kind: str
+    small_sam: MobileSam, video_models: dict[str, Path], kind: str
 ) -> None:
     frames, reds, greens = make_frames(6)
     propagator = TransformersPropagator(video_models[kind])
-    tracker = TrackAnything(bundled_sam, propagator)
+    tracker = TrackAnything(small_sam, propagator)
     for _ in range(2):  # a second video begins from nothing
         tracker.start(frames[0])
         tracker.add_object(mask=reds[0])
@@ -994,11 +1012,11 @@ def test_a_new_object_leaves_others_as_they_are(video_models: dict[str, Path], k
 
 
 def test_what_a_video_model_does_not_see_is_lost(
-    bundled_sam: MobileSam, video_models: dict[str, Path]
+    small_sam: MobileSam, video_models: dict[str, Path]
 ) -> None:
     frames, reds, _ = make_frames()
     propagator = TransformersPropagator(video_models["Sam2"])
-    tracker = TrackAnything(bundled_sam, propagator)
+    tracker = TrackAnything(small_sam, propagator)
     tracker.start(frames[0])
     tracker.add_object(mask=reds[0])
     last = propagator._model.mask_decoder.pred_obj_score_head.proj_out
@@ -1029,7 +1047,7 @@ def test_the_extra_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 BUNDLED = ("--checkpoint", "bundled", "--device", "cpu")
-LENIENT = ("--points-per-side", "8", "--pred-iou-thresh", "0.1", "--stability-score-thresh", "0")
+LENIENT = ("--points-per-side", "4", "--pred-iou-thresh", "0.1", "--stability-score-thresh", "0")
 
 
 @pytest.fixture
@@ -1102,6 +1120,7 @@ def test_track_takes_clicks_and_everything(
         (["clip.mp4", "--box", "1,2,3"], "'1,2,3' is not X0,Y0,X1,Y1"),
         (["clip.mp4", "--box", "1,2,3,4", "--find-every", "5"], "goes with --text or --everything"),
         (["clip.mp4", "--everything", "--find-every", "-1"], "--find-every"),
+        (["clip.mp4", "--everything", "--pred-iou-thresh", "2"], "--pred-iou-thresh"),
         (["clip.mp4", "--box", "1,2,3,4", "--first-frame", "9"], "has 4 frames"),
         (["clip.mp4", "--box", "1,2,3,4", "--propagator", "empty"], "empty"),
         (["clip.mp4", "--text", "a dog", "--detector", "empty"], "empty"),

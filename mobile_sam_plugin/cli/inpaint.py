@@ -1,6 +1,5 @@
 """``mobile-sam remove``, ``fill`` and ``replace``: an object gone, another one, or elsewhere."""
 
-import mimetypes
 from collections.abc import Callable, Iterator
 from enum import Enum
 from pathlib import Path
@@ -238,8 +237,18 @@ def _write(result: "Inpainting", out: Path, image: Path) -> None:
 
 
 def _is_video(path: Path) -> bool:
-    kind = mimetypes.guess_type(path.name)[0] or ""
-    return path.is_dir() or kind.startswith("video/")
+    """Whether it is a folder, or a file that Pillow does not know for an image."""
+    from PIL import Image, UnidentifiedImageError
+
+    from ..integrations.video import image_suffixes
+
+    if path.is_dir() or path.suffix.lower() in image_suffixes():
+        return path.is_dir()
+    try:
+        Image.open(path).close()
+    except UnidentifiedImageError:
+        return True
+    return False
 
 
 def _open(path: Path) -> "NDArray[np.uint8]":

@@ -48,6 +48,8 @@ def test_wheel_holds_both_packages_the_weights_and_the_types(installed: Path) ->
     package = site_packages(installed) / "mobile_sam_plugin"
     for name in (
         "__init__.py",
+        "app/photographs/coffee.png",
+        "app/style.css",
         "cli/__init__.py",
         "integrations/__init__.py",
         "model/image_encoder.py",

@@ -1,0 +1,232 @@
+"""The tab *Click*: points and boxes in, three candidates out, and files to take home."""
+
+import json
+import secrets
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..results import make_record
+from . import gradio as gr
+from .everything import inspect
+from .parts import HEAVY, Stage, look
+from .sessions import Session
+
+OBJECT, BACKGROUND, CORNER = "Object point", "Background point", "Box corner"
+
+
+class ClickTab:
+    """Its components and callbacks."""
+
+    def __init__(self, stage: Stage, mode: Any, undo: Any, reset: Any, checkpoint: str | None):
+        """Lays the tab out where gradio is, and connects it.
+
+        Args:
+            stage: the picture.
+            mode: the switch of what a click adds.
+            undo, reset: buttons.
+            checkpoint: of the model, for the Python lines.
+        """
+        self.stage = stage
+        self.checkpoint = checkpoint
+        gr.Markdown(
+            "Click on an object. Add points on it, or on what is background, until the mask fits; "
+            "or give two corners of a box."
+        )
+        stage.candidates.render()
+        self.refine = gr.Checkbox(
+            True,
+            label="Refine the chosen candidate",
+            info="The next click starts from its logits.",
+        )
+        with gr.Accordion("Without a mouse", open=False):
+            with gr.Row():
+                x = gr.Number(0, label="X, in pixels from the left", minimum=0, min_width=100)
+                y = gr.Number(0, label="Y, in pixels from the top", minimum=0, min_width=100)
+            add = gr.Button("Add it here", size="sm")
+        gr.Markdown("**Download**")
+        with gr.Row(elem_classes="downloads"):
+            mask = gr.Button("Mask (PNG)", size="sm", min_width=120)
+            cutout = gr.Button("Cut-out (PNG)", size="sm", min_width=120)
+            record = gr.Button("COCO RLE (JSON)", size="sm", min_width=120)
+            lines = gr.Button("Python lines", size="sm", min_width=120)
+
+        changed = [*stage.views, stage.pending]
+        # Clicks may come faster than masks: none is dropped.
+        stage.listen(
+            stage.picture.select,
+            self.click,
+            inputs=[mode, self.refine],
+            outputs=changed,
+            trigger_mode="multiple",
+        )
+        stage.listen(add.click, self.add, inputs=[x, y, mode, self.refine], outputs=changed)
+        stage.listen(undo.click, self.undo, outputs=changed, trigger_mode="multiple")
+        stage.listen(reset.click, self.reset, outputs=changed)
+        stage.listen(
+            stage.candidates.input, self.choose, inputs=stage.candidates, outputs=stage.views
+        )
+        stage.listen(
+            stage.pending.change,
+            self.encode,
+            outputs=stage.views,
+            show_progress="minimal",
+            show_progress_on=stage.status,
+            **HEAVY,
+        )
+        for button, write in (
+            (mask, self.write_mask),
+            (cutout, self.write_cutout),
+            (record, self.write_record),
+            (lines, self.write_lines),
+        ):
+            stage.offer(button, write)
+
+    def click(self, event: gr.SelectData, mode: str, refine: bool, request: gr.Request) -> Any:
+        session = self.stage.session(request)
+        x, y = event.index
+        with session.lock:
+            if session.picture is None:
+                return *look(session), gr.skip()
+            if session.inspecting:
+                return *inspect(session, int(x), int(y)), gr.skip()
+            scale = session.picture.scale
+            return self._add(session, x / scale, y / scale, mode, refine)
+
+    def add(self, x: float, y: float, mode: str, refine: bool, request: gr.Request) -> Any:
+        session = self.stage.session(request)
+        with session.lock:
+            return self._add(session, x, y, mode, refine)
+
+    def _add(self, session: Session, x: float, y: float, mode: str, refine: bool) -> Any:
+        height, width = session.require_picture().pixels.shape[:2]
+        x, y = float(np.clip(x, 0, width - 1)), float(np.clip(y, 0, height - 1))
+        if mode != CORNER:
+            session.add((x, y, int(mode == OBJECT)), None, refine)
+        elif session.corner is None:
+            session.corner = x, y
+            return *look(session), gr.skip()
+        else:
+            x0, y0 = session.corner
+            if x0 == x or y0 == y:
+                raise ValueError("the two corners make no box: click further away from the first")
+            session.add(None, (min(x0, x), min(y0, y), max(x0, x), max(y0, y)), refine)
+        return self._decode(session)
+
+    def _decode(self, session: Session) -> Any:
+        """Shows the masks at once where the picture is encoded, else has that done first."""
+        picture = session.picture
+        if picture is not None and session.steps and session.masks is None:
+            if not self.stage.sessions.is_encoded(picture):
+                message = "Encoding the picture: this is done once, later clicks are fast."
+                return *look(session, message), secrets.token_hex(4)
+            session.decode(self.stage.sessions.predictor(picture))
+        return *look(session), gr.skip()
+
+    def encode(self, request: gr.Request) -> Any:
+        session = self.stage.session(request)
+        picture = session.picture
+        if picture is not None:
+            predictor = self.stage.sessions.predictor(picture)
+            with session.lock:
+                if session.picture is picture:  # no other one has come meanwhile
+                    session.decode(predictor)
+        with session.lock:
+            return look(session)
+
+    def undo(self, request: gr.Request) -> Any:
+        session = self.stage.session(request)
+        with session.lock:
+            session.undo()
+            return self._decode(session)
+
+    def reset(self, request: gr.Request) -> Any:
+        session = self.stage.session(request)
+        with session.lock:
+            session.reset()
+            return *look(session), gr.skip()
+
+    def choose(self, index: int, request: gr.Request) -> Any:
+        session = self.stage.session(request)
+        with session.lock:
+            if session.steps and session.scores is not None and index in range(len(session.scores)):
+                session.steps[-1].chosen = index
+            return look(session)
+
+    def write_mask(self, request: gr.Request) -> str:
+        session = self.stage.session(request)
+        with session.lock:
+            path = session.path("_mask.png")
+            Image.fromarray(session.require_mask().astype(np.uint8) * 255).save(path)
+        return str(path)
+
+    def write_cutout(self, request: gr.Request) -> str:
+        session = self.stage.session(request)
+        with session.lock:
+            mask, path = session.require_mask(), session.path("_cutout.png")
+            alpha = mask.astype(np.uint8) * 255
+            pixels = session.require_picture().pixels
+            Image.fromarray(np.dstack([pixels, alpha])).save(path)
+        return str(path)
+
+    def write_record(self, request: gr.Request) -> str:
+        """The fields of upstream's records; for its stability score the logits are needed."""
+        session = self.stage.session(request)
+        with session.lock:
+            session.require_mask()
+            step, path = session.steps[-1], session.path("_mask.json")
+            predictor = self.stage.sessions.predictor(session.require_picture())
+            logits, scores, _ = predictor.predict(**step.arguments(), return_logits=True)
+            chosen = step.chosen or 0
+            record = make_record(
+                logits[chosen],
+                scores[chosen],
+                [point[:2] for point in step.points],
+                predictor.model.mask_threshold,
+            )
+            path.write_text(json.dumps([record], allow_nan=False))
+        return str(path)
+
+    def write_lines(self, request: gr.Request) -> str:
+        session = self.stage.session(request)
+        with session.lock:
+            session.require_mask()
+            path = session.path("_mask.py")
+            path.write_text(python_lines(session, self.checkpoint))
+        return str(path)
+
+
+def python_lines(session: Session, checkpoint: str | None) -> str:
+    """Python that computes the chosen mask anew, with every step that it was refined from."""
+    assert session.picture is not None and session.scores is not None
+    steps = [session.steps[-1]]
+    for step in reversed(session.steps[:-1]):
+        if steps[0].mask_input is None:
+            break
+        steps.insert(0, step)
+    calls = []
+    for index, step in enumerate(steps):
+        arguments = step.arguments()
+        arguments.pop("mask_input", None)
+        parts = [f"{name}={value!r}" for name, value in arguments.items()]
+        if index:
+            parts.append(f"mask_input=logits[{steps[index - 1].chosen}]")
+        inner = "".join(f"    {part},\n" for part in parts)
+        calls.append(f"masks, scores, logits = predictor.predict(\n{inner})\n")
+    if session.video is None:
+        opening = "from PIL import Image\n"
+        opened = f"Image.open({session.picture.name!r})"
+    else:
+        opening = "from mobile_sam_plugin.integrations.video import Video\n"
+        opened = f"next(iter(Video({session.picture.name!r})))"
+    chosen = steps[-1].chosen or 0
+    weights = repr(checkpoint) if checkpoint else ""
+    return (
+        f"{opening}\n"
+        "from mobile_sam_plugin import SamPredictor, sam_model_registry\n\n"
+        f'predictor = SamPredictor(sam_model_registry["vit_t"]({weights}))\n'
+        f"predictor.set_image({opened})\n"
+        f"{''.join(calls)}"
+        f"mask = masks[{chosen}]  # (H, W) bool, predicted IoU {session.scores[chosen]:.3f}\n"
+    )

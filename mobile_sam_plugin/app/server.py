@@ -1,0 +1,154 @@
+"""The page behind an address: what a browser may ask of this server, and nothing else."""
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import segment_anything
+from gradio import processing_utils
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from . import gradio as gr
+from .page import STYLE, THEME, build_page
+from .sessions import MAX_BYTES, MAX_PIXELS, Sessions
+
+# The browser itself then refuses whatever is not this server's.
+_POLICY = (
+    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; "
+    "base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
+)
+
+# Of OpenCV's FFmpeg: a video is one file, no list of others.
+DECODERS = {
+    "OPENCV_FFMPEG_CAPTURE_OPTIONS": "protocol_whitelist;file|format_whitelist;"
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,ogg,flv,asf,gif"
+}
+
+
+# What the page asks for; gradio has more, which fetches what others ask for, or tells too much.
+_ROUTES = re.compile(
+    r"/(config|theme\.css|manifest\.json|favicon\.ico|(assets|static|svelte)/.*"
+    r"|gradio_api/(upload|upload_progress|queue/(join|data)|cancel|startup-events"
+    r"|heartbeat/\w+|file=(?!\w+://).*))?"
+)
+
+
+class Guard:
+    """Middleware: nothing but what the page needs, with headers that keep the page at home."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        if not _ROUTES.fullmatch(scope["path"]):
+            await PlainTextResponse("Not found", 404)(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [
+                    *message.get("headers", []),
+                    (b"content-security-policy", _POLICY.encode()),
+                    (b"referrer-policy", b"no-referrer"),
+                    (b"x-content-type-options", b"nosniff"),
+                ]
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers)
+
+
+@contextmanager
+def serve(
+    model: segment_anything.modeling.Sam,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    checkpoint: str | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> Iterator[str]:
+    """Serves the page as long as the context lasts.
+
+    Args:
+        model: what segments.
+        host: the address to listen at; "0.0.0.0" for all of the machine's.
+        port: to listen at.
+        checkpoint: its name, for the Python lines that the page gives; None for the default one.
+        max_pixels: of a picture or of a video's frame.
+
+    Yields:
+        The page's address.
+
+    Raises:
+        OSError: the port is taken.
+
+    Example:
+        >>> with serve(sam_model_registry["vit_t"]()) as address:
+        ...     input(address)
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="mobile-sam-app-") as folder,
+        _environment(GRADIO_TEMP_DIR=str(Path(folder) / "cache"), **DECODERS),
+        _no_fetching(),
+    ):
+        sessions = Sessions(model, Path(folder) / "sessions", max_pixels)
+        page = build_page(sessions, checkpoint)
+        page.queue(default_concurrency_limit=1, max_size=200)
+        try:
+            page.launch(
+                server_name=host,
+                server_port=port,
+                share=False,
+                prevent_thread_lock=True,
+                quiet=True,
+                show_error=False,
+                allowed_paths=[],
+                enable_monitoring=False,
+                ssr_mode=False,
+                mcp_server=False,
+                pwa=False,
+                max_file_size=MAX_BYTES,
+                footer_links=["settings"],
+                app_kwargs={"middleware": [Middleware(Guard)], "docs_url": None},
+                theme=THEME,
+                css=STYLE,
+            )
+            yield f"http://{'localhost' if host == '0.0.0.0' else host}:{port}"
+        finally:
+            page.close(verbose=False)
+
+
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """Sets variables, which gradio and OpenCV read again and again, for a while."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _no_fetching() -> Iterator[None]:
+    """Has gradio refuse an address in the place of a file, where it would fetch from there."""
+
+    async def refuse(url: str, cache_dir: str) -> str:
+        raise gr.Error("this page takes files, not addresses: save it, then upload it")
+
+    fetch = processing_utils.async_ssrf_protected_download
+    processing_utils.async_ssrf_protected_download = refuse
+    try:
+        yield
+    finally:
+        processing_utils.async_ssrf_protected_download = fetch

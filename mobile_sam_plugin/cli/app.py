@@ -1,0 +1,55 @@
+"""``mobile-sam app``: the page to click on."""
+
+import socket
+import threading
+from typing import Annotated
+
+import typer
+
+from .inputs import Checkpoint, Device, load_model
+
+
+def app(
+    host: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Where to listen; 0.0.0.0 lets everyone in who can reach this machine.",
+        ),
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Where to listen.")] = 7860,
+    checkpoint: Checkpoint = None,
+    device: Device = "auto",
+    max_pixels: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Refuse larger pictures.")
+    ] = 25_000_000,
+) -> None:
+    """Open a page in the browser: click on a picture, and take the mask home.
+
+    Runs until Ctrl-C.
+    """
+    _check_address(host, port)
+    from ..app.server import serve
+
+    model = load_model(checkpoint, device)
+    with serve(model, host, port, checkpoint, max_pixels) as address:
+        typer.echo(f"{address}  (Ctrl-C stops it)")
+        threading.Event().wait()
+
+
+def _check_address(host: str, port: int) -> None:
+    """Refuses an address that cannot be listened at, before the model is loaded."""
+    try:
+        with socket.socket() as probe:
+            # As servers do: a port whose last connection has just ended is free.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except socket.gaierror as error:
+        raise typer.BadParameter(
+            f"{host!r} is no address of a machine", param_hint="--host"
+        ) from error
+    except OSError as error:
+        raise typer.BadParameter(
+            f"port {port} of {host} cannot be had ({error.strerror}): name another one",
+            param_hint="--port",
+        ) from error

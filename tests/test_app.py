@@ -1,0 +1,852 @@
+"""``mobile-sam app`` as a real server, driven in a real browser with the bundled checkpoint."""
+
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import cv2
+import numpy as np
+import pytest
+import requests
+from numpy.typing import NDArray
+from PIL import Image
+
+from mobile_sam_plugin import MobileSam, SamPredictor
+from mobile_sam_plugin.integrations.grounded_sam import Detections, GroundedMobileSam
+from mobile_sam_plugin.integrations.inpaint_anything import InpaintAnything
+from mobile_sam_plugin.integrations.video import Video
+from mobile_sam_plugin.results import decode_mask
+
+from .conftest import PHOTOGRAPHS
+
+pytest.importorskip("gradio", reason="gradio, the extra [app], is not installed")
+sync_api: Any = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+from mobile_sam_plugin.app import pipelines  # noqa: E402
+from mobile_sam_plugin.app.server import DECODERS, serve  # noqa: E402
+from mobile_sam_plugin.app.sessions import Picture, Sessions, read_picture  # noqa: E402
+
+CHROMIUM = shutil.which("chromium")
+# A browser on its own asks for updates and the like; what is asserted is what the page asks for.
+QUIET = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--use-fake-device-for-media-stream",
+    "--use-fake-ui-for-media-stream",
+)
+PATIENCE = 120_000  # ms; on a busy machine
+CUP, TABLE = (300, 130), (40, 30)
+CUP_BOX = [170, 10, 430, 300]
+SMALL = (96, 72)
+
+
+@dataclass
+class Server:
+    address: str
+    process: "subprocess.Popen[str] | None"
+
+    @property
+    def host(self) -> str:
+        return urlsplit(self.address).netloc
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def start(*options: str) -> Iterator[Server]:
+    """``mobile-sam app``, stopped by Ctrl-C."""
+    port = free_port()
+    command = [sys.executable, "-m", "mobile_sam_plugin", "app", "--checkpoint", "bundled"]
+    process = subprocess.Popen(
+        [*command, "--port", str(port), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        # Whatever would look something up at the Hub now fails instead of waiting for it.
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"},
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith(f"http://127.0.0.1:{port}"), line
+        yield Server(line.split()[0], process)
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(120)
+        finally:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with start() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("there is no chromium on this machine: apt-get install chromium")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
+        yield browser
+        browser.close()
+
+
+@dataclass
+class Visit:
+    """A page as a visitor handles it."""
+
+    page: Any
+    requested: list[str]
+
+    @property
+    def status(self) -> str:
+        return str(self.page.inner_text("#status p"))
+
+    def await_status(self, text: str) -> str:
+        self.page.locator("#status p", has_text=re.compile(text)).wait_for()
+        return self.status
+
+    def upload(self, path: Path, expected: str = "click on an object") -> str:
+        clear = self.page.get_by_label("Remove Image")
+        if clear.count():
+            clear.click()
+            self.await_status("Choose a picture")
+        self.page.locator("#picture input[type=file]").set_input_files(path)
+        return self.await_status(expected)
+
+    def click(self, x: float, y: float, width: int, height: int) -> None:
+        """Clicks where a pixel of a picture of that size is shown."""
+        self.page.wait_for_function(
+            """ratio => {
+                const image = document.querySelector("#picture img");
+                const shown = image?.complete && image.clientWidth / image.clientHeight;
+                return Math.abs(shown - ratio) < 0.02 * ratio;
+            }""",
+            arg=width / height,
+        )
+        box = self.page.locator("#picture img").bounding_box()
+        position = {"x": x * box["width"] / width, "y": y * box["height"] / height}
+        self.page.locator("#picture img").click(position=position)
+
+    def click_coffee(self, x: float, y: float) -> str:
+        """As :meth:`click`, and waits for another mask, whose line of text it returns."""
+        before = self.status
+        self.click(x, y, 600, 400)
+        return self.await_mask(before)
+
+    def await_mask(self, before: str) -> str:
+        """Waits for a mask of which another line is told than before."""
+        self.page.wait_for_function(
+            """before => {
+                const line = document.querySelector("#status p").innerText;
+                return line !== before && line.startsWith("Candidate");
+            }""",
+            arg=before,
+        )
+        return self.status
+
+    def download(self, button: str) -> bytes:
+        with self.page.expect_download() as download:
+            self.page.get_by_role("button", name=button, exact=True).click()
+        return Path(download.value.path()).read_bytes()
+
+    def mask(self) -> NDArray[np.bool_]:
+        """The mask that the page gives away."""
+        pixels = np.asarray(Image.open(io.BytesIO(self.download("Mask (PNG)"))))
+        assert set(np.unique(pixels)) <= {0, 255}
+        return pixels == 255
+
+    def switch(self, mode: str) -> None:
+        self.page.get_by_label(mode, exact=True).check()
+
+    def press(self, button: str) -> None:
+        self.page.get_by_role("button", name=button, exact=True).click()
+
+    def fill(self, slider: str, value: float) -> None:
+        field = self.page.get_by_label(f"number input for {slider}").locator("visible=true")
+        field.fill(str(value))
+        field.press("Tab")
+
+    def open_tab(self, name: str) -> None:
+        self.page.get_by_role("tab", name=name, exact=True).click()
+
+    def photograph(self, name: str) -> None:
+        """For the README, into the folder that the variable APP_PICTURES names, if it does."""
+        folder = os.environ.get("APP_PICTURES")
+        if folder:
+            self.page.mouse.move(2, 2)
+            shot = Image.open(io.BytesIO(self.page.screenshot())).convert("RGB")
+            colors = shot.quantize(256)  # without them it has three times as many bytes
+            shot.quantize(palette=colors).save(Path(folder) / name, optimize=True)
+
+
+@contextmanager
+def visiting(browser: Any, server: Server, **options: Any) -> Iterator[Visit]:
+    """A page in a browser profile of its own, of which every request must be to the server."""
+    options = {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light", **options}
+    context = browser.new_context(**options)
+    requested: list[str] = []
+    errors: list[str] = []
+    context.on("request", lambda request: requested.append(request.url))
+    page = context.new_page()
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.set_default_timeout(PATIENCE)
+    page.goto(server.address)
+    visit = Visit(page, requested)
+    visit.await_status("Choose a picture")
+    yield visit
+    context.close()
+    assert errors == []
+    hosts = {urlsplit(url).netloc for url in requested if not url.startswith(("blob:", "data:"))}
+    assert hosts == {server.host}
+
+
+@pytest.fixture
+def visit(browser: Any, server: Server) -> Iterator[Visit]:
+    with visiting(browser, server) as visit:
+        yield visit
+
+
+@pytest.fixture(scope="module")
+def predictor(bundled_sam: MobileSam, coffee: NDArray[np.uint8]) -> SamPredictor:
+    predictor = SamPredictor(bundled_sam)
+    predictor.set_image(coffee)
+    return predictor
+
+
+def iou(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
+    assert one.shape == other.shape
+    return float((one & other).sum() / (one | other).sum())
+
+
+def test_clicks_undo_box_and_downloads(
+    visit: Visit, predictor: SamPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visit.upload(PHOTOGRAPHS / "coffee.png")
+    visit.click(*CUP, 600, 400)
+    visit.await_status("Encoding the picture")
+    first = visit.await_status("^Candidate")
+    masks, scores, logits = predictor.predict([CUP], [1])
+    best = int(scores.argmax())
+    mask = visit.mask()
+    assert 0.01 < mask.mean() < 0.99
+    assert iou(mask, masks[best]) >= 0.99
+    candidates = visit.page.locator("#candidates label").all_inner_texts()
+    assert [float(text.split()[-1]) for text in candidates] == pytest.approx(scores, abs=2e-3)
+
+    # Another candidate, and back.
+    other = (best + 1) % 3
+    visit.page.locator("#candidates input").nth(other).check()
+    visit.await_status(f"^Candidate {other + 1}")
+    assert iou(visit.mask(), masks[other]) >= 0.99
+    visit.page.locator("#candidates input").nth(best).check()
+    visit.await_status(f"^Candidate {best + 1}")
+
+    # The background, from the logits of the chosen candidate.
+    visit.switch("Background point")
+    visit.click_coffee(*TABLE)
+    masks, scores, _ = predictor.predict([CUP, TABLE], [1, 0], mask_input=logits[best])
+    refined = visit.mask()
+    assert iou(refined, masks[scores.argmax()]) >= 0.99
+    assert iou(refined, mask) < 0.99
+
+    visit.press("Undo")
+    visit.await_status(re.escape(first))
+    np.testing.assert_array_equal(visit.mask(), mask)
+
+    visit.press("Reset")
+    visit.await_status("click on an object")
+    visit.switch("Box corner")
+    visit.click(430, 300, 600, 400)
+    visit.await_status("opposite corner")
+    visit.click(170, 10, 600, 400)
+    visit.await_status("^Candidate")
+    masks, scores, _ = predictor.predict(box=CUP_BOX)
+    assert iou(visit.mask(), masks[scores.argmax()]) >= 0.99
+
+    visit.switch("Object point")
+    visit.click_coffee(*CUP)
+    check_downloads(visit, tmp_path, monkeypatch)
+
+
+def check_downloads(visit: Visit, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All four open, and tell of the same mask; the lines are run."""
+    mask = visit.mask()
+    cutout = np.asarray(Image.open(io.BytesIO(visit.download("Cut-out (PNG)"))))
+    photograph = np.asarray(Image.open(PHOTOGRAPHS / "coffee.png").convert("RGB"))
+    np.testing.assert_array_equal(cutout[..., 3] == 255, mask)
+    np.testing.assert_array_equal(cutout[..., :3], photograph)
+    (record,) = json.loads(visit.download("COCO RLE (JSON)"))
+    np.testing.assert_array_equal(decode_mask(record), mask)
+    assert record["area"] == mask.sum()
+    assert record["point_coords"] == [pytest.approx(CUP, abs=1)]
+    shutil.copy(PHOTOGRAPHS / "coffee.png", folder)
+    monkeypatch.chdir(folder)
+    names: dict[str, Any] = {}
+    exec(visit.download("Python lines"), names)  # noqa: S102 - what the page tells people to run
+    assert iou(names["mask"], mask) >= 0.99
+
+
+def test_everything(visit: Visit) -> None:
+    visit.upload(PHOTOGRAPHS / "coffee.png")
+    visit.open_tab("Everything")
+    for label, value in {
+        "Points a side": 8,
+        "Least predicted IoU": 0.2,
+        "Least stability score": 0.5,
+        "Stability offset": 0.3,
+        "Least area": 100,
+    }.items():
+        visit.fill(label, value)
+    visit.press("Segment everything")
+    visit.page.locator("#status .progress-bar").first.wait_for()
+    count = int(visit.await_status("masks: click on one").split()[0])
+    data = json.loads(visit.download("Download COCO JSON"))
+    assert data["images"] == [{"id": 1, "file_name": "coffee.png", "height": 400, "width": 600}]
+    annotations = data["annotations"]
+    assert count == len(annotations) > 1
+
+    smallest = min(range(count), key=lambda index: annotations[index]["area"])
+    mask = decode_mask(annotations[smallest])
+    assert mask.sum() == annotations[smallest]["area"]
+    distances = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5)
+    y, x = np.unravel_index(distances.argmax(), mask.shape)
+    visit.click(float(x), float(y), 600, 400)
+    told = visit.await_status("stability score")
+    assert f"Mask {smallest + 1}: {annotations[smallest]['area']:,} pixels" in told
+    assert f"predicted IoU {annotations[smallest]['predicted_iou']:.3f}" in told
+
+    # By keyboard.
+    visit.page.get_by_label("Tell about mask number").fill("1")
+    visit.page.keyboard.press("Enter")
+    visit.await_status("^Mask 1:")
+
+
+def test_two_visitors_clicking_in_turn_never_mix(
+    browser: Any, server: Server, bundled_sam: MobileSam
+) -> None:
+    clicks = [(0.5, 0.5), (0.3, 0.4), (0.7, 0.6)]
+    with visiting(browser, server) as one, visiting(browser, server) as other:
+        visits = [(one, "chelsea.png"), (other, "flower.jpg")]
+        predictors, sizes = [], []
+        for visit, name in visits:
+            visit.upload(PHOTOGRAPHS / name)
+            visit.page.get_by_label("Refine the chosen candidate").uncheck()
+            pixels = np.asarray(Image.open(PHOTOGRAPHS / name).convert("RGB"))
+            predictors.append(SamPredictor(bundled_sam))
+            predictors[-1].set_image(pixels)
+            sizes.append((pixels.shape[1], pixels.shape[0]))
+        for count, (x, y) in enumerate(clicks, 1):
+            for (visit, _), (width, height) in zip(visits, sizes, strict=True):
+                before = visit.status
+                visit.click(x * width, y * height, width, height)
+                visit.await_mask(before)
+            for (visit, _), (width, height), predictor in zip(
+                visits, sizes, predictors, strict=True
+            ):
+                (record,) = json.loads(visit.download("COCO RLE (JSON)"))
+                coords = record["point_coords"]
+                expected = np.array(clicks[:count]) * (width, height)
+                np.testing.assert_allclose(coords, expected, atol=2)
+                masks, scores, _ = predictor.predict(coords, [1] * count)
+                assert iou(decode_mask(record), masks[scores.argmax()]) >= 0.99
+
+
+def test_twenty_visitors_at_once_all_get_their_masks(
+    browser: Any, server: Server, bundled_sam: MobileSam, tmp_path: Path
+) -> None:
+    """Each with a small picture of its own; two to a profile, for the few connections of one."""
+    contexts = [browser.new_context(viewport={"width": 800, "height": 900}) for _ in range(10)]
+    pictures = [np.random.default_rng(seed).integers(0, 256, 3) for seed in range(20)]
+    visits = []
+    for index, color in enumerate(pictures):
+        pixels = np.full((SMALL[1], SMALL[0], 3), 255 - color, dtype=np.uint8)
+        cv2.circle(pixels, (30 + index, 36), 18, color.tolist(), cv2.FILLED)
+        Image.fromarray(pixels).save(tmp_path / f"{index}.png")
+        page = contexts[index // 2].new_page()
+        page.set_default_timeout(2 * PATIENCE)
+        page.goto(server.address)
+        visits.append(Visit(page, []))
+    for index, visit in enumerate(visits):
+        visit.await_status("Choose a picture")
+        visit.upload(tmp_path / f"{index}.png", f"^{index}.png")
+    for index, visit in enumerate(visits):  # none waits for another's mask
+        visit.click(30 + index, 36, *SMALL)
+    queued = 0
+    for visit in visits:
+        queued += visit.page.get_by_text(re.compile("^queue: ")).is_visible()
+    for index, visit in enumerate(visits):
+        visit.await_status("^Candidate")
+        (record,) = json.loads(visit.download("COCO RLE (JSON)"))
+        predictor = SamPredictor(bundled_sam)
+        predictor.set_image(Image.open(tmp_path / f"{index}.png"))
+        masks, scores, _ = predictor.predict(record["point_coords"], [1])
+        np.testing.assert_allclose(record["point_coords"], [(30 + index, 36)], atol=1)
+        assert iou(decode_mask(record), masks[scores.argmax()]) >= 0.99
+    assert queued > 0  # the last ones saw their place
+    for context in contexts:
+        context.close()
+
+
+def write_bad_files(folder: Path) -> dict[Path, str]:
+    """Files that are no pictures, or not to be opened, and what the page says of each."""
+    text = folder / "text.jpg"
+    text.write_text("This is no picture.\n" * 100)
+    truncated = folder / "truncated.jpg"
+    truncated.write_bytes((PHOTOGRAPHS / "flower.jpg").read_bytes()[:20_000])
+    return {
+        text: "text.jpg is no picture",
+        write_huge_png(folder / "huge.png", 20_000, 10_000): "huge.png is too large",
+        write_huge_png(folder / "large.png", 6_000, 5_000): "large.png is too large",
+        truncated: "truncated.jpg is damaged",
+    }
+
+
+def write_huge_png(path: Path, width: int, height: int) -> Path:
+    """All white, one bit a pixel, a few kilobytes: a bomb."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        checksum = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    rows = zlib.compress((b"\0" + b"\xff" * (width // 8)) * height)
+    signature = b"\x89PNG\r\n\x1a\n"
+    path.write_bytes(
+        signature + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    )
+    return path
+
+
+def test_bad_uploads_are_told_and_the_server_goes_on(visit: Visit, tmp_path: Path) -> None:
+    for path, message in write_bad_files(tmp_path).items():
+        visit.upload(path, message)
+        assert visit.page.locator("#status p.mistake").count() == 1
+        assert str(tmp_path) not in visit.page.inner_text("body")
+    visit.press("Mask (PNG)")
+    visit.page.get_by_text("there is no picture yet").wait_for()
+    visit.upload(PHOTOGRAPHS / "coffee.png")
+    visit.click(*CUP, 600, 400)
+    visit.await_status("^Candidate")
+
+
+def test_without_a_mouse(visit: Visit, predictor: SamPredictor) -> None:
+    """A photograph, the place of a point and a candidate, all by keys."""
+    page = visit.page
+    page.get_by_role("button", name="coffee", exact=True).focus()
+    page.keyboard.press("Enter")
+    visit.await_status("coffee.png")
+    page.get_by_role("button", name="Without a mouse").focus()
+    page.keyboard.press("Enter")
+    for label, value in zip(("X, in pixels", "Y, in pixels"), CUP, strict=True):
+        page.get_by_label(label).fill(str(value))
+        page.keyboard.press("Tab")
+    page.get_by_role("button", name="Add it here").focus()
+    page.keyboard.press("Enter")
+    visit.await_status("^Candidate")
+    masks, scores, _ = predictor.predict([CUP], [1])
+    assert iou(visit.mask(), masks[scores.argmax()]) >= 0.99
+    page.get_by_role("radiogroup", name="Candidates").get_by_role("radio", checked=True).focus()
+    for step in (1, 2):
+        page.keyboard.press("ArrowRight")
+        visit.await_status(f"^Candidate {(int(scores.argmax()) + step) % 3 + 1}")
+    page.get_by_role("radiogroup", name="A click adds").get_by_label("Background point").focus()
+    page.keyboard.press("Space")
+    assert page.get_by_role("radio", name="Background point").is_checked()
+    assert page.locator("#status [role=status]").get_attribute("aria-live") == "polite"
+
+
+def test_controls_have_names(visit: Visit) -> None:
+    """What a screen reader would say of each button and field, in every tab."""
+    for name in ("Click", "Everything", "Text", "Remove / fill / replace", "Track", "Label"):
+        visit.open_tab(name)
+        nameless = visit.page.evaluate(
+            """() => [...document.querySelectorAll("button, input, select, textarea, img")]
+                .filter(e => e.checkVisibility() && !e.closest("[aria-hidden=true]"))
+                .filter(e => !(e.ariaLabel || e.innerText || e.alt || e.title || e.labels?.length
+                    || e.labels?.[0]?.innerText || e.placeholder))
+                .map(e => e.outerHTML.slice(0, 200))"""
+        )
+        assert nameless == []
+
+
+def test_webcam(visit: Visit) -> None:
+    page = visit.page
+    page.get_by_label("Capture from camera").click()
+    page.get_by_text("Click to Access Webcam").click()
+    page.wait_for_function("document.querySelector('#picture video')?.videoWidth > 0")
+    page.get_by_label("capture photo").click()
+    visit.await_status("click on an object")
+
+
+def test_paste(visit: Visit) -> None:
+    visit.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    visit.page.evaluate(
+        """async () => {
+            const canvas = new OffscreenCanvas(120, 80);
+            canvas.getContext("2d").fillRect(20, 20, 50, 40);
+            const png = await canvas.convertToBlob({ type: "image/png" });
+            await navigator.clipboard.write([new ClipboardItem({ "image/png": png })]);
+        }"""
+    )
+    visit.page.get_by_label("Paste from clipboard").click()
+    visit.await_status("120 x 80 pixels: click on an object")
+
+
+def test_remove(visit: Visit) -> None:
+    visit.upload(PHOTOGRAPHS / "coffee.png")
+    visit.click(*CUP, 600, 400)
+    visit.await_status("^Candidate")
+    mask = visit.mask()
+    visit.open_tab("Remove / fill / replace")
+    visit.press("Paint")
+    visit.await_status("Done")
+    painted = np.asarray(Image.open(io.BytesIO(visit.download("Download PNG"))))
+    photograph = np.asarray(Image.open(PHOTOGRAPHS / "coffee.png").convert("RGB"))
+    changed = (painted != photograph).any(axis=-1)
+    grown = cv2.dilate(mask.astype(np.uint8), np.ones((15, 15), np.uint8)).astype(bool)
+    assert changed.any() and not changed[~grown].any()
+
+
+def write_video(path: Path) -> Path:
+    """Four frames of a disc that moves."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 10, (160, 120))
+    for index in range(4):
+        frame = np.full((120, 160, 3), 40, dtype=np.uint8)
+        cv2.circle(frame, (50 + 5 * index, 60), 25, (60, 200, 240), cv2.FILLED)
+        writer.write(frame)
+    writer.release()
+    return path
+
+
+def test_track(visit: Visit, tmp_path: Path) -> None:
+    video = write_video(tmp_path / "disc.mp4")
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video")
+
+    visit.open_tab("Track")
+    field = visit.page.locator("input[type=file][accept*=video]")
+    field.set_input_files(broken)
+    message = visit.await_status("broken.mp4")
+    assert "/" not in message
+    visit.page.get_by_label("Remove file").or_(visit.page.get_by_label("Clear")).first.click()
+    field.set_input_files(video)
+    visit.await_status("disc.mp4, 160 x 120 pixels")
+    visit.click(50, 60, 160, 120)
+    visit.await_status("^Candidate")
+    visit.press("Follow the object")
+    visit.await_status("Done")
+    tracks = json.loads(visit.download("tracks.json"))
+    assert len(tracks["annotations"]) == 1
+    lines = visit.download("tracks.csv").decode().splitlines()
+    assert len(lines) == 1 + 4
+    assert len(visit.download("overlay.mp4")) > 1000
+
+
+def test_what_is_missing_is_told_by_the_line_to_install(
+    visit: Visit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visit.open_tab("Text")
+    visit.page.get_by_text("hf download IDEA-Research/grounding-dino-tiny").wait_for()
+    assert visit.page.get_by_role("button", name="Find it").is_disabled()
+    visit.open_tab("Label")
+    visit.page.get_by_text("hf download openai/clip-vit-base-patch32").wait_for()
+    visit.open_tab("Remove / fill / replace")
+    assert visit.page.get_by_label("Remove (OpenCV)").is_checked()
+    visit.page.get_by_role("button", name="Remove with LaMa: unavailable here").click()
+    visit.page.get_by_text("hf download Carve/LaMa-ONNX lama_fp32.onnx").wait_for()
+
+    monkeypatch.setattr(pipelines, "find_spec", lambda name: None)
+    assert 'pip install "mobile-sam-plugin[grounded]"' in str(pipelines.DETECTOR.missing)
+
+
+def find_cup(
+    image: NDArray[np.uint8], prompts: Sequence[str], box_threshold: float, text_threshold: float
+) -> Detections:
+    """Stands for a detector's weights, which a machine without a network has not."""
+    return Detections(np.array([CUP_BOX], np.float32), np.array([0.9], np.float32), [prompts[0]])
+
+
+def classify(images: Iterable[NDArray[np.uint8]], texts: Sequence[str]) -> NDArray[np.float32]:
+    """Likewise a classifier's: everything is the second name."""
+    return np.array([[0, 9, *[0] * (len(texts) - 2)] for _ in images], np.float32)
+
+
+def paint_white(
+    image: NDArray[np.uint8], mask: NDArray[np.bool_], prompt: str
+) -> NDArray[np.uint8]:
+    return np.full_like(image, 255)
+
+
+def test_text_labels_and_fill_with_backends_of_a_few_lines(
+    browser: Any, bundled_sam: MobileSam, predictor: SamPredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipelines.Need, "missing", None)
+    detecting = GroundedMobileSam(bundled_sam, find_cup)
+    monkeypatch.setattr(pipelines.TextTab, "_pipeline", detecting)
+    monkeypatch.setattr(pipelines.LabelTab, "_classifier", staticmethod(classify))
+    monkeypatch.setattr(pipelines.InpaintTab, "_painter", InpaintAnything(None, paint_white))
+    with (
+        serve(bundled_sam, port=free_port(), checkpoint="bundled") as address,
+        visiting(browser, Server(address, None)) as visit,
+    ):
+        visit.upload(PHOTOGRAPHS / "coffee.png")
+        visit.open_tab("Text")
+        visit.page.get_by_label("What to find").fill("a cup.")
+        visit.press("Find it")
+        assert visit.await_status("^Found") == "Found: 1 a cup."
+        (found,) = json.loads(visit.download("Download COCO JSON"))["annotations"]
+        masks, _, _ = predictor.predict(box=CUP_BOX, multimask_output=False)
+        assert iou(decode_mask(found), masks[0]) >= 0.99
+
+        visit.open_tab("Label")
+        visit.page.get_by_label("Names, with commas between").fill("tea, coffee, sky")
+        for label, value in {
+            "Points a side": 4,
+            "Least predicted IoU": 0,
+            "Least stability score": 0,
+        }.items():
+            visit.fill(label, value)
+        visit.press("Name everything")
+        assert re.fullmatch(r"Named: \d+ coffee\.", visit.await_status("^Named"))
+
+        visit.open_tab("Click")
+        visit.click(*CUP, 600, 400)
+        visit.await_status("^Candidate")
+        mask = visit.mask()
+        visit.open_tab("Remove / fill / replace")
+        visit.page.get_by_label("Fill", exact=True).check()
+        visit.press("Paint")
+        visit.page.get_by_text("the prompt is empty").wait_for()
+        visit.page.get_by_label("What to paint").fill("a ball of wool")
+        visit.press("Paint")
+        visit.await_status("^Done")
+        painted = np.asarray(Image.open(io.BytesIO(visit.download("Download PNG"))))
+        assert (painted[mask] == 255).all()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("width", "height"), [(390, 844), (1280, 800)])
+def test_fits_a_phone_and_a_laptop(
+    browser: Any, server: Server, width: int, height: int, scheme: str
+) -> None:
+    viewport = {"width": width, "height": height}
+    with visiting(browser, server, viewport=viewport, color_scheme=scheme) as visit:
+        visit.page.get_by_role("button", name="flower", exact=True).click()
+        visit.await_status("flower.jpg, 640 x 427")
+        visit.click(320, 213, 640, 427)
+        visit.await_status("^Candidate")
+        assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
+        background = visit.page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (sum(map(int, re.findall(r"\d+", background)[:3])) < 384) == (scheme == "dark")
+        if (width, scheme) == (1280, "light"):
+            visit.photograph("app.png")
+        if (width, scheme) == (390, "dark"):
+            visit.photograph("app_phone.png")
+        if width == 390:
+            visit.page.get_by_role("button", name="More tabs").click()
+            visit.page.get_by_role("button", name="Track", exact=True).click()
+        else:
+            visit.open_tab("Track")
+        visit.page.get_by_text("Give a video").wait_for()
+
+
+def test_no_path_of_the_server_is_readable(server: Server, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.txt"
+    secret.write_text("secret")
+    for path in ("/etc/hostname", str(secret), __file__, "../../etc/hostname", "setup.cfg"):
+        for prefix in ("/gradio_api/file=", "/file=", "/gradio_api/proxy="):
+            answer = requests.get(server.address + prefix + path, timeout=60)
+            assert answer.status_code in (403, 404), (prefix, path)
+    for address in ("http://127.0.0.1:1/", "https://example.org/"):
+        for prefix in ("/gradio_api/file=", "/gradio_api/proxy="):
+            answer = requests.get(server.address + prefix + address, timeout=60)
+            assert answer.status_code == 404
+        answer = requests.get(f"{server.address}/gradio_api/file/{address}", timeout=60)
+        assert answer.status_code == 404
+
+    # A page's own requests, with a path that was never uploaded, or with an address.
+    config = requests.get(f"{server.address}/config", timeout=60).json()
+    events = {each["api_name"]: each for each in config["dependencies"]}
+    for event in ("upload", "choose", "find"):  # of a picture, a radio button and sliders
+        for path, told in ((str(secret), ""), ("http://example.org/a.png", "not addresses")):
+            file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+            body = {
+                "data": [file] * len(events[event]["inputs"]),
+                "fn_index": events[event]["id"],
+                "session_hash": "intruder",
+            }
+            requests.post(f"{server.address}/gradio_api/queue/join", json=body, timeout=60)
+            stream = f"{server.address}/gradio_api/queue/data?session_hash=intruder"
+            outcome = requests.get(stream, timeout=120).text
+            assert '"success":false' in outcome and told in outcome, (event, path)
+            assert "secret.txt, " not in outcome
+
+
+def test_a_video_is_no_list_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FFmpeg would open whatever file such a list names."""
+    write_video(tmp_path / "disc.mp4")
+    playlist = tmp_path / "list.mp4"
+    playlist.write_text("ffconcat version 1.0\nfile 'disc.mp4'\n")
+    next(iter(Video(playlist)))
+    for name, value in DECODERS.items():
+        monkeypatch.setenv(name, value)
+    next(iter(Video(tmp_path / "disc.mp4")))
+    with pytest.raises(ValueError, match="list.mp4"):
+        next(iter(Video(playlist)))
+
+
+def test_too_many_bytes_are_refused(server: Server) -> None:
+    files = {"files": ("large.png", bytes(40 * 2**20))}
+    answer = requests.post(f"{server.address}/gradio_api/upload", files=files, timeout=120)
+    assert answer.status_code == 413
+
+
+def test_nothing_of_the_page_is_from_elsewhere(server: Server) -> None:
+    page = requests.get(server.address, timeout=60)
+    assert "default-src 'self'" in page.headers["content-security-policy"]
+    loaded = re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=\"(https?:[^\"]*)", page.text)
+    assert [url for url in loaded if urlsplit(url).netloc != server.host] == []
+    assert "fonts.g" not in page.text
+
+
+def test_the_package_is_not_written_to(server: Server) -> None:
+    """Gradio writes a file beside every class that is derived from a component of its own."""
+    assert not list(Path(pipelines.__file__).parent.glob("*.pyi"))
+
+
+def test_closing_the_page_frees_its_memory(browser: Any, bundled_sam: MobileSam) -> None:
+    """With the server in this process, where its sessions can be counted."""
+    held: list[Sessions] = []
+
+    class Counted(Sessions):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            held.append(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mobile_sam_plugin.app.server.Sessions", Counted)
+        with serve(bundled_sam, port=free_port(), checkpoint="bundled") as address:
+            (sessions,) = held
+            server = Server(address, None)
+            with visiting(browser, server) as visit:
+                visit.upload(PHOTOGRAPHS / "coffee.png")
+                visit.click(*CUP, 600, 400)
+                visit.await_status("^Candidate")
+                visit.mask()
+                assert (len(sessions), sessions.embeddings) == (1, 1)
+                assert len(list(sessions.folder.iterdir())) == 1
+            with visiting(browser, server) as visit:
+                visit.page.wait_for_timeout(0)
+                for _ in range(600):
+                    if sessions.embeddings == 0:
+                        break
+                    visit.page.wait_for_timeout(100)
+                assert (len(sessions), sessions.embeddings) == (1, 0)
+                assert list(sessions.folder.iterdir()) == []
+
+
+def test_sessions_and_embeddings_are_bounded(bundled_sam: MobileSam, tmp_path: Path) -> None:
+    sessions = Sessions(bundled_sam, tmp_path, max_sessions=2, max_embeddings=1)
+    pixels = np.zeros((40, 60, 3), dtype=np.uint8)
+    one, other = Picture("one.png", pixels), Picture("other.png", pixels + 9)
+    assert one.key == Picture("same.png", pixels.copy()).key != other.key
+    sessions.get("a").open(one)
+    sessions.get("b").open(other)
+    first = sessions.predictor(one)
+    assert sessions.predictor(one) is first
+    sessions.predictor(other)
+    assert sessions.is_encoded(other) and not sessions.is_encoded(one)
+    sessions.get("a")
+    sessions.get("c")  # in the place of b, which was used before a
+    assert sessions.get("a").picture is one
+    assert not sessions.is_encoded(other)
+
+
+@pytest.mark.parametrize("width", [1281, 4000])
+def test_large_pictures_are_shown_small_and_segmented_whole(
+    bundled_sam: MobileSam, tmp_path: Path, width: int
+) -> None:
+    pixels = np.zeros((300, width, 3), dtype=np.uint8)
+    pixels[100:200, 400:900] = 200
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    picture = read_picture(tmp_path / "wide.png", "wide.png", 2_000_000)
+    assert picture.shown.shape[1] == 1280
+    session = Sessions(bundled_sam, tmp_path).get("a")
+    session.open(picture)
+    session.add((600, 150, 1), None, refine=True)
+    predictor = SamPredictor(bundled_sam)
+    predictor.set_image(pixels)
+    session.decode(predictor)
+    assert session.require_mask().shape == (300, width)
+    drawn = session.draw()
+    assert drawn is not None and drawn.shape == picture.shown.shape
+
+
+def run_app(*options: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "mobile_sam_plugin", "app", *options],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_taken_port_is_told_in_one_line() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = run_app("--port", str(port))
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1 and f"port {port}" in done.stderr
+
+
+def test_missing_gradio_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "gradio.py").write_text("raise ImportError('no gradio')")
+    done = subprocess.run(
+        [sys.executable, "-m", "mobile_sam_plugin", "app", "--port", str(free_port())],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        'mobile-sam: gradio is not installed: run pip install "mobile-sam-plugin[app]"'
+    ]
+
+
+def test_ctrl_c_stops_it_and_takes_the_files_along(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(tmp_path))
+        with start() as server:
+            assert requests.get(server.address, timeout=60).ok
+            assert list(tmp_path.glob("mobile-sam-app-*"))
+    assert server.process is not None and server.process.returncode == 130
+    assert not list(tmp_path.glob("mobile-sam-app-*"))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import wrapt
 
 if TYPE_CHECKING:
+    from .annotation import annotate
     from .automatic_mask_generator import SamAutomaticMaskGenerator
     from .build import build_sam_vit_t
     from .checkpoint import DEFAULT_CHECKPOINT
@@ -27,6 +28,7 @@ _MODULES = {
     "SamAutomaticMaskGenerator": "automatic_mask_generator",
     "SamPredictor": "predictor",
     "accelerate": "model",
+    "annotate": "annotation",
     "build_sam_vit_t": "build",
     "register": "registry",
     "replace": "registry",
@@ -39,6 +41,7 @@ __all__ = [
     "SamAutomaticMaskGenerator",
     "SamPredictor",
     "accelerate",
+    "annotate",
     "build_sam_vit_t",
     "register",
     "replace",

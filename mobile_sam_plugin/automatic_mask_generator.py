@@ -1,5 +1,6 @@
 """Everything mode: upstream's records for every option, in a fraction of the time and memory."""
 
+import copy
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -64,19 +65,32 @@ class SamAutomaticMaskGenerator(MaskSearch, segment_anything.SamAutomaticMaskGen
             output_mode,
         )
 
+    _encoded: SamPredictor | None = None
+
     @torch.no_grad()
     def generate(
-        self, image: NDArray[np.uint8] | Image.Image, progress: Progress | None = None
+        self,
+        image: NDArray[np.uint8] | Image.Image,
+        progress: Progress | None = None,
+        predictor: SamPredictor | None = None,
     ) -> list[dict[str, Any]]:
-        """As :meth:`MaskSearch.generate`, in eval mode."""
+        """As :meth:`MaskSearch.generate`, in eval mode.
+
+        Args:
+            image, progress: as there.
+            predictor: one that has this image set, as ``set_image_batch`` returns them; so the
+                image need not be encoded again, only its crops.
+        """
+        search = copy.copy(self)  # threads may share this one
+        search._encoded = predictor
         with eval_mode(self.predictor.model):
-            return super().generate(image, progress)
+            return super(SamAutomaticMaskGenerator, search).generate(image, progress)
 
     def _decoder(self) -> "Callable[[NDArray[np.uint8]], _CropDecoder]":
         decoder = self.predictor.model.mask_decoder
         if not isinstance(decoder, MaskDecoder):
             decoder = MaskDecoder.sharing(decoder)
-        return partial(_CropDecoder, self.predictor.model, decoder)
+        return partial(_CropDecoder, self.predictor.model, decoder, self._encoded)
 
     @staticmethod
     def postprocess_small_regions(
@@ -100,13 +114,20 @@ class _CropDecoder:
     """See :class:`~mobile_sam_plugin.everything.CropDecoder`."""
 
     def __init__(
-        self, model: segment_anything.modeling.Sam, decoder: MaskDecoder, pixels: NDArray[np.uint8]
+        self,
+        model: segment_anything.modeling.Sam,
+        decoder: MaskDecoder,
+        encoded: SamPredictor | None,
+        pixels: NDArray[np.uint8],
     ) -> None:
         self._model = model
         self._decoder = decoder
-        # A predictor of its own, so that threads do not meet, nor a client's generator.predictor.
-        self._predictor = SamPredictor(model)
-        self._predictor.set_image(pixels)
+        if encoded is not None and tuple(encoded.original_size) == pixels.shape[:2]:
+            self._predictor = encoded  # a crop of that size is the whole image
+        else:
+            # One of its own, so that threads do not meet, nor a client's generator.predictor.
+            self._predictor = SamPredictor(model)
+            self._predictor.set_image(pixels)
         self.mask_threshold: float = model.mask_threshold
         self.upscaler = MaskUpscaler(
             self._predictor.input_size,

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -72,15 +72,37 @@ def load_image(image: ImageSource) -> NDArray[np.uint8]:
     if not isinstance(image, str | os.PathLike):
         return as_pixels(image)
     with open(image, "rb") as file:
-        try:
-            with Image.open(file) as opened:
-                return as_pixels(opened)
-        except MemoryError:
-            raise
-        except UnidentifiedImageError as error:
-            raise ValueError(f"{os.fspath(image)!r} is no image that Pillow can read") from error
-        except Exception as error:  # Pillow's readers raise of every kind on damaged files
-            raise ValueError(f"the image {os.fspath(image)!r} cannot be read: {error}") from error
+        return read_image(file, os.fspath(image))
+
+
+def read_image(file: BinaryIO, name: str) -> NDArray[np.uint8]:
+    """The pixels of an image in an open file, turned upright.
+
+    Of animations it is the first frame. CMYK is converted, transparency dropped, 16 bits are scaled
+    to 8.
+
+    Args:
+        file: open for reading.
+        name: of the file, for messages.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+
+    Raises:
+        ValueError: the file is no image, or damaged, or too large to be safe; naming it.
+    """
+    try:
+        with Image.open(file) as opened:
+            # Older releases of Pillow give PNGs and PGMs of 16 bits as 32 of them.
+            if opened.mode == "I" and opened.format in ("PNG", "PPM"):
+                return as_pixels((np.asarray(opened) >> 8).astype(np.uint8))
+            return as_pixels(opened)
+    except MemoryError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{name!r} is no image that Pillow can read") from error
+    except Exception as error:  # Pillow's readers raise of every kind on damaged files
+        raise ValueError(f"the image {name!r} cannot be read: {error}") from error
 
 
 def _from_pil(image: Image.Image) -> NDArray[np.uint8]:
@@ -92,6 +114,8 @@ def _from_pil(image: Image.Image) -> NDArray[np.uint8]:
     upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith("I;16"):
         return (np.asarray(upright) >> 8).astype(np.uint8)
+    if upright.mode == "P":  # a palette may have transparent colours, which RGB would warn about
+        upright = upright.convert("RGBA")
     return np.asarray(upright.convert("RGB"))
 
 

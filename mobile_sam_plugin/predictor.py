@@ -101,13 +101,28 @@ class SamPredictor(segment_anything.SamPredictor):
             ...     masks, scores, logits = each.predict(box=[10, 10, 200, 150])
         """
         prepared = [self._prepare(image, image_format) for image in images]
-        if not prepared:
-            return []
-        inputs = torch.cat([self.model.preprocess(pixels) for pixels, _ in prepared])
+        return self.set_torch_image_batch(*zip(*prepared, strict=True)) if prepared else []
+
+    @torch.no_grad()
+    def set_torch_image_batch(
+        self, transformed_images: Sequence[Tensor], original_image_sizes: Sequence[tuple[int, ...]]
+    ) -> list[Self]:
+        """Computes the embeddings of several images at once, which have been transformed.
+
+        Args:
+            transformed_images: each as :meth:`set_torch_image` takes it; their sizes may differ.
+            original_image_sizes: (H, W) of each before the transformation.
+
+        Returns:
+            A predictor for each image, which has it set. This one stays as it is.
+        """
+        inputs = [self.model.preprocess(image) for image in transformed_images]
         with eval_mode(self.model):
-            embeddings = self.model.image_encoder(inputs)
+            embeddings = self.model.image_encoder(torch.cat(inputs))
         predictors = []
-        for (pixels, original_size), embedding in zip(prepared, embeddings, strict=True):
+        for pixels, original_size, embedding in zip(
+            transformed_images, original_image_sizes, embeddings, strict=True
+        ):
             predictor = copy.copy(self)
             predictor.original_size = original_size
             predictor.input_size = tuple(pixels.shape[-2:])

@@ -9,9 +9,10 @@ import io
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -20,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Record = dict[str, Any]
 Color = tuple[int, int, int]
+AnyPath = TypeVar("AnyPath", bound=PurePath)
 
 _MASK_FILE = re.compile(r"mask_\d{3,}(\.png|_logits\.npy)")
 _WHITE: Color = (255, 255, 255)
@@ -153,6 +155,21 @@ def write_results(
     write_file(folder / "overlay.png", _png(overlay[..., ::-1]))
     write_file(folder / "masks.json", json.dumps(list(records), allow_nan=False).encode())
     return masks
+
+
+def name_folders(paths: Sequence[AnyPath]) -> dict[AnyPath, str]:
+    """Names for the results of images that lie in one folder.
+
+    Stems, but whole names where images would share one, if only on some file systems.
+    """
+    stems = Counter(path.stem.casefold() for path in paths)
+    names = {path.name.casefold() for path in paths}
+    return {
+        path: path.name
+        if stems[path.stem.casefold()] > 1 or path.stem.casefold() in names
+        else path.stem
+        for path in paths
+    }
 
 
 def write_file(path: Path, content: bytes) -> None:

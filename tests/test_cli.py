@@ -22,7 +22,7 @@ import mobile_sam_plugin
 from mobile_sam_plugin import SamPredictor, build_sam_vit_t
 from mobile_sam_plugin.checkpoint import BUNDLED_FILE, read_checkpoint
 from mobile_sam_plugin.cli import app, main
-from mobile_sam_plugin.cli.everything import name_folders
+from mobile_sam_plugin.results import name_folders
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = ("segment", "everything", "run", "info", "convert", "download")

@@ -13,6 +13,8 @@ import typer
 from typer.main import get_command
 
 from .. import __version__
+from .annotate import annotate
+from .app import app as page
 from .checkpoints import convert, download, info
 from .distill import app as distill
 from .evaluate import evaluate
@@ -24,6 +26,7 @@ from .run import RunCommand, run
 from .segment import segment
 from .text import text
 from .track import track
+from .view import view
 
 # typer's own usage error, or click's where typer still builds on that.
 _UsageError: Any = typer.BadParameter.__base__
@@ -47,7 +50,10 @@ app.command()(remove)
 app.command()(fill)
 app.command()(replace)
 app.command()(track)
+app.command()(annotate)
+app.command()(view)
 app.command(cls=RunCommand)(run)
+app.command("app")(page)
 app.command()(export)
 app.command()(evaluate)
 app.add_typer(distill, name="distill")

@@ -1,13 +1,13 @@
 """``mobile-sam everything``: all masks of an image, or of each image in a folder."""
 
 import sys
-from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from . import search_options
 from .inputs import Checkpoint, Device, Out, load_model
 
 
@@ -19,60 +19,17 @@ def everything(
         ),
     ],
     out: Out,
-    points_per_side: Annotated[
-        int | None,
-        typer.Option(min=1, show_default="32", help="Clicks along a side of the image."),
-    ] = None,
-    points_per_batch: Annotated[
-        int | None,
-        typer.Option(min=1, show_default="64", help="Clicks at once; more take more memory."),
-    ] = None,
-    pred_iou_thresh: Annotated[
-        float | None,
-        typer.Option(show_default="0.88", help="Drop masks of a lower predicted IoU."),
-    ] = None,
-    stability_score_thresh: Annotated[
-        float | None,
-        typer.Option(
-            show_default="0.95", help="Drop masks that change more when the cutoff is shifted."
-        ),
-    ] = None,
-    stability_score_offset: Annotated[
-        float | None,
-        typer.Option(show_default="1.0", help="By how much the cutoff is shifted for that."),
-    ] = None,
-    box_nms_thresh: Annotated[
-        float | None,
-        typer.Option(show_default="0.7", help="Box IoU from which on two masks are duplicates."),
-    ] = None,
-    crop_n_layers: Annotated[
-        int | None,
-        typer.Option(
-            min=0, show_default="0", help="Search crops, too: layer N has 2^N a side of the image."
-        ),
-    ] = None,
-    crop_nms_thresh: Annotated[
-        float | None,
-        typer.Option(show_default="0.7", help="As --box-nms-thresh, between crops."),
-    ] = None,
-    crop_overlap_ratio: Annotated[
-        float | None,
-        typer.Option(
-            show_default="512/1500", help="Overlap of crops, as a fraction of the image's length."
-        ),
-    ] = None,
-    crop_n_points_downscale_factor: Annotated[
-        int | None,
-        typer.Option(
-            min=1, show_default="1", help="In layer N, divide --points-per-side by this^N."
-        ),
-    ] = None,
-    min_mask_region_area: Annotated[
-        int | None,
-        typer.Option(
-            min=0, show_default="0", help="Remove islands and fill holes of fewer pixels."
-        ),
-    ] = None,
+    points_per_side: search_options.PointsPerSide = None,
+    points_per_batch: search_options.PointsPerBatch = None,
+    pred_iou_thresh: search_options.PredIouThresh = None,
+    stability_score_thresh: search_options.StabilityScoreThresh = None,
+    stability_score_offset: search_options.StabilityScoreOffset = None,
+    box_nms_thresh: search_options.BoxNmsThresh = None,
+    crop_n_layers: search_options.CropNLayers = None,
+    crop_nms_thresh: search_options.CropNmsThresh = None,
+    crop_overlap_ratio: search_options.CropOverlapRatio = None,
+    crop_n_points_downscale_factor: search_options.CropNPointsDownscaleFactor = None,
+    min_mask_region_area: search_options.MinMaskRegionArea = None,
     checkpoint: Checkpoint = None,
     device: Device = "auto",
 ) -> None:
@@ -84,31 +41,26 @@ def everything(
 
     An image of a folder that cannot be read is reported and left out, and the exit code is then 1.
     """
-    # Only what was given is handed on, so that the defaults are upstream's.
-    given: dict[str, Any] = {
-        name: value
-        for name, value in {
-            "points_per_side": points_per_side,
-            "points_per_batch": points_per_batch,
-            "pred_iou_thresh": pred_iou_thresh,
-            "stability_score_thresh": stability_score_thresh,
-            "stability_score_offset": stability_score_offset,
-            "box_nms_thresh": box_nms_thresh,
-            "crop_n_layers": crop_n_layers,
-            "crop_nms_thresh": crop_nms_thresh,
-            "crop_overlap_ratio": crop_overlap_ratio,
-            "crop_n_points_downscale_factor": crop_n_points_downscale_factor,
-            "min_mask_region_area": min_mask_region_area,
-        }.items()
-        if value is not None
-    }
+    given = search_options.given(
+        points_per_side=points_per_side,
+        points_per_batch=points_per_batch,
+        pred_iou_thresh=pred_iou_thresh,
+        stability_score_thresh=stability_score_thresh,
+        stability_score_offset=stability_score_offset,
+        box_nms_thresh=box_nms_thresh,
+        crop_n_layers=crop_n_layers,
+        crop_nms_thresh=crop_nms_thresh,
+        crop_overlap_ratio=crop_overlap_ratio,
+        crop_n_points_downscale_factor=crop_n_points_downscale_factor,
+        min_mask_region_area=min_mask_region_area,
+    )
     paths = _list_images(images) if images.is_dir() else [images]
 
     from tqdm import tqdm
 
     from .. import SamAutomaticMaskGenerator
     from ..inputs import load_image
-    from ..results import write_results
+    from ..results import name_folders, write_results
 
     model = load_model(checkpoint, device)
     try:
@@ -153,18 +105,6 @@ def _list_images(folder: Path) -> list[Path]:
     if not paths:
         raise ValueError(f"there is no image in the folder {str(folder)!r}")
     return paths
-
-
-def name_folders(paths: list[Path]) -> dict[Path, str]:
-    """Stems, but whole names where images would share a folder, if only on some file systems."""
-    stems = Counter(path.stem.casefold() for path in paths)
-    names = {path.name.casefold() for path in paths}
-    return {
-        path: path.name
-        if stems[path.stem.casefold()] > 1 or path.stem.casefold() in names
-        else path.stem
-        for path in paths
-    }
 
 
 def _advance(bar: Any, before: int, done: int, _: int) -> None:

@@ -28,7 +28,10 @@ def export(
         Precision,
         typer.Option(help="int8: the encoder in 8 bits, calibrated on the photographs."),
     ] = Precision.fp32,
-    opset: Annotated[int, typer.Option(min=17, max=20, help="Of ONNX.")] = 18,
+    opset: Annotated[
+        int | None,
+        typer.Option(min=17, max=20, help="Of ONNX.", show_default="18; 20 with int8"),
+    ] = None,
     with_preprocessing: Annotated[
         bool,
         typer.Option(

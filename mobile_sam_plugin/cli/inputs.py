@@ -51,7 +51,7 @@ Device = Annotated[
     typer.Option(metavar="D", help="Where to compute: cpu, cuda, cuda:1, mps; or auto."),
 ]
 PointsPerSide = Annotated[int, typer.Option(min=1, help="As of mobile-sam everything.")]
-Threshold = Annotated[float, typer.Option(help="As of mobile-sam everything.")]
+Threshold = Annotated[float, typer.Option(min=0, max=1, help="As of mobile-sam everything.")]
 Out = Annotated[
     Path,
     typer.Option(

@@ -1,0 +1,151 @@
+"""The stages as a pipeline of Ray Data, on this machine or on a cluster.
+
+Ray schedules, replaces actors that die, and repeats what they were at. A stage that is repeated
+writes the same files again.
+"""
+
+import copy
+import logging
+import math
+import pickle
+from collections.abc import Generator, Iterable, Mapping
+from typing import Any
+
+import torch
+from segment_anything.modeling import Sam
+
+from . import stages
+from .options import ImageResult, Options
+from .sources import Item
+from .storage import Folder
+
+try:
+    import pyarrow
+    import ray
+    import ray.data
+except ImportError as error:
+    raise ImportError('the engine ray needs Ray: pip install "mobile-sam-plugin[ray]"') from error
+
+_MOST_BLOCKS = 20_000  # of the data set, so that Ray's own books stay small
+_CPUS_OF_IO = 0.25  # of a task that reads or writes
+
+
+def run_ray(
+    items: Iterable[Item],
+    model: Sam,
+    options: Options,
+    categories: Mapping[int, str],
+    folder: Folder | None,
+    address: str | None = None,
+    workers: int | None = None,
+    batch_size: int | None = None,
+    gpus_per_worker: float | None = None,
+) -> Generator[ImageResult, None, None]:
+    """Takes images through all stages.
+
+    Args:
+        items: the images; all of them are listed before the first is read.
+        model: it is sent to the actors.
+        options: of the run.
+        categories: id to name, of the source.
+        folder: where results go, as every node of the cluster sees it; nowhere if None.
+        address: of a cluster; one is started on this machine, and ended, if None, unless Ray has
+            been initialised before.
+        workers: actors with a model; as many as the cluster's GPUs serve, else 1, if None.
+        batch_size: images that are encoded together; 8 on a GPU and 1 elsewhere if None.
+        gpus_per_worker: of an actor; 1 if the model is on a GPU, else 0, if None.
+
+    Yields:
+        The results, in order, once their files are written.
+    """
+    own_cluster = not ray.is_initialized()
+    if own_cluster:
+        ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        if gpus_per_worker is None:
+            gpus_per_worker = float(model.device.type == "cuda")
+        resources = ray.cluster_resources()
+        if workers is None:
+            workers = 1
+            if gpus_per_worker:
+                workers = max(1, int(resources.get("GPU", 0) / gpus_per_worker))
+        batch_size = batch_size or (8 if gpus_per_worker else 1)
+        # Where there is no GPU, the CPUs go to the models, but for what reading and writing take.
+        cpus = 1.0
+        if not gpus_per_worker:
+            spare = (resources.get("CPU", 1) - 2 * _CPUS_OF_IO) / workers
+            cpus = math.floor(spare) if spare >= 1 else max(math.floor(spare * 4) / 4, _CPUS_OF_IO)
+
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        context = ray.data.DataContext.get_current()
+        context.execution_options.preserve_order = True
+        context.enable_progress_bars = False
+        rows = [_row(item) for item in items]
+        if not rows:
+            return
+        on_cpu = model if model.device.type == "cpu" else copy.deepcopy(model).cpu()
+        blocks = min(math.ceil(len(rows) / batch_size), _MOST_BLOCKS)
+        dataset = (
+            ray.data.from_items(rows, override_num_blocks=blocks)
+            .map(
+                _load,
+                fn_kwargs={"long_side": model.image_encoder.img_size},
+                num_cpus=_CPUS_OF_IO,
+            )
+            .map_batches(
+                _Segmenter,
+                fn_constructor_args=(ray.put(on_cpu), options, dict(categories), cpus),
+                batch_size=batch_size,
+                batch_format="pyarrow",
+                compute=ray.data.ActorPoolStrategy(size=workers),
+                num_cpus=cpus,
+                num_gpus=gpus_per_worker,
+            )
+            .map(
+                _write,
+                fn_kwargs={"folder": folder, "options": options},
+                num_cpus=_CPUS_OF_IO,
+            )
+        )
+        for row in dataset.iter_rows():
+            result = pickle.loads(row["value"])
+            if isinstance(result, OSError):
+                raise result
+            yield result
+    finally:
+        if own_cluster:
+            ray.shutdown()
+
+
+def _load(row: dict[str, Any], long_side: int) -> dict[str, Any]:
+    return _row(stages.load(pickle.loads(row["value"]), long_side))
+
+
+class _Segmenter:
+    """An actor with a model."""
+
+    def __init__(
+        self, model: Any, options: Options, categories: Mapping[int, str], cpus: float
+    ) -> None:
+        torch.set_num_threads(max(1, int(cpus)))
+        sam: Sam = ray.get(model)
+        if ray.get_gpu_ids():
+            sam = sam.to("cuda")
+        self._segment = stages.Segmenter(sam, options, categories)
+
+    def __call__(self, batch: pyarrow.Table) -> pyarrow.Table:
+        done = self._segment([pickle.loads(value) for value in batch["value"].to_pylist()])
+        return pyarrow.Table.from_pylist([_row(pair) for pair in done])
+
+
+def _write(row: dict[str, Any], folder: Folder | None, options: Options) -> dict[str, Any]:
+    loaded, result = pickle.loads(row["value"])
+    try:
+        return _row(stages.write(loaded, result, folder, options))
+    except OSError as error:  # as it is, where Ray would wrap it and lose what kind it was
+        return _row(error)
+
+
+def _row(value: Any) -> dict[str, Any]:
+    """A row of a data set; Arrow has no type of its own for what the stages pass on."""
+    return {"value": pickle.dumps(value)}

@@ -1,0 +1,265 @@
+"""The stages that every image goes through, one after another; engines let them overlap.
+
+``load`` and ``write`` are cheap and take one image, ``Segmenter`` has the model and takes a batch.
+"""
+
+import hashlib
+import math
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from segment_anything.modeling import Sam
+from segment_anything.utils.transforms import ResizeLongestSide
+
+from ..automatic_mask_generator import SamAutomaticMaskGenerator
+from ..inputs import as_finite, input_size
+from ..mask_postprocessing import MaskUpscaler
+from ..predictor import SamPredictor
+from ..results import Record
+from . import writers
+from .options import ImageResult, Options
+from .sources import Item
+from .storage import Folder
+
+_MASKS_PER_IMAGE = 1_000_000  # ids of an image's masks start at so many times its own
+_BOXES_PER_BATCH = 16
+_LONGEST_NAME = 255 - len(".json")  # in bytes, without a suffix, as file systems have it
+
+
+class Stopped(Exception):
+    """The run ends before this image is done."""
+
+
+@dataclass
+class Loaded:
+    """An image on its way.
+
+    Attributes:
+        item: which.
+        pixels: (H, W, 3) uint8 RGB.
+        resized: (h, w, 3), the same for the model.
+        error: why there are no pixels.
+    """
+
+    item: Item
+    pixels: NDArray[np.uint8] | None = None
+    resized: NDArray[np.uint8] | None = None
+    error: str | None = None
+
+
+def load(item: Item, long_side: int) -> Loaded:
+    """Reads and resizes an image; what is wrong with it becomes its error.
+
+    Args:
+        item: which.
+        long_side: of the model's input, in pixels.
+    """
+    if len(os.fsencode(os.path.basename(item.name))) > _LONGEST_NAME:
+        return Loaded(item, error=f"{item.path!r}: the name is too long for those of its results")
+    try:
+        pixels = item.load()
+        height, width = pixels.shape[:2]
+        input_size(height, width, long_side)  # refuses images that are too thin
+        resized = ResizeLongestSide(long_side).apply_image(pixels)
+    except (OSError, ValueError, TypeError) as error:
+        named = item.path in str(error)
+        return Loaded(item, error=str(error) if named else f"{item.path!r}: {error}")
+    except MemoryError:
+        return Loaded(item, error=f"{item.path!r} does not fit into memory")
+    return Loaded(item, pixels, resized)
+
+
+class Segmenter:
+    """The model, and how it is prompted. Several threads may share one."""
+
+    def __init__(self, model: Sam, options: Options, categories: Mapping[int, str]) -> None:
+        """Takes the model.
+
+        Args:
+            model: on the device where it computes.
+            options: of the run.
+            categories: id to name, of the source.
+
+        Raises:
+            ValueError, TypeError: options of the search that the generator refuses.
+            Others: a detector that cannot be loaded, see
+                :class:`~mobile_sam_plugin.integrations.grounded_sam.GroundedMobileSam`.
+        """
+        self.stop = threading.Event()
+        self._predictor = SamPredictor(model)
+        self._options = options
+        self._categories = categories
+        self._lock = threading.Lock()
+        if options.mode == "everything":
+            try:
+                self._generator = SamAutomaticMaskGenerator(
+                    model, output_mode="coco_rle", **options.search
+                )
+            except ZeroDivisionError as error:
+                raise ValueError(
+                    "no click is left in the last layer of crops: raise points_per_side, or lower "
+                    "crop_n_layers or crop_n_points_downscale_factor"
+                ) from error
+        elif options.mode == "text":
+            from mobile_sam_plugin.integrations.grounded_sam import (
+                DEFAULT_DETECTOR,
+                GroundedMobileSam,
+            )
+
+            self._grounded = GroundedMobileSam(model, options.detector or DEFAULT_DETECTOR)
+
+    @torch.no_grad()
+    def __call__(self, batch: Sequence[Loaded]) -> list[tuple[Loaded, ImageResult]]:
+        """Segments images, which are encoded together; what is wrong with one becomes its error.
+
+        Raises:
+            Stopped: ``stop`` was set.
+        """
+        images = [loaded for loaded in batch if loaded.resized is not None]
+        predictors: list[SamPredictor] = []
+        if images:
+            device = self._predictor.device
+            predictors = self._predictor.set_torch_image_batch(
+                [
+                    torch.as_tensor(image.resized, device=device).permute(2, 0, 1)[None]
+                    for image in images
+                ],
+                [image.pixels.shape[:2] for image in images if image.pixels is not None],
+            )
+        encoded = iter(predictors)
+        return [
+            (loaded, self._segment(loaded, None if loaded.resized is None else next(encoded)))
+            for loaded in batch
+        ]
+
+    def _segment(self, loaded: Loaded, predictor: SamPredictor | None) -> ImageResult:
+        item = loaded.item
+        result = ImageResult(item.key, item.image_id, error=loaded.error)
+        if loaded.pixels is None or predictor is None:
+            return result
+        self._check_stop()
+        result.height, result.width = loaded.pixels.shape[:2]
+        try:
+            if self._options.mode == "everything":
+                records = self._generator.generate(loaded.pixels, self._check_stop, predictor)
+                # With both thresholds at 0 the generator lets masks of no pixel pass.
+                records = [record for record in records if record["area"]]
+            elif self._options.mode == "boxes":
+                records = self._segment_prompts(item, predictor)
+            else:
+                records = self._segment_words(loaded.pixels, predictor)
+        except (ValueError, TypeError) as error:
+            result.error = f"{item.path!r}: {error}"
+            return result
+        for number, record in enumerate(records, 1):
+            record.setdefault("id", item.image_id * _MASKS_PER_IMAGE + number)
+            if math.isnan(record["stability_score"]):  # a mask without a pixel has none
+                record["stability_score"] = 0.0
+        result.records = records
+        return result
+
+    def _check_stop(self, *_: int) -> None:
+        if self.stop.is_set():
+            raise Stopped
+
+    def _segment_prompts(self, item: Item, predictor: SamPredictor) -> list[Record]:
+        boxes = []
+        for prompt in item.boxes:
+            x, y, width, height = as_finite(f"bbox of annotation {prompt.id}", prompt.bbox)
+            boxes.append([x, y, x + width, y + height])
+        records = self._segment_boxes(np.array(boxes, np.float32).reshape(-1, 4), predictor)
+        for record, prompt in zip(records, item.boxes, strict=True):
+            record["id"] = prompt.id
+            record["category_id"] = prompt.category_id
+            record["category"] = self._categories.get(prompt.category_id, str(prompt.category_id))
+        return records
+
+    def _segment_words(self, pixels: NDArray[np.uint8], predictor: SamPredictor) -> list[Record]:
+        options = self._options
+        with self._lock:  # tokenizers are not made for threads
+            found = self._grounded.detect(
+                pixels,
+                options.prompts,
+                options.box_threshold,
+                options.text_threshold,
+                options.nms_threshold,
+            )
+        assert found.class_ids is not None
+        records = self._segment_boxes(found.boxes, predictor)
+        for record, class_id, score in zip(records, found.class_ids, found.scores, strict=True):
+            record["category_id"] = 1 + int(class_id)
+            record["category"] = options.prompts[class_id]
+            record["score"] = float(score)
+        return records
+
+    def _segment_boxes(self, boxes: NDArray[np.float32], predictor: SamPredictor) -> list[Record]:
+        """A record for each box, (N, 4) XYXY in pixels."""
+        model = predictor.model
+        height, width = predictor.original_size
+        upscaler = MaskUpscaler(
+            predictor.input_size,
+            predictor.original_size,
+            low_res_size=tuple(model.prompt_encoder.mask_input_size),
+            model_size=model.image_encoder.img_size,
+        )
+        prompts = predictor.transform.apply_boxes_torch(
+            torch.as_tensor(boxes, device=predictor.device), predictor.original_size
+        )
+        records: list[Record] = []
+        for start in range(0, len(boxes), _BOXES_PER_BATCH):
+            self._check_stop()
+            _, scores, logits = predictor.predict_torch(
+                None, None, prompts[start : start + _BOXES_PER_BATCH], multimask_output=False
+            )
+            for score, low_res in zip(scores[:, 0].tolist(), logits[:, 0].cpu(), strict=True):
+                mask = upscaler.extract_mask(low_res.numpy(), model.mask_threshold)
+                assert mask is not None
+                x0, y0, x1, y1 = mask.box
+                records.append(
+                    {
+                        "segmentation": mask.to_coco_rle([0, 0, width, height], (height, width)),
+                        "area": mask.area,
+                        "bbox": [x0, y0, x1 - x0, y1 - y0],
+                        "predicted_iou": score,
+                        "point_coords": [],
+                        "stability_score": mask.stability_score,
+                        "crop_box": [0, 0, width, height],
+                    }
+                )
+        return records
+
+
+def write(
+    loaded: Loaded, result: ImageResult, folder: Folder | None, options: Options
+) -> ImageResult:
+    """Writes the files of an image, the one by which it is known to be done last.
+
+    Raises:
+        OSError: there is no room, or the folder may not be written to.
+    """
+    if folder is None or result.error is not None or loaded.pixels is None:
+        return result
+    name = loaded.item.name
+    if "ids" in options.formats:
+        folder.write(f"ids/{name}.png", writers.encode_ids(result))
+    if "yolo" in options.formats:
+        folder.write(f"labels/{name}.txt", writers.encode_yolo(result))
+    if "overlay" in options.formats and loaded.item.index % options.overlay_every == 0:
+        folder.write(f"overlays/{name}.jpg", writers.encode_overlay(loaded.pixels, result))
+    folder.write(writers.record_file(name), writers.encode_record(result))
+    return result
+
+
+def model_identity(model: Sam) -> dict[str, Any]:
+    """By what another model or other weights are noticed."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return {"image_size": model.image_encoder.img_size, "weights_sha256": digest.hexdigest()}

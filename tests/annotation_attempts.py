@@ -1,0 +1,68 @@
+"""Starts the same annotation again and again, and kills it each time: run by test_annotation.py.
+
+    python -m tests.annotation_attempts IMAGES OUT KILLS SEED
+
+Each attempt is a fork, which spares it the seconds that imports take. The first goes undisturbed
+into OUT/undisturbed and tells how long a run takes; the next KILLS, into OUT/killed, get a SIGKILL
+at a random moment; the last goes to its end. Prints the number of images done at each kill.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mobile_sam_plugin import MobileSam, annotate, build_sam_vit_t
+from mobile_sam_plugin.distill.objectives import set_image_size
+
+FORMATS = ("coco", "parquet", "ids", "yolo", "overlay")
+SEARCH: dict[str, Any] = {"points_per_side": 2, "pred_iou_thresh": 0, "stability_score_thresh": 0}
+
+
+def start(model: MobileSam, images: Path, out: Path) -> int:
+    """Starts an attempt, and returns the id of its process."""
+    process = os.fork()
+    if process == 0:
+        try:
+            for _ in annotate(images, out, model=model, formats=FORMATS, overlay_every=3, **SEARCH):
+                pass
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return process
+
+
+def check_json(out: Path) -> int:
+    """Reads all JSON that is there, which must be whole; returns how many images are done."""
+    done = list((out / "sa1b").rglob("*.json"))
+    for path in [*done, *out.glob("*.json")]:
+        json.loads(path.read_text())
+    return len(done)
+
+
+def main(images: Path, out: Path, kills: int, seed: int) -> None:
+    torch.set_num_threads(1)
+    model = build_sam_vit_t("bundled")
+    set_image_size(model, 224)
+    begin = time.monotonic()
+    assert os.waitpid(start(model, images, out / "undisturbed"), 0)[1] == 0
+    duration = time.monotonic() - begin
+
+    random_moments = random.Random(seed)
+    for _ in range(kills):
+        process = start(model, images, out / "killed")
+        time.sleep(random_moments.uniform(0, 0.3 * duration))
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        print(check_json(out / "killed"), flush=True)
+    assert os.waitpid(start(model, images, out / "killed"), 0)[1] == 0
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))

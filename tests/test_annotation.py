@@ -1,0 +1,650 @@
+"""Annotating data sets: sources, formats, runs that are stopped and go on, and the command.
+
+The model is the bundled one on small inputs; what it finds does not matter here.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import fsspec
+import numpy as np
+import pycocotools.mask
+import pytest
+import supervision
+from numpy.typing import NDArray
+from PIL import Image
+from pyarrow import parquet
+from pycocotools.coco import COCO
+
+from mobile_sam_plugin import MobileSam, SamPredictor, annotate
+from mobile_sam_plugin.annotation import ImageResult
+from mobile_sam_plugin.annotation.sources import open_source
+from mobile_sam_plugin.automatic_mask_generator import SamAutomaticMaskGenerator
+from mobile_sam_plugin.cli import main
+from mobile_sam_plugin.integrations.grounded_sam import Detections, GroundedMobileSam
+from mobile_sam_plugin.integrations.video import create_video
+from mobile_sam_plugin.results import decode_mask
+
+from .annotation_attempts import FORMATS, SEARCH
+from .test_grounded_sam import save_owl_detector
+
+ROOT = Path(__file__).parents[1]
+FLAGS = ["--points-per-side", "2", "--pred-iou-thresh", "0", "--stability-score-thresh", "0"]
+
+Captured = pytest.CaptureFixture[str]
+
+
+def draw(seed: int, width: int = 80, height: int = 60) -> Image.Image:
+    """A disc and a square on a ramp."""
+    rng = np.random.default_rng(seed)
+    pixels = np.empty((height, width, 3), np.uint8)
+    pixels[:] = np.linspace(40, 200, width)[None, :, None]
+    x, y = (int(v) for v in rng.integers(15, 45, 2))
+    cv2.circle(pixels, (x, y), 12, tuple(map(int, rng.integers(0, 255, 3))), cv2.FILLED)
+    cv2.rectangle(pixels, (55, 20), (75, 50), tuple(map(int, rng.integers(0, 255, 3))), cv2.FILLED)
+    return Image.fromarray(pixels)
+
+
+def save_images(folder: Path, count: int) -> Path:
+    """Images in a folder and in one below it."""
+    (folder / "sub").mkdir(parents=True)
+    for index in range(count):
+        draw(index).save(folder / ("sub" if index % 3 == 2 else "") / f"image_{index:02}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five images, of which two would share a name without their suffixes."""
+    folder = save_images(tmp_path_factory.mktemp("photos") / "photos", 4)
+    draw(9).save(folder / "image_00.jpg")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def annotated(
+    photos: Path, small_sam: MobileSam, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[ImageResult]]:
+    """A finished run in all formats, and what it has yielded."""
+    out = tmp_path_factory.mktemp("annotated") / "out"
+    return out, [*annotate(photos, out, model=small_sam, formats=FORMATS, **SEARCH)]
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def small_cli(small_sam: MobileSam, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the command build the small model, which no option of it would."""
+    module = sys.modules["mobile_sam_plugin.cli.annotate"]  # the package has its function
+    monkeypatch.setattr(module, "load_sam", lambda *_: small_sam)
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def read_records(out: Path) -> dict[str, Any]:
+    """The records of a run by the name of their image's file."""
+    contents = [json.loads(path.read_text()) for path in (out / "sa1b").rglob("*.json")]
+    return {content["image"]["file_name"]: content for content in contents}
+
+
+def save_coco(folder: Path, **changes: Any) -> Path:
+    """A data set of two images with boxes, and one without, beside its images."""
+    folder.mkdir(exist_ok=True)
+    for index in range(3):
+        draw(index).save(folder / f"{index}.png")
+    boxes = [
+        (1, 7, [10.0, 10.0, 30.0, 30.0]),
+        (1, 8, [55.0, 20.0, 20.0, 30.0]),
+        (2, 7, [5, 5, 9, 9]),
+    ]
+    content = {
+        "images": [{"id": 1 + i, "file_name": f"{i}.png"} for i in range(3)],
+        "categories": [{"id": 7, "name": "disc"}, {"id": 8, "name": "square"}],
+        "annotations": [
+            {"id": 40 + i, "image_id": image, "category_id": category, "bbox": box}
+            for i, (image, category, box) in enumerate(boxes)
+        ],
+        **changes,
+    }
+    path = folder / "boxes.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+# what comes out
+
+
+def test_results_are_those_of_the_generator(
+    photos: Path, annotated: tuple[Path, list[ImageResult]], small_sam: MobileSam
+) -> None:
+    out, results = annotated
+    keys = ["image_00.jpg", "image_00.png", "image_01.png", "image_03.png", "sub/image_02.png"]
+    assert [result.key for result in results] == keys
+    assert [result.image_id for result in results] == [1, 2, 3, 4, 5]
+    generator = SamAutomaticMaskGenerator(small_sam, output_mode="coco_rle", **SEARCH)
+    records = read_records(out)
+    for result in results:
+        expected = generator.generate(Image.open(photos / result.key))
+        found = [{k: v for k, v in record.items() if k != "id"} for record in result.records]
+        assert found == expected and expected and result.error is None
+        assert records[result.key] == {
+            "image": {
+                "image_id": result.image_id,
+                "file_name": result.key,
+                "width": 80,
+                "height": 60,
+            },
+            "annotations": result.records,
+        }
+    names = {"image_00.jpg", "image_00.png", "image_01", "image_03", "sub/image_02"}
+    for folder, suffix in (
+        ("sa1b", "json"),
+        ("ids", "png"),
+        ("labels", "txt"),
+        ("overlays", "jpg"),
+    ):
+        assert set(files_in(out / folder)) == {f"{name}.{suffix}" for name in names}
+    assert not (out / "errors.jsonl").exists() and not (out / ".partial").exists()
+    ids = [record["id"] for result in results for record in result.records]
+    assert len(set(ids)) == len(ids)
+
+
+def test_coco_is_read_by_pycocotools_and_supervision(
+    photos: Path, annotated: tuple[Path, list[ImageResult]]
+) -> None:
+    out, results = annotated
+    coco = COCO(out / "instances.json")
+    assert coco.loadCats(coco.getCatIds()) == [{"id": 1, "name": "object"}]
+    data = supervision.DetectionDataset.from_coco(str(photos), str(out / "instances.json"), True)
+    detections = {os.path.relpath(path, photos): found for path, _, found in data}
+    for result in results:
+        annotations = coco.loadAnns(coco.getAnnIds(result.image_id))
+        assert coco.loadImgs(result.image_id)[0]["file_name"] == result.key
+        masks = np.array([decode_mask(record) for record in result.records])
+        np.testing.assert_array_equal([coco.annToMask(each) for each in annotations], masks)
+        np.testing.assert_array_equal(detections[result.key].mask, masks)
+        for annotation, mask in zip(annotations, masks, strict=True):
+            assert annotation["bbox"] == [*cv2.boundingRect(mask.astype(np.uint8))]
+            assert annotation["area"] == mask.sum()
+
+
+def test_parquet_is_a_table_of_masks(annotated: tuple[Path, list[ImageResult]]) -> None:
+    out, results = annotated
+    table = parquet.read_table(out / "masks.parquet").to_pylist()
+    masks = [(result, record) for result in results for record in result.records]
+    for row, (result, record) in zip(table, masks, strict=True):
+        assert row["file_name"] == result.key and row["image_id"] == result.image_id
+        for name in ("id", "area", "predicted_iou", "stability_score"):
+            assert row[name] == pytest.approx(record[name])
+        rle = {"size": [row["height"], row["width"]], "counts": row["rle_counts"]}
+        np.testing.assert_array_equal(pycocotools.mask.decode(rle), decode_mask(record))
+        assert [row[side] for side in "xywh"] == pycocotools.mask.toBbox(rle).tolist()
+
+
+def read_yolo(path: Path, width: int, height: int) -> list[NDArray[np.uint8]]:
+    """Masks from a label file, as Ultralytics reads and rasterises it."""
+    masks = []
+    for line in path.read_text().splitlines():
+        number, *outline = line.split()
+        assert number.isdecimal() and len(outline) >= 6 and len(outline) % 2 == 0
+        polygon = np.array(outline, np.float32).reshape(-1, 2)
+        assert polygon.min() >= 0 and polygon.max() <= 1
+        mask = np.zeros((height, width), np.uint8)
+        cv2.fillPoly(mask, [(polygon * [width, height]).astype(np.int32)], 1)
+        masks.append(mask)
+    return masks
+
+
+def test_yolo_outlines_and_ids_agree_with_the_masks(
+    annotated: tuple[Path, list[ImageResult]],
+) -> None:
+    out, results = annotated
+    for result in results:
+        name = result.key if result.key.startswith("image_00") else result.key[:-4]
+        masks = [decode_mask(record) for record in result.records]
+        outlines = read_yolo(out / "labels" / f"{name}.txt", 80, 60)
+        for mask, outline in zip(masks, outlines, strict=True):
+            contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, 2)
+            filled = cv2.drawContours(np.zeros_like(outline), contours, -1, 1, cv2.FILLED)
+            assert (outline >= filled).all()  # joints between parts may add a line
+            assert np.count_nonzero(outline - filled) <= 100 * (len(contours) - 1)
+        ids = np.asarray(Image.open(out / "ids" / f"{name}.png"))
+        np.testing.assert_array_equal(ids > 0, np.any(masks, axis=0))
+        smallest = int(np.argmin([mask.sum() for mask in masks]))
+        assert (ids[masks[smallest]] == 1 + smallest).all()
+
+
+def test_ids_take_16_bits_for_many_masks() -> None:
+    from mobile_sam_plugin.annotation.writers import encode_ids
+    from mobile_sam_plugin.results import encode_mask
+
+    records = []
+    for index in range(300):
+        mask = np.zeros((20, 20), bool)
+        mask.flat[index] = True
+        records.append({"segmentation": encode_mask(mask), "area": 1})
+    png = encode_ids(ImageResult("a", 1, 20, 20, records))
+    ids = np.asarray(cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED))
+    assert ids.dtype == np.uint16 and ids.flat[299] == 300 and ids.flat[300] == 0
+
+
+def test_overlays_of_every_nth_image(photos: Path, small_sam: MobileSam, tmp_path: Path) -> None:
+    options: Any = {"formats": ["overlay"], "overlay_every": 2, **SEARCH}
+    assert len([*annotate(photos, tmp_path, model=small_sam, **options)]) == 5
+    assert len(files_in(tmp_path / "overlays")) == 3
+
+
+def test_threads_and_batches_change_nothing(
+    photos: Path, annotated: tuple[Path, list[ImageResult]], small_sam: MobileSam
+) -> None:
+    _, expected = annotated
+    results = [*annotate(photos, model=small_sam, workers=3, batch_size=2, **SEARCH)]
+    for result, before in zip(results, expected, strict=True):
+        assert result.key == before.key
+        for record, other in zip(result.records, before.records, strict=True):
+            assert pycocotools.mask.iou(
+                [record["segmentation"]], [other["segmentation"]], [0]
+            ) == pytest.approx(1, abs=0.01)
+
+
+def test_boxes_are_segmented_as_the_predictor_does(tmp_path: Path, small_sam: MobileSam) -> None:
+    data = save_coco(tmp_path / "data")
+    options: Any = {"mode": "boxes", "formats": ["coco", "yolo"]}
+    results = [*annotate(data, tmp_path / "out", model=small_sam, **options)]
+    assert [[record["id"] for record in result.records] for result in results] == [
+        [40, 41],
+        [42],
+        [],
+    ]
+    predictor = SamPredictor(small_sam)
+    predictor.set_image(Image.open(tmp_path / "data" / "0.png"))
+    boxes = ([10, 10, 40, 40], [55, 20, 75, 50])
+    for record, box in zip(results[0].records, boxes, strict=True):
+        (mask,), (score,), _ = predictor.predict(box=box, multimask_output=False)
+        np.testing.assert_array_equal(decode_mask(record), mask)
+        assert record["predicted_iou"] == pytest.approx(float(score), abs=1e-5)
+    assert [record["category"] for record in results[0].records] == ["disc", "square"]
+    coco = COCO(tmp_path / "out" / "instances.json")
+    assert [coco.anns[number]["category_id"] for number in (40, 41, 42)] == [7, 8, 7]
+    assert sorted(coco.cats) == [7, 8] and sorted(coco.imgs) == [1, 2, 3]
+
+
+def test_words_are_segmented_as_grounded_sam_does(
+    photos: Path, tmp_path: Path, small_sam: MobileSam
+) -> None:
+    def detect(image: NDArray[np.uint8], prompts: Any, *_: float) -> Detections:
+        boxes = np.array([[5, 5, 40, 40], [50, 10, 79, 55]], np.float32)
+        return Detections(boxes, np.array([0.9, 0.4], np.float32), ["disc", "square"])
+
+    options: Any = {"mode": "text", "prompt": "a disc. a square", "detector": detect}
+    results = [*annotate(photos, tmp_path, model=small_sam, **options, limit=2)]
+    grounded = GroundedMobileSam(small_sam, detect)
+    for result in results:
+        expected = grounded.predict(photos / result.key, "a disc. a square")
+        found = [decode_mask(record) for record in result.records]
+        np.testing.assert_array_equal(found, expected.masks)
+        assert [record["score"] for record in result.records] == expected.scores.tolist()
+        assert [record["category"] for record in result.records] == ["a disc", "a square"]
+    content = json.loads((tmp_path / "instances.json").read_text())
+    assert [each["name"] for each in content["categories"]] == ["a disc", "a square"]
+
+
+def test_command_segments_words_by_a_detector_in_a_folder(
+    photos: Path, small_cli: None, out: Path, tmp_path: Path
+) -> None:
+    """One with random weights, that finds something everywhere."""
+    save_owl_detector(tmp_path / "detector", "Owlv2")
+    words = ["--mode", "text", "--prompt", "a dog. the red cars", "--box-threshold", "0"]
+    detector = ["--detector", str(tmp_path / "detector"), "--limit", "1"]
+    assert main(["annotate", str(photos), "--out", str(out), *words, *detector]) == 0
+    (content,) = read_records(out).values()
+    names = {1: "a dog", 2: "the red cars"}
+    assert content["annotations"]
+    for record in content["annotations"]:
+        assert record["category"] == names[record["category_id"]]
+
+
+def test_crops_are_searched_as_the_generator_does(photos: Path, small_sam: MobileSam) -> None:
+    search: dict[str, Any] = {**SEARCH, "crop_n_layers": 1}
+    (result,) = annotate(photos / "image_01.png", model=small_sam, **search)
+    generator = SamAutomaticMaskGenerator(small_sam, output_mode="coco_rle", **search)
+    expected = generator.generate(Image.open(photos / "image_01.png"))
+    assert [record["segmentation"] for record in result.records] == [
+        record["segmentation"] for record in expected if record["area"]
+    ]
+
+
+# what goes in
+
+
+def test_sources_list_the_same_images(photos: Path, tmp_path: Path) -> None:
+    def keys(source: Any) -> list[str]:
+        return [listed.key for listed in open_source(source).listing()]
+
+    below = ["image_00.jpg", "image_00.png", "image_01.png", "image_03.png", "sub/image_02.png"]
+    assert keys(photos) == keys(f"{photos}/**/*.*g") == keys(f"file://{photos}") == below
+    assert keys([photos / "sub", f"{photos}/image_0[13].png"]) == [
+        "sub/image_02.png",
+        "image_01.png",
+        "image_03.png",
+    ]
+    paths = tmp_path / "paths.txt"
+    paths.write_text(f"# two\n{photos}/sub/image_02.png\n\n{photos}/image_01.png\n")
+    assert keys(paths) == ["sub/image_02.png", "image_01.png"]
+    (photos / "relative.txt").write_text("image_01.png\n./sub/image_02.png\n")
+    assert keys(photos / "relative.txt") == ["image_01.png", "sub/image_02.png"]
+    assert keys(photos / "image_01.png") == ["image_01.png"]
+
+
+def test_folder_of_results_in_the_source_is_left_out(
+    photos: Path, small_sam: MobileSam, tmp_path: Path
+) -> None:
+    source = save_images(tmp_path / "photos", 3)
+    for _ in range(2):
+        options: Any = {"formats": ["overlay", "ids"], **SEARCH}
+        run = annotate(source, source / "out", model=small_sam, **options)
+        assert {result.key for result in run} <= {f"image_0{i}.png" for i in (0, 1)} | {
+            "sub/image_02.png"
+        }
+    assert len(files_in(source / "out" / "sa1b")) == 3
+
+
+def test_frames_of_a_video_and_going_on_with_them(small_sam: MobileSam, tmp_path: Path) -> None:
+    video = create_video(tmp_path / "video.mp4", 25, (80, 60))
+    for index in range(6):
+        video.write(np.asarray(draw(index))[..., ::-1])
+    video.release()
+    whole = tmp_path / "whole"
+    results = [*annotate(tmp_path / "video.mp4", whole, model=small_sam, **SEARCH)]
+    assert [result.key for result in results] == [f"{index:06}" for index in range(6)]
+    assert all(result.records for result in results)
+
+    (whole / "sa1b" / "000003.json").unlink()
+    before = files_in(whole)
+    (result,) = annotate(tmp_path / "video.mp4", whole, model=small_sam, **SEARCH)
+    assert result.key == "000003" and result.records == results[3].records
+    assert before.items() <= files_in(whole).items()
+
+
+def test_urls_are_read_and_written(
+    photos: Path, annotated: tuple[Path, list[ImageResult]], small_sam: MobileSam
+) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.put(f"{photos}/", "/photos/", recursive=True)
+    source, out = "memory://photos", "memory://out"
+    options: Any = {"model": small_sam, "formats": FORMATS, **SEARCH}
+    first = annotate(source, out, limit=2, **options)
+    assert len([*first]) == 2
+    results = [*annotate(source, out, **options)]
+    assert [result.key for result in results] == [r.key for r in annotated[1][2:]]
+    expected = files_in(annotated[0])
+    found = {path.removeprefix("/out/"): memory.cat(path) for path in memory.find("/out")}
+    run, other = json.loads(found.pop("run.json")), json.loads(expected.pop("run.json"))
+    assert found == expected
+    assert run["listing"] == other["listing"]
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("missing.png", "no image or folder"),
+        ("missing/*.png", "no image matches"),
+        ("empty", "there is no image in the folder"),
+        ("empty.txt", "no path"),
+        ("missing.txt", "missing.txt"),
+        ("broken.json", "is not COCO's instances JSON"),
+        ("noise.mp4", "no video that OpenCV can decode"),
+        ("missing.mp4", "there is no video"),
+        ("twice.txt", "listed twice"),
+        ("escape.json", "is not below"),
+        ("unknown://bucket/a.png", "unknown"),
+    ],
+)
+def test_sources_that_cannot_be_used_are_named(
+    tmp_path: Path, small_cli: None, capsys: Captured, source: str, words: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty.txt").write_text("\n# nothing\n")
+    (tmp_path / "twice.txt").write_text("a.png\n./a.png\n")
+    (tmp_path / "broken.json").write_text("[]")
+    (tmp_path / "noise.mp4").write_bytes(b"noise")
+    listed = {"images": [{"id": 1, "file_name": "../up.png"}]}
+    (tmp_path / "escape.json").write_text(json.dumps(listed))
+    name = source if "://" in source else str(tmp_path / source)
+    assert main(["annotate", name, "--out", str(tmp_path / "out")]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1 and words in captured.err, captured.err
+    assert not (tmp_path / "out").exists()
+
+
+# stopping and going on
+
+
+def test_a_run_that_is_killed_twenty_times_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+    images = save_images(tmp_path / "images", 30)
+    (images / "broken.png").write_bytes(b"no image")
+    command = [sys.executable, "-m", "tests.annotation_attempts", images, tmp_path, "20", "7"]
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    progress = [int(line) for line in done.stdout.split()]
+    assert len(progress) == 20 and progress == sorted(progress)
+    assert any(0 < count < 30 for count in progress), progress
+    undisturbed = files_in(tmp_path / "undisturbed")
+    assert files_in(tmp_path / "killed") == undisturbed
+    assert len([name for name in undisturbed if name.startswith("sa1b/")]) == 30
+    assert len(undisturbed["errors.jsonl"].splitlines()) == 1
+
+
+def test_a_run_that_is_left_closes_its_files_and_goes_on(
+    photos: Path, annotated: tuple[Path, list[ImageResult]], small_sam: MobileSam, tmp_path: Path
+) -> None:
+    options: Any = {"model": small_sam, "formats": FORMATS, **SEARCH}
+    run = annotate(photos, tmp_path, **options)
+    next(run)
+    run.close()  # type: ignore[attr-defined]
+    begun = json.loads((tmp_path / "instances.json").read_text())
+    assert 0 < len(begun["images"]) < 5
+    assert begun["images"][0]["file_name"] == "image_00.jpg"
+    assert {image["file_name"] for image in begun["images"]} == set(read_records(tmp_path))
+    assert 5 - len(begun["images"]) == len([*annotate(photos, tmp_path, **options)])
+    assert files_in(tmp_path) == files_in(annotated[0])
+    assert [*annotate(photos, tmp_path, **options)] == []
+
+
+def test_a_full_disk_stops_the_run_and_keeps_what_is_done(
+    small_sam: MobileSam, small_cli: None, tmp_path: Path, capsys: Captured
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this user may not mount a tmpfs")
+    try:
+        images = save_images(tmp_path / "images", 12)
+        formats = ["--format", "coco", "--format", "ids"]
+        command = ["annotate", str(images), "--out", str(disk / "out"), *FLAGS, *formats]
+        assert main(command) == 1
+        captured = capsys.readouterr()
+        (line,) = [line for line in captured.err.splitlines() if line.startswith("mobile-sam:")]
+        assert "No space left" in line and str(disk) in line
+        done = read_records(disk / "out")
+        assert 0 < len(done) < 12
+        assert f"{len(done)} of 12 images are done" in captured.out
+        subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
+        assert main(command) == 0
+        assert (
+            main(["annotate", str(images), "--out", str(tmp_path / "out"), *FLAGS, *formats]) == 0
+        )
+        assert files_in(disk / "out") == files_in(tmp_path / "out")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"points_per_side": 3}, "search points_per_side was 2, is now 3"),
+        ({"box_nms_thresh": 0.5}, "box_nms_thresh was None, is now 0.5"),
+        ({"formats": ["coco", "ids"]}, "formats was"),
+        ({"shard": (1, 2)}, "shard was [1, 1], is now [1, 2]"),
+        ({"overlay_every": 4}, "overlay_every"),
+        ({"model": "weights"}, "weights_sha256"),
+        ({"model": "size"}, "image_size was 224, is now 256"),
+        ({"source": "fewer"}, "listing images was 5, is now 1"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_a_run_of_other_options_is_refused(
+    photos: Path,
+    annotated: tuple[Path, list[ImageResult]],
+    small_sam: MobileSam,
+    change: dict[str, Any],
+    words: str,
+) -> None:
+    import copy
+
+    from mobile_sam_plugin.distill.objectives import set_image_size
+
+    out = annotated[0]
+    before = files_in(out)
+    options: Any = {"model": small_sam, "formats": FORMATS, **SEARCH, **change}
+    if options["model"] is not small_sam:
+        model = copy.deepcopy(small_sam)
+        if change["model"] == "size":
+            set_image_size(model, 256)
+        else:
+            model.mask_decoder.iou_token.weight.data[0, 0] += 1
+        options["model"] = model
+    source = options.pop("source", None)
+    with pytest.raises(ValueError, match="another run") as raised:
+        annotate(photos / "sub" if source else photos, out, **options)
+    assert words in str(raised.value) and "--restart" in str(raised.value)
+    assert files_in(out) == before
+
+
+def test_restart_gives_up_an_earlier_run_and_nothing_else(
+    photos: Path, annotated: tuple[Path, list[ImageResult]], small_sam: MobileSam, tmp_path: Path
+) -> None:
+    options: Any = {"model": small_sam, **SEARCH}
+    all_formats = ["ids", "overlay", "parquet"]
+    assert len([*annotate(photos, tmp_path, formats=all_formats, **options)]) == 5
+    (tmp_path / "notes.txt").write_text("mine")
+    assert len([*annotate(photos, tmp_path, formats=["yolo"], restart=True, **options)]) == 5
+    found = {name.partition("/")[0] for name in files_in(tmp_path)}
+    assert found == {"run.json", "sa1b", "labels", "notes.txt"}
+
+
+def test_folders_of_another_origin_are_refused(
+    photos: Path, small_sam: MobileSam, tmp_path: Path
+) -> None:
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "mine.txt").write_text("mine")
+    for restart in (False, True):
+        with pytest.raises(ValueError, match="no result of mobile-sam annotate"):
+            annotate(photos, tmp_path, model=small_sam, restart=restart)
+    for other in ("something", "[1, 2]", '{"video": "street", "length": 9}'):
+        (tmp_path / "run.json").write_text(other)
+        with pytest.raises(ValueError, match="was not written by mobile-sam annotate"):
+            annotate(photos, tmp_path, model=small_sam, restart=True)
+    assert set(files_in(tmp_path)) == {"labels/mine.txt", "run.json"}
+
+
+def test_shards_are_disjoint_and_cover_all(
+    photos: Path, annotated: tuple[Path, list[ImageResult]], small_sam: MobileSam, tmp_path: Path
+) -> None:
+    parts = []
+    for part in (1, 2, 3):
+        options: Any = {"model": small_sam, "shard": (part, 3), **SEARCH}
+        parts += [*annotate(photos, tmp_path / str(part), **options)]
+    parts.sort(key=lambda result: result.image_id)
+    assert parts == annotated[1]
+
+
+# the command
+
+
+def test_command_counts_estimates_and_annotates(
+    photos: Path, small_cli: None, tmp_path: Path, capsys: Captured
+) -> None:
+    out = tmp_path / "out"
+    command = ["annotate", str(photos), "--out", str(out), *FLAGS, "--format", "yolo"]
+    assert main([*command, "--dry-run"]) == 0
+    assert not out.exists()
+    counted, estimated = capsys.readouterr().out.splitlines()
+    assert counted == "5 images, 0 of them done, 5 to do" and "s an image" in estimated
+    assert main([*command, "--limit", "2"]) == 0
+    assert f"{out}  2 of 2 images are done" in capsys.readouterr().out
+    assert main(command) == 0
+    captured = capsys.readouterr()
+    assert captured.err == "" and f"{out}  5 of 5 images are done" in captured.out
+    assert set(read_records(out)) == {listed.key for listed in open_source(photos).listing()}
+    assert not (out / "instances.json").exists()
+
+
+def test_command_loads_the_model_and_tells_of_unreadable_images(
+    tmp_path: Path, capsys: Captured
+) -> None:
+    draw(0).save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    command = ["annotate", str(tmp_path), "--out", str(tmp_path / "out"), *FLAGS]
+    assert main([*command, "--checkpoint", "bundled"]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("mobile-sam: ") and "bad.png" in captured.err
+    assert "1 could not be read" in captured.out
+    (error,) = (tmp_path / "out" / "errors.jsonl").read_text().splitlines()
+    assert json.loads(error)["file_name"] == "bad.png"
+    assert list(read_records(tmp_path / "out")) == ["good.png"]
+    draw(1).save(tmp_path / "bad.png")  # mended
+    assert main([*command, "--checkpoint", "bundled"]) == 0
+    assert len(read_records(tmp_path / "out")) == 2
+    assert not (tmp_path / "out" / "errors.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--shard", "3"], "'3' is not I/N"),
+        (["--shard", "3/2"], "shard 3/2"),
+        (["--mode", "boxes"], "COCO json"),
+        (["--mode", "text"], "needs a prompt"),
+        (["--prompt", "a dog"], "mode text"),
+        (["--images", "."], "goes with a COCO json"),
+        (["--mode", "boxes", "--points-per-side", "2"], "points_per_side"),
+        (["--format", "png"], "--format"),
+        (["--ray-address", "auto"], "--engine ray"),
+        (["--crop-n-layers", "3", "--crop-n-points-downscale-factor", "9"], "no click is left"),
+    ],
+    ids=str,
+)
+def test_command_names_mistakes(
+    photos: Path,
+    small_cli: None,
+    tmp_path: Path,
+    capsys: Captured,
+    arguments: list[str],
+    words: str,
+) -> None:
+    assert main(["annotate", str(photos), "--out", str(tmp_path / "out"), *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1 and words in captured.err, captured.err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,121 @@
+"""Annotating on a real cluster of Ray, of two workers on this machine."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import ray
+
+from mobile_sam_plugin import MobileSam, annotate
+from mobile_sam_plugin.annotation import AnnotationRun, Options, open_source
+from mobile_sam_plugin.cli import main
+from mobile_sam_plugin.integrations.video import create_video
+
+from .test_annotation import FORMATS, SEARCH, draw, files_in, save_images
+
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+IMAGES = 14
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = save_images(tmp_path_factory.mktemp("ray") / "images", IMAGES)
+    (folder / "broken.png").write_bytes(b"no image")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """Its address."""
+    context = ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield context.address_info["address"]
+    ray.shutdown()
+
+
+def models() -> set[int]:
+    """The processes of the actors that have a model."""
+    return {
+        process.pid
+        for process in psutil.process_iter(["cmdline"])
+        if any("MapBatches(_Segmenter)" in part for part in process.info["cmdline"] or ())
+    }
+
+
+def test_a_worker_that_is_killed_halfway_loses_nothing(
+    cluster: str, images: Path, small_sam: MobileSam, tmp_path: Path
+) -> None:
+    search = {**SEARCH, "points_per_side": 8}  # so that an image takes a while
+    options: dict[str, Any] = {"formats": FORMATS, **search}
+    expected = {
+        result.key: result
+        for result in annotate(images, tmp_path / "local", model=small_sam, **options)
+    }
+
+    run = AnnotationRun(
+        open_source(images), tmp_path / "ray", small_sam, Options(formats=FORMATS, search=search)
+    )
+    others = models()
+    killed_at: list[int] = []
+    finished = threading.Event()
+
+    def kill_one() -> None:
+        while not killed_at and not finished.wait(0.02):
+            done = len(list((tmp_path / "ray").rglob("sa1b/**/*.json")))
+            if 2 <= done < IMAGES and (actors := models() - others):
+                os.kill(actors.pop(), signal.SIGKILL)
+                killed_at.append(done)
+
+    thread = threading.Thread(target=kill_one)
+    thread.start()
+    try:
+        results = list(run.run_on_ray(workers=2))
+    finally:
+        finished.set()
+        thread.join()
+    assert killed_at and killed_at[0] < IMAGES
+    assert results == list(expected.values()) and run.done == IMAGES and run.failed == 1
+    assert files_in(tmp_path / "ray") == files_in(tmp_path / "local")
+
+
+def test_the_command_goes_on_with_a_local_run_on_a_cluster_by_url(
+    cluster: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--points-per-side", "1", "--pred-iou-thresh", "0", "--checkpoint", "bundled"]
+    source = [f"file://{images}/image_00.png", f"file://{images}/image_01.png"]
+    command = ["annotate", *source, "--out", f"file://{tmp_path}/out", *flags]
+    assert main([*command, "--engine", "ray", "--workers", "1"]) == 0
+    whole = files_in(tmp_path / "out")
+    assert "2 of 2 images are done" in capsys.readouterr().out
+    (tmp_path / "out" / "sa1b" / "image_01.json").unlink()
+    assert main(command) == 0
+    assert files_in(tmp_path / "out") == whole
+
+
+def test_an_error_in_a_stage_is_raised_as_it_is(
+    cluster: str, small_sam: MobileSam, tmp_path: Path
+) -> None:
+    """Here the results of one image would be a folder of those of another."""
+    images = tmp_path / "images"
+    (images / "a.json").mkdir(parents=True)
+    draw(0).save(images / "a.png")
+    draw(1).save(images / "a.json" / "b.png")
+    options = Options(search={**SEARCH, "points_per_side": 1})
+    run = AnnotationRun(open_source(images), tmp_path / "out", small_sam, options)
+    with pytest.raises(OSError, match="a.json"):
+        list(run.run_on_ray())
+
+
+def test_videos_are_refused(small_sam: MobileSam, tmp_path: Path) -> None:
+    video = create_video(tmp_path / "video.mp4", 25, (80, 60))
+    video.write(np.asarray(draw(0)))
+    video.release()
+    run = AnnotationRun(open_source(tmp_path / "video.mp4"), None, small_sam, Options())
+    with pytest.raises(ValueError, match="engine local"):
+        run.run_on_ray()

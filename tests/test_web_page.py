@@ -16,7 +16,6 @@ import pytest
 from numpy.typing import NDArray
 
 from mobile_sam_plugin import MobileSam, SamPredictor
-from mobile_sam_plugin.deploy import export
 
 from .conftest import HERE, PHOTOGRAPHS
 
@@ -41,14 +40,17 @@ class Handler(SimpleHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def site(bundled_sam: MobileSam, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def site(
+    exported_with_preprocessing: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
     """The address of the page, with the two files and onnxruntime-web beside it."""
     if CHROMIUM is None:
         pytest.skip("there is no chromium on this machine")
     folder = tmp_path_factory.mktemp("site")
     shutil.copytree(HERE.parent / "examples" / "web", folder, dirs_exist_ok=True)
     _unpack_onnxruntime_web(folder)
-    export(bundled_sam, folder, [PHOTOGRAPHS / "coffee.png"], with_preprocessing=True)
+    for path in exported_with_preprocessing[0].iterdir():
+        shutil.copy(path, folder)
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/"
@@ -121,7 +123,7 @@ def test_clicks_give_the_masks_that_python_gives(
     assert_same(shown_mask(page), masks[scores.argmax()])
     assert shown_score(page) == pytest.approx(scores.max(), abs=5e-3)
     if "WEB_PAGE_PICTURE" in os.environ:
-        page.screenshot(path=os.environ["WEB_PAGE_PICTURE"])
+        page.locator("body").screenshot(path=os.environ["WEB_PAGE_PICTURE"])
 
     before = page.inner_text("#status")
     page.click("#mask", position={"x": 40, "y": 30}, modifiers=["Shift"])

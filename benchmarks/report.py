@@ -23,11 +23,20 @@ def write_report(path: Path, readme: Path | None) -> None:
     print(table)
     draw(results, path.with_suffix(".png"))
     if readme is not None:
-        text = readme.read_text()
-        marked = re.compile(re.escape(START) + ".*" + re.escape(END), re.DOTALL)
-        if not marked.search(text):
-            raise ValueError(f"{readme} has no {START} ... {END} to put the table between")
-        readme.write_text(marked.sub(lambda _: f"{START}\n{table}\n{END}", text))
+        put_between_marks(readme, table)
+
+
+def put_between_marks(path: Path, table: str) -> None:
+    """Replaces the text between a file's marks.
+
+    Raises:
+        ValueError: the file has no marks.
+    """
+    text = path.read_text()
+    marked = re.compile(re.escape(START) + ".*" + re.escape(END), re.DOTALL)
+    if not marked.search(text):
+        raise ValueError(f"{path} has no {START} ... {END} to put the table between")
+    path.write_text(marked.sub(lambda _: f"{START}\n{table}\n{END}", text))
 
 
 def format_table(results: dict[str, Any]) -> str:

@@ -654,6 +654,24 @@ def test_openvino_gives_the_same(
     assert_same(ours, tuple(e.numpy() for e in reference.predict_torch(None, None, boxes)))
 
 
+def test_openvino_predictors_survive_the_end_of_a_child(small_files: Files) -> None:
+    """Two whose lives overlap share OpenVINO's core; two cores would leave a freed signal stack."""
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    code = """
+import signal, subprocess
+from mobile_sam_plugin.deploy import OpenVinoPredictor
+signal.signal(signal.SIGCHLD, lambda *_: None)
+first = OpenVinoPredictor(*sys.argv[1:])
+second = OpenVinoPredictor(*sys.argv[1:])
+del first
+del second
+for _ in range(3):
+    subprocess.run([sys.executable, "-c", ""], check=True)
+print("alive")
+"""
+    assert run_without_torch(code, *small_files) == "alive\n"
+
+
 def test_commands_tell_mistakes_in_one_line(
     files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -156,8 +156,9 @@ def build_page(sessions: Sessions, checkpoint: str | None = None) -> gr.Blocks:
             outputs=stage.views,
             show_progress="minimal",
             show_progress_on=status,
+            trigger_mode="always_last",  # pasting clears first, and what follows must not be lost
         )
-        stage.listen(picture.clear, opening.close, outputs=stage.views)
+        stage.listen(picture.clear, opening.close, outputs=stage.views[1:])
         stage.listen(gallery.select, opening.choose, outputs=stage.views)
         stage.listen(page.load, opening.segment, outputs=stage.views, js=_ON_LOAD)
         page.unload(opening.leave)
@@ -172,13 +173,16 @@ class Opening:
         self.photographs = photographs
 
     def upload(self, path: Path | None, request: gr.Request) -> Any:
+        if path is None:  # cleared, see close; a picture that came since then is to stay
+            return tuple(gr.skip() for _ in self.stage.views)
         return self._open(request, path)
 
     def choose(self, event: gr.SelectData, request: gr.Request) -> Any:
         return self._open(request, self.photographs[event.index])
 
     def close(self, request: gr.Request) -> Any:
-        return self._open(request, None)
+        """The picture was cleared, in the browser too, where another one may be on its way."""
+        return self._open(request, None)[1:]
 
     def _open(self, request: gr.Request, path: Path | None) -> Any:
         session = self.stage.session(request)

@@ -251,8 +251,11 @@ def test_reference_data(reference_sam: MobileSam, tmp_path: Path) -> None:
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3, err_msg=name)
 
 
-def test_upstreams_wrapper_still_exports(bundled_sam: MobileSam, tmp_path: Path) -> None:
-    """As ``scripts/export_onnx_model.py`` does, but for the exporter's new default."""
+def test_upstreams_wrapper_still_exports(own_sam: MobileSam, tmp_path: Path) -> None:
+    """As ``scripts/export_onnx_model.py`` does, but for the exporter's new default.
+
+    The exporter leaves the model in the wrapper's mode, which is training.
+    """
     inputs = {
         "image_embeddings": torch.randn(1, 256, 64, 64),
         "point_coords": torch.tensor([[[100.0, 200.0], [300.0, 400.0]]]),
@@ -262,7 +265,7 @@ def test_upstreams_wrapper_still_exports(bundled_sam: MobileSam, tmp_path: Path)
         "orig_im_size": torch.tensor([683.0, 1024.0]),
     }
     path = tmp_path / "upstream.onnx"
-    model = SamOnnxModel(bundled_sam, return_single_mask=True)
+    model = SamOnnxModel(own_sam, return_single_mask=True)
     torch.onnx.export(
         model,
         tuple(inputs.values()),

@@ -15,8 +15,8 @@ from mobile_sam_plugin import sam_model_registry
 from mobile_sam_plugin.integrations.inpaint_anything import InpaintAnything
 
 ROCKET = Path(__file__).parent / "images" / "rocket.jpg"
-CLICKS = ["322,200,1", "350,200,0", "290,250,0", "360,300,0"]
-BOX = "300,120,345,415"
+CLICKS = ["322,200,1", "322,300,1"]
+BOX = "308,125,338,412"
 
 
 def main(image: str, clicks: list[str], box: str | None, checkpoint: str) -> None:

@@ -22,7 +22,7 @@ from mobile_sam_plugin.integrations.track_anything import TrackAnything
 from mobile_sam_plugin.integrations.video import Video
 
 FLOWER = Path(__file__).parent / "images" / "flower.jpg"
-BLOSSOM = "113,46,334,253"
+BLOSSOM = "107,34,337,258"
 STEPS = 10
 
 

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from mobile_sam_plugin import MobileSam, SamPredictor, build_sam_vit_t
 
+from .test_image_encoder import TOLERANCE
+
 SMALL = torch.linspace(-2, 2, 3 * 112 * 96).reshape(1, 3, 112, 96).sin()
 
 
@@ -165,7 +167,8 @@ def test_positional_encoding_is_computed_once_and_never_stale(own_sam: MobileSam
 def test_survives_torch_compile(own_sam: MobileSam, bundled_sam: MobileSam) -> None:
     compiled = torch.compile(own_sam.image_encoder, backend="eager")
     with torch.no_grad():
-        torch.testing.assert_close(compiled(SMALL), embed(bundled_sam))
+        found = compiled(SMALL)  # by the modules' own path, embed by the folded one
+    torch.testing.assert_close(found, embed(bundled_sam), rtol=0, atol=TOLERANCE)
 
 
 def test_survives_another_class_under_the_name_of_tiny_vit(bundled_sam: MobileSam) -> None:

@@ -22,7 +22,7 @@ from .conftest import HERE, PHOTOGRAPHS
 sync_api: Any = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 CHROMIUM = shutil.which("chromium")
-CLICK = (300, 200)
+CLICK = (550, 60)
 
 
 class Handler(SimpleHTTPRequestHandler):

@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -453,6 +455,18 @@ def _losses(folder: Path) -> dict[int, float]:
     return {event.step: event.value for event in log.Scalars("loss")}
 
 
+def _start_training(
+    options: Options, folder: Path, environment: Mapping[str, str] = MappingProxyType({})
+) -> "subprocess.Popen[bytes]":
+    """A run in a process of its own, with these variables beside those of this one."""
+    script = (
+        "import json, sys; from mobile_sam_plugin.distill.training import Options, train; "
+        "train(Options(**json.loads(sys.argv[1])), sys.argv[2])"
+    )
+    command = [sys.executable, "-c", script, json.dumps(asdict(options)), str(folder)]
+    return subprocess.Popen(command, env={**os.environ, **environment})
+
+
 def test_a_student_learns_its_teachers_embeddings(run: Path, coffee: NDArray[np.uint8]) -> None:
     losses = _losses(run)
     assert list(losses) == list(range(1, 31))
@@ -472,13 +486,7 @@ def test_a_student_learns_its_teachers_embeddings(run: Path, coffee: NDArray[np.
 def test_a_run_that_was_killed_ends_with_the_same_weights(
     run: Path, options: Options, tmp_path: Path
 ) -> None:
-    script = (
-        "import json, sys; from mobile_sam_plugin.distill.training import Options, train; "
-        "train(Options(**json.loads(sys.argv[1])), sys.argv[2])"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, json.dumps(asdict(options)), tmp_path]
-    )
+    process = _start_training(options, tmp_path)
     while process.poll() is None and not (tmp_path / "state.pt").exists():
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
@@ -566,14 +574,9 @@ def test_processes_share_the_work_of_a_step(tmp_path: Path) -> None:
     )
     train(options, tmp_path / "one")
 
-    script = (
-        "import json, sys; from mobile_sam_plugin.distill.training import Options, train; "
-        "train(Options(**json.loads(sys.argv[1])), sys.argv[2])"
-    )
-    command = [sys.executable, "-c", script, json.dumps(asdict(options)), str(tmp_path / "two")]
     first = launched(0, 2)
     second = first | {"RANK": "1", "LOCAL_RANK": "1"}
-    processes = [subprocess.Popen(command, env=os.environ | own) for own in (first, second)]
+    processes = [_start_training(options, tmp_path / "two", own) for own in (first, second)]
     assert [process.wait() for process in processes] == [0, 0]
 
     expected, found = _losses(tmp_path / "one"), _losses(tmp_path / "two")

@@ -3,12 +3,13 @@
 Upstream copies the image tokens for every prompt and projects them again in every attention.
 Two observations remove most of that work without approximating anything:
 
-* Before the first layer the image tokens are the same for every prompt, so all that the first
-  layer projects from them is computed once an image.
+* Before the first layer the image tokens are the same for every prompt without a mask prompt, so
+  all that the first layer projects from them is computed once an image.
 * Afterwards there are thousands of image tokens a prompt but only a few prompt tokens. A score
   is ``(W_q t) . (W_k x) = (W_k^T W_q t) . x``, so the few tokens are projected into image space
   and the image tokens are never projected. Attention weights sum to one, so the projections of
-  values and outputs move to the few tokens in the same way.
+  values and outputs move to the few tokens in the same way. With a mask prompt this holds from the
+  first layer on.
 
 Below, ``tokens`` are a prompt's tokens (output tokens and sparse prompt embeddings) and ``pixels``
 are image tokens, channels last. In shapes, B is prompts, T tokens, P pixels, C channels, H
@@ -51,7 +52,7 @@ class _Positions(NamedTuple):
 
 
 class _Image(NamedTuple):
-    """What all prompts on an image share: the pixels, and what the first layer projects."""
+    """What prompts on an image share: the pixels, and what the first layer projects."""
 
     sources: tuple[Tensor, ...]
     positions: _Positions
@@ -74,9 +75,9 @@ class MaskDecoder(UpstreamMaskDecoder):
     """``segment_anything.modeling.MaskDecoder``, exact and faster.
 
     Parameters, state dict and calls are upstream's. Upstream's own code runs instead whenever
-    the shortcuts do not apply: gradients are wanted, each prompt has a mask prompt of its own,
-    several images come in one call, a prompt has very many points, the module is traced, exported
-    or compiled, or a part that would be skipped was replaced or carries a forward hook.
+    the shortcuts do not apply: gradients are wanted, several images come in one call, a prompt has
+    very many points, the module is traced, exported or compiled, or a part that would be skipped
+    was replaced or carries a forward hook.
 
     On a CPU, work that depends only on the image is kept between calls, and used again only after
     the inputs and weights that it came from compared equal, value by value: it is never stale,
@@ -229,8 +230,7 @@ class MaskDecoder(UpstreamMaskDecoder):
             or dense.shape[0] not in (1, sparse.shape[0])
         ):
             return False
-        one_dense_embedding = dense.shape[0] == 1 or dense.stride(0) == 0
-        if not one_dense_embedding or not _is_plain_decoder(self):
+        if not _is_plain_decoder(self):
             return False
         weight = self.iou_token.weight
         if any(tensor.device != weight.device for tensor in inputs):
@@ -266,38 +266,42 @@ class MaskDecoder(UpstreamMaskDecoder):
         """Run the transformer on a few prompts at a time."""
         device = image_embedding.device
         dtype = _pixel_dtype(image_embedding)
+        # Axes that were expanded hold one value: without mask prompts, one vector remains.
+        dense = dense[tuple(slice(1 if stride == 0 else None) for stride in dense.stride())]
+        shared = len(dense) == 1 and (len(sparse) > 1 or dense.shape[-2:] == (1, 1))
         with _plain_arithmetic(device):
-            image = self._image(image_embedding, image_pe, dense, dtype)
+            positions = self._positions(image_pe, dtype)
+            image = self._image(image_embedding, dense, positions) if shared else None
             output_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
             output_tokens = output_tokens.expand(sparse.shape[0], -1, -1)
             prompt_tokens = torch.cat([output_tokens, sparse.to(output_tokens.dtype)], dim=1)
 
-        pixels, channels = image.pixels.shape
+        channels, area = self.transformer_dim, image_embedding[0, 0].numel()
         rows = max(channels, prompt_tokens.shape[1] * self.transformer.num_heads)
         budget = _CPU_CHUNK_BYTES if device.type == "cpu" else _ACCELERATOR_CHUNK_BYTES
-        step = max(1, budget // (pixels * rows * dtype.itemsize))
-        buffer = image.pixels.new_empty(min(step, sparse.shape[0]), pixels, channels)
-        for start in range(0, sparse.shape[0], step):
+        step = max(1, budget // (area * rows * dtype.itemsize))
+        buffer = image_embedding.new_empty(min(step, len(sparse)), area, channels, dtype=dtype)
+        for start in range(0, len(sparse), step):
             prompts = slice(start, start + step)
+            pixels = buffer[: len(sparse[prompts])]
             with _plain_arithmetic(device):
-                tokens, attended_pixels = self._two_way_transformer(
-                    prompt_tokens[prompts], image, buffer
-                )
+                if image is None:
+                    _write_pixels(image_embedding, dense[prompts], pixels)
+                tokens = self._two_way_transformer(prompt_tokens[prompts], positions, image, pixels)
                 iou_predictions = self.iou_prediction_head(tokens[:, 0]).to(dtype)
             mask_tokens = tokens[:, 1 : 1 + self.num_mask_tokens]
-            yield _Chunk(prompts, mask_tokens, iou_predictions, attended_pixels)
+            yield _Chunk(prompts, mask_tokens, iou_predictions, pixels)
 
     def _two_way_transformer(
-        self, prompt_tokens: Tensor, image: _Image, buffer: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        self, prompt_tokens: Tensor, positions: _Positions, image: _Image | None, pixels: Tensor
+    ) -> Tensor:
         """Follow ``TwoWayTransformer.forward`` for tokens (B, T, C) on one image.
 
-        Returns tokens (B, T, C), and pixels (B, P, C) in ``buffer``.
+        Pixels (B, P, C) are taken from ``image``, or where there is none from ``pixels``. Returns
+        tokens (B, T, C), and changes ``pixels`` in place.
         """
         transformer = self.transformer
-        positions = image.positions
         tokens = prompt_tokens
-        pixels = buffer[: len(tokens)]
         for index, layer in enumerate(transformer.layers):
             if layer.skip_first_layer_pe:
                 tokens = layer.self_attn(q=tokens, k=tokens, v=tokens)
@@ -308,7 +312,7 @@ class MaskDecoder(UpstreamMaskDecoder):
 
             attention = layer.cross_attn_token_to_image
             placed = tokens + prompt_tokens
-            if index == 0:
+            if index == 0 and image:
                 attended = _attend_to_image(attention, placed, image)
             else:
                 attended = _attend_to_pixels(attention, placed, positions.keys[index], pixels)
@@ -317,7 +321,7 @@ class MaskDecoder(UpstreamMaskDecoder):
 
             attention = layer.cross_attn_image_to_token
             placed = tokens + prompt_tokens
-            if index == 0:
+            if index == 0 and image:
                 _image_attends_to_tokens(attention, placed, tokens, image, pixels)
                 for attended in pixels:
                     for band, residual in zip(_bands(attended), _bands(image.pixels), strict=True):
@@ -331,7 +335,8 @@ class MaskDecoder(UpstreamMaskDecoder):
         attention = transformer.final_attn_token_to_image
         placed = tokens + prompt_tokens
         attended = _attend_to_pixels(attention, placed, positions.keys[-1], pixels)
-        return transformer.norm_final_attn(tokens + attended), pixels
+        attended_tokens: Tensor = transformer.norm_final_attn(tokens + attended)
+        return attended_tokens
 
     def _hypernetwork(self, mask_tokens: Tensor, masks: slice) -> Tensor:
         """Map mask tokens (B, all, C) to the weights of some masks on upscaled channels."""
@@ -340,14 +345,10 @@ class MaskDecoder(UpstreamMaskDecoder):
             [networks[i](mask_tokens[:, i]) for i in range(masks.start, masks.stop)], dim=1
         )
 
-    def _image(
-        self, embedding: Tensor, image_pe: Tensor, dense: Tensor, dtype: torch.dtype
-    ) -> _Image:
+    def _image(self, embedding: Tensor, dense: Tensor, positions: _Positions) -> _Image:
         """Do the work that depends only on the image, or find it done."""
         keep = embedding.device.type == "cpu"
-        positions = self._positions(image_pe, dtype, keep)
-        # Axes that were expanded hold one value: without a mask prompt a vector remains.
-        dense = dense[tuple(slice(1 if stride == 0 else None) for stride in dense.stride())][:1]
+        dtype = positions.keys[0].dtype
         layer = self.transformer.layers[0]
         values = layer.cross_attn_token_to_image.v_proj
         sources: tuple[Tensor, ...] = (embedding, dense, values.weight)
@@ -376,8 +377,9 @@ class MaskDecoder(UpstreamMaskDecoder):
             self._kept_images = (image, *kept_images)[:_IMAGES_KEPT]
         return image
 
-    def _positions(self, image_pe: Tensor, dtype: torch.dtype, keep: bool) -> _Positions:
+    def _positions(self, image_pe: Tensor, dtype: torch.dtype) -> _Positions:
         """Project the positional encoding for every attention, or find that done."""
+        keep = image_pe.device.type == "cpu"
         layers = self.transformer.layers
         keys = [layer.cross_attn_token_to_image.k_proj for layer in layers]
         keys.append(self.transformer.final_attn_token_to_image.k_proj)
@@ -501,6 +503,13 @@ def accelerate(sam: Sam) -> Sam:
     if not isinstance(sam.mask_decoder, MaskDecoder):
         sam.mask_decoder = MaskDecoder.sharing(sam.mask_decoder)
     return sam
+
+
+def _write_pixels(image_embedding: Tensor, dense: Tensor, pixels: Tensor) -> None:
+    """Write the sums of an embedding (1, C, h, w) and dense ones (B, C, h, w) to (B, P, C)."""
+    for prompt, rows in zip(dense, pixels, strict=True):
+        # Sum first: a transposed copy is quick, a transposed sum is not.
+        rows.copy_((image_embedding[0] + prompt).flatten(1).t())
 
 
 def _attend_to_image(attention: Attention, tokens: Tensor, image: _Image) -> Tensor:

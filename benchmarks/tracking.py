@@ -211,7 +211,7 @@ def hold_still(clip: Clip) -> Iterator[Masks]:
 
 
 def follow_flow(clip: Clip) -> Iterator[Masks]:
-    """The second baseline: masks carried by the same optical flow as the tracker's, and no more."""
+    """The second baseline: masks carried by optical flow, finer than the tracker's, and no more."""
     flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     height, width = clip.frames.shape[1:3]
     grid = np.dstack(np.meshgrid(np.arange(width), np.arange(height))).astype(np.float32)

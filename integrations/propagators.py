@@ -1,7 +1,7 @@
 """What carries masks from frame to frame: optical flow with MobileSAM, or a video model."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -86,7 +86,7 @@ _WORK_SIDE = 640  # longer frames are reduced to this for all but MobileSAM
 _LEAST_FLOW_SIDE = 32  # OpenCV 5 crashes on wide pictures that are lower
 _FLOW_ERROR = 1.5  # pixels by which flow forward and back may miss, on the scale of a Gaussian
 _FIT_ERROR = 1.5  # pixels by which a template's pixel may miss its motion
-_COLOR_ERROR = 14.0  # by which a template's pixel may differ, on the scale of a Gaussian
+_COLOR_ERROR = 27.0  # by which a template's pixel may differ, on the scale of a Gaussian
 _TEMPLATE_WEIGHT = 1.5  # of a template that fits, where reliable flow has 1
 _POOR_TEMPLATE_WEIGHT = 0.6
 _GOOD_FIT = 0.5  # share of a template's visible pixels that must look as they did
@@ -94,6 +94,7 @@ _MISFITS = 3  # frames in a row after which a template is taken anew
 _AGREEMENT = 0.6  # IoU from which on MobileSAM's mask is heard, fully at 0.2 more
 _BAND = 0.12  # width of the band along the outline where it is, as a share of the object's size
 _LOGIT_SCALE = 4.0  # of MobileSAM's logits
+_OBJECTS_AT_ONCE = 8  # as MobileSAM's prompts: more take memory, and are no faster
 _PROMPT_LOGIT = 6.0  # of a mask as MobileSAM's prompt
 _LEAST_PIXELS = 40  # what is smaller, at the size worked at, is lost
 _LEAST_SHARE = 0.03  # of an object that must be seen
@@ -107,15 +108,13 @@ class FlowPropagator:
     the frame before, by optical flow (DIS, Kroeger et al. 2016), where flow forward and back agree;
     and from a template, the object as it was when it was last told, which is moved affinely onto
     the frame and shows where it still looks the same, so that errors do not add up and parts that
-    were hidden come back. MobileSAM, prompted by box, inner point and mask, then moves the outline,
-    in a band around it and only where it agrees on the object. An object of which too little is
-    left is lost, and is looked for by its template around where it was last seen.
+    were hidden come back. MobileSAM, prompted by box and mask, then moves the outline, in a band
+    around it and only where it agrees on the object. An object of which too little is left is lost,
+    and is looked for by its template around where it was last seen.
     """
 
     def __init__(self, encoder: FrameEncoder) -> None:
         self._encoder = encoder
-        self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-        self._template_flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
         self.reset()
 
     def reset(self) -> None:
@@ -145,13 +144,13 @@ class FlowPropagator:
         if self._picture is None:
             raise RuntimeError("set_masks must be called before propagate")
         before, picture = self._picture, _Picture(frame)
-        motion = _Motion.between(before.gray, picture.gray, self._flow)
+        motion = _Motion.between(before.gray, picture.gray)
         carried: dict[int, Logits] = {}
         for number, followed in self._objects.items():
             logits = (
-                followed.search(picture, self._template_flow)
+                followed.search(picture)
                 if followed.mask is None
-                else followed.carry(motion, picture, self._template_flow)
+                else followed.carry(motion, picture)
             )
             if logits is not None:
                 carried[number] = logits
@@ -180,9 +179,12 @@ class FlowPropagator:
         if not promptable:
             return
         predictor = self._encoder(frame)
-        for number in promptable:
+        predictions: list[Logits] = []
+        for start in range(0, len(promptable), _OBJECTS_AT_ONCE):
+            numbers = promptable[start : start + _OBJECTS_AT_ONCE]
+            predictions += _predict(predictor, [carried[number] for number in numbers])
+        for number, prediction in zip(promptable, predictions, strict=True):
             logits = carried[number]
-            prediction = _predict(predictor, logits)
             inside, proposed = logits > 0, prediction > 0
             agreement = np.count_nonzero(inside & proposed) / np.count_nonzero(inside | proposed)
             if agreement > _AGREEMENT:
@@ -312,15 +314,21 @@ class _Picture:
 
 
 def _dense_flow(
-    flow: cv2.DISOpticalFlow, before: NDArray[np.uint8], after: NDArray[np.uint8]
+    before: NDArray[np.uint8], after: NDArray[np.uint8], finest_scale: int
 ) -> NDArray[np.float32]:
-    """By how much each pixel of the first picture moves, XY; small ones continue their edges."""
+    """By how much each pixel of the first picture moves, XY; small ones continue their edges.
+
+    It is computed at half of the resolution for a ``finest_scale`` of 1, at a quarter for 2.
+    """
     height, width = before.shape
     down, right = (max(0, _LEAST_FLOW_SIDE - length) for length in (height, width))
     before, after = (
         cv2.copyMakeBorder(picture, 0, down, 0, right, cv2.BORDER_REPLICATE)
         for picture in (before, after)
     )
+    # A new one each time: a narrow picture changes its scales, which then stay.
+    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+    flow.setFinestScale(finest_scale)
     return flow.calc(before, after, None)[:height, :width]
 
 
@@ -339,16 +347,14 @@ class _Motion:
     forward: NDArray[np.float32]
 
     @classmethod
-    def between(
-        cls, before: NDArray[np.uint8], after: NDArray[np.uint8], flow: cv2.DISOpticalFlow
-    ) -> "_Motion":
+    def between(cls, before: NDArray[np.uint8], after: NDArray[np.uint8]) -> "_Motion":
         height, width = before.shape
         grid = np.dstack(np.meshgrid(np.arange(width), np.arange(height))).astype(np.float32)
-        forward = _dense_flow(flow, before, after)
-        backward = _dense_flow(flow, after, before)
+        forward = _dense_flow(before, after, finest_scale=2)
+        backward = _dense_flow(after, before, finest_scale=2)
         source = grid + backward
         back = cv2.remap(forward, source, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        error = np.linalg.norm(backward + back, axis=2)
+        error = cv2.magnitude(*cv2.split(backward + back))
         return cls(source, np.exp(-((error / _FLOW_ERROR) ** 2)), forward)
 
     def fit(self, mask: NDArray[np.float32]) -> Matrix:
@@ -364,13 +370,12 @@ class _Template:
     """What an object looked like in a frame.
 
     Attributes:
-        colors, gray: a window of the frame, in RGB and gray.
+        colors: a window of the frame, in RGB.
         shape: the object's mask in it, in [0, 1].
         histogram: the share of each of 512 colours in the object.
     """
 
     colors: NDArray[np.uint8]
-    gray: NDArray[np.uint8]
     shape: NDArray[np.float32]
     histogram: NDArray[np.float32]
 
@@ -382,7 +387,6 @@ class _Template:
         window = slice(y0, y + height + 8), slice(x0, x + width + 8)
         template = cls(
             picture.colors[window].copy(),
-            picture.gray[window].copy(),
             mask[window].copy(),
             _histogram(picture, mask),
         )
@@ -411,15 +415,13 @@ class _Object:
     def seen_in(cls, picture: _Picture, mask: NDArray[np.float32]) -> "_Object":
         return cls(*_Template.cut(picture, mask), mask)
 
-    def carry(
-        self, motion: _Motion, picture: _Picture, flow: cv2.DISOpticalFlow
-    ) -> NDArray[np.float32]:
+    def carry(self, motion: _Motion, picture: _Picture) -> NDArray[np.float32]:
         """The logits of the mask in the next frame, in [-1, 1]."""
         assert self.mask is not None
         carried = cv2.remap(self.mask, motion.source, None, cv2.INTER_LINEAR)
         logits = 2 * carried - 1
         self.pose = motion.fit(self.mask) @ self.pose
-        fit = self._fit(picture, flow, carried)
+        fit = self._fit(picture, carried)
         if fit is None:
             self.misfits += 1
             return logits
@@ -433,7 +435,7 @@ class _Object:
         trust = motion.reliability
         return (logits * trust + weight * fit.logits) / (trust + weight)
 
-    def search(self, picture: _Picture, flow: cv2.DISOpticalFlow) -> NDArray[np.float32] | None:
+    def search(self, picture: _Picture) -> NDArray[np.float32] | None:
         """The logits of a lost object that is seen again, around where it was; else None."""
         self.lost_for += 1
         linear = self.pose.copy()
@@ -448,8 +450,8 @@ class _Object:
         if region_size[0] <= small_size[0] or region_size[1] <= small_size[1]:
             return None
         small = np.diag([scale, scale, 1.0]) @ linear
-        patch = cv2.warpAffine(self.template.gray, small[:2], small_size, flags=cv2.INTER_AREA)
-        shape = cv2.warpAffine(self.template.shape, small[:2], small_size)
+        colors, shape = self._moved(small, small_size)
+        patch = cv2.cvtColor(colors, cv2.COLOR_RGB2GRAY)
         region = cv2.resize(picture.gray[y0:y1, x0:x1], region_size, interpolation=cv2.INTER_AREA)
         matches = cv2.matchTemplate(
             region, patch, cv2.TM_CCOEFF_NORMED, mask=(shape > 0.5).astype(np.float32)
@@ -461,7 +463,7 @@ class _Object:
         pose = self.pose
         self.pose = linear.copy()
         self.pose[:2, 2] += x0 + x / scale, y0 + y / scale
-        fit = self._fit(picture, flow, None)
+        fit = self._fit(picture, None)
         if fit is None or fit.likeness < _GOOD_FIT:
             self.pose = pose
             return None
@@ -486,38 +488,37 @@ class _Object:
         self.mask, self.lost_for = mask, 0
         return True
 
-    def _fit(
-        self, picture: _Picture, flow: cv2.DISOpticalFlow, carried: NDArray[np.float32] | None
-    ) -> "_Fit | None":
+    def _fit(self, picture: _Picture, carried: NDArray[np.float32] | None) -> "_Fit | None":
         """Moves the template from its pose onto the frame; None where it does not fit."""
         x0, y0, x1, y1 = self._window(self.pose, picture, 8)
         width, height = x1 - x0, y1 - y0
         if min(width, height) < 16:
             return None
-        origin, pose, gain = _translation(-x0, -y0), self.pose, 0.0
-        current = np.ascontiguousarray(picture.gray[y0:y1, x0:x1])
-        hint = np.ones(current.shape, bool) if carried is None else carried[y0:y1, x0:x1] > 0.5
-        for _ in range(2):
-            looks = self._warp(self.template.gray, origin @ pose, (width, height))
-            shape = cv2.warpAffine(self.template.shape, (origin @ pose)[:2], (width, height))
-            visible = (shape > 0.5) & hint
-            if np.count_nonzero(visible) < _LEAST_PIXELS:
-                return None
-            if not gain:  # the light may have changed
-                gain = (1.0 + np.median(current[visible])) / (1.0 + np.median(looks[visible]))
-                gain = float(np.clip(gain, 0.6, 1.6))
-            residual = _dense_flow(flow, cv2.convertScaleAbs(looks, alpha=gain), current)
-            points = _sample(visible, 600)
-            matrix, inliers = _fit_affine(points, points + residual[points[:, 1], points[:, 0]])
-            if matrix is None or inliers < 0.3:
-                return None
-            pose = np.linalg.inv(origin) @ matrix @ origin @ pose
+        origin = _translation(-x0, -y0)
+        looks, shape = self._moved(origin @ self.pose, (width, height))
+        current = picture.colors[y0:y1, x0:x1]
+        gray = picture.gray[y0:y1, x0:x1]
+        hint = np.ones(gray.shape, bool) if carried is None else carried[y0:y1, x0:x1] > 0.5
+        visible = (shape > 0.5) & hint
+        if np.count_nonzero(visible) < _LEAST_PIXELS:
+            return None
+        gray_looks = cv2.cvtColor(looks, cv2.COLOR_RGB2GRAY)
+        # The light may have changed.
+        gain = (1.0 + np.median(gray[visible])) / (1.0 + np.median(gray_looks[visible]))
+        gain = float(np.clip(gain, 0.6, 1.6))
+        # Finer than between frames: what a pose misses adds up.
+        residual = _dense_flow(cv2.convertScaleAbs(gray_looks, alpha=gain), gray, finest_scale=1)
+        points = _sample(visible, 600)
+        matrix, inliers = _fit_affine(points, points + residual[points[:, 1], points[:, 0]])
+        if matrix is None or inliers < 0.3:
+            return None
+        pose = np.linalg.inv(origin) @ matrix @ origin @ self.pose
         scales = np.linalg.svd(pose[:2, :2], compute_uv=False)
         if scales.min() < 0.15 or scales.max() > 6:
             return None
-        colors = self._warp(self.template.colors, origin @ pose, (width, height)).astype(np.float32)
-        shape = cv2.warpAffine(self.template.shape, (origin @ pose)[:2], (width, height))
-        difference = np.abs(gain * colors - picture.colors[y0:y1, x0:x1]).mean(axis=2)
+        looks, shape = self._moved(origin @ pose, (width, height))
+        difference = cv2.absdiff(cv2.convertScaleAbs(looks, alpha=gain), current)
+        difference = cv2.transform(difference.astype(np.float32), np.full((1, 3), 1 / 3))
         difference = cv2.GaussianBlur(difference, (0, 0), 1.5)
         alike = np.exp(-((difference / _COLOR_ERROR) ** 2))
         inside = shape > 0.5
@@ -526,12 +527,14 @@ class _Object:
         visible = inside & hint if np.count_nonzero(inside & hint) else inside
         return _Fit(pose, logits, float(alike[visible].mean()) if visible.any() else 0.0)
 
-    def _warp(
-        self, pixels: NDArray[np.uint8], matrix: Matrix, size: tuple[int, int]
-    ) -> NDArray[np.uint8]:
-        return cv2.warpAffine(
-            pixels, matrix[:2], size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    def _moved(
+        self, matrix: Matrix, size: tuple[int, int]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """The template's colours and mask, moved into a window of this size."""
+        colors = cv2.warpAffine(
+            self.template.colors, matrix[:2], size, borderMode=cv2.BORDER_REPLICATE
         )
+        return colors, cv2.warpAffine(self.template.shape, matrix[:2], size)
 
     def _window(self, pose: Matrix, picture: _Picture, margin: int) -> tuple[int, int, int, int]:
         """XYXY of the template in a frame."""
@@ -576,38 +579,40 @@ def mask_prompt(predictor: SamPredictor, mask: Mask) -> Logits:
     return logits
 
 
-def _predict(predictor: SamPredictor, logits: Logits) -> Logits:
-    """MobileSAM's logits for the object with these, both at the size worked at."""
-    inside = logits > 0
-    height, width = logits.shape
-    device = predictor.device
-    model_size = predictor.model.image_encoder.img_size
+def _predict(predictor: SamPredictor, logits: Sequence[Logits]) -> list[Logits]:
+    """MobileSAM's logits for the objects with these, all at the size worked at."""
+    height, width = logits[0].shape
     to_model = predictor.input_size[1] / width
-    low_res_side = predictor.model.prompt_encoder.mask_input_size[0]
-    to_low_res = to_model * low_res_side / model_size
-
-    x, y, box_width, box_height = cv2.boundingRect(inside.astype(np.uint8))
-    depth = cv2.distanceTransform(np.pad(inside, 1).astype(np.uint8), cv2.DIST_L2, 3)
-    _, _, _, (inner_x, inner_y) = cv2.minMaxLoc(depth)  # the padding's 1, less than a pixel's half
-    box = np.array([x, y, x + box_width, y + box_height])
-    points = np.array([[inner_x - 0.5, inner_y - 0.5]])
+    boxes, masks = [], []
+    for each in logits:
+        inside = each > 0
+        x, y, box_width, box_height = cv2.boundingRect(inside.astype(np.uint8))
+        boxes.append([x, y, x + box_width, y + box_height])
+        masks.append(mask_prompt(predictor, inside))
     _, _, low_res_logits = predictor.predict_torch(
-        torch.as_tensor(points * to_model, dtype=torch.float, device=device)[None],
-        torch.ones((1, 1), dtype=torch.int, device=device),
-        torch.as_tensor(box * to_model, dtype=torch.float, device=device)[None],
-        torch.as_tensor(mask_prompt(predictor, inside), device=device)[None],
+        point_coords=None,
+        point_labels=None,
+        boxes=torch.as_tensor(
+            np.array(boxes) * to_model, dtype=torch.float, device=predictor.device
+        ),
+        mask_input=torch.as_tensor(np.array(masks), device=predictor.device),
         multimask_output=False,
     )
     # Pixel centres are at halves in both.
+    low_res_side = predictor.model.prompt_encoder.mask_input_size[0]
+    to_low_res = to_model * low_res_side / predictor.model.image_encoder.img_size
     offset = 0.5 * to_low_res - 0.5
     matrix = np.array([[to_low_res, 0, offset], [0, to_low_res, offset]])
-    return cv2.warpAffine(
-        low_res_logits[0, 0].cpu().numpy(),
-        matrix,
-        (width, height),
-        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-        borderMode=cv2.BORDER_REPLICATE,
-    )
+    return [
+        cv2.warpAffine(
+            each,
+            matrix,
+            (width, height),
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_REPLICATE,
+        )
+        for each in low_res_logits[:, 0].cpu().numpy()
+    ]
 
 
 def _distance_to_outline(mask: Mask) -> NDArray[np.float32]:

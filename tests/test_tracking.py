@@ -828,6 +828,41 @@ def test_flow_loses_hidden_objects_and_finds_them_again(small_sam: MobileSam) ->
     assert iou(tracked.objects.masks[0], square(130, 70, 50, (200, 200))) > 0.85
 
 
+def test_flow_follows_many_objects(small_sam: MobileSam) -> None:
+    """More than MobileSAM is asked for at a time."""
+    background, patches = (textured(200, 1) * 0.5).astype(np.uint8), textured(200, 2)
+    places = [(x, y) for y in (20, 90, 150) for x in (10, 60, 110, 150)]
+
+    def at(step: int) -> tuple[Pixels, list[Mask]]:
+        frame = background.copy()
+        masks = [square(x + 3 * step, y, 30, (200, 200)) for x, y in places]
+        for (x, y), mask in zip(places, masks, strict=True):
+            frame[mask] = patches[y : y + 30, x : x + 30].reshape(-1, 3)
+        return frame, masks
+
+    tracker = TrackAnything(small_sam)
+    frame, masks = at(0)
+    tracker.start(frame)
+    for mask in masks:
+        tracker.add_object(mask=mask)
+    for step in (1, 2):
+        frame, masks = at(step)
+        tracked = tracker.track(frame)
+        assert ids_of(tracked) == [*range(1, 13)]
+        for found, mask in zip(tracked.objects.masks, masks, strict=True):
+            assert iou(found, mask) > 0.8
+
+
+def test_flow_does_not_depend_on_what_was_followed_before(small_sam: MobileSam) -> None:
+    """OpenCV's DIS keeps the scales that it once chose for a narrow picture."""
+    tracker = TrackAnything(small_sam)
+    wide = make_clip(seed=102, length=4, size=(160, 200), objects=2)
+    narrow = make_clip(seed=103, length=3, size=(60, 60), objects=1)
+    first, _, again = ([*follow(tracker, clip)] for clip in (wide, narrow, wide))
+    np.testing.assert_array_equal(first, again)
+    assert any(masks.any() for masks in first)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (3, 40), (12, 12), (24, 200), (40, 33)])
 def test_flow_takes_small_frames(small_sam: MobileSam, size: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)

@@ -61,9 +61,8 @@ def run_local(
         stack.callback(torch.set_num_threads, threads)
 
         def start_pool(size: int, threads_of_torch: int) -> ThreadPoolExecutor:
-            # torch counts its threads for each thread that computes.
             pool = ThreadPoolExecutor(
-                size, initializer=torch.set_num_threads, initargs=(threads_of_torch,)
+                size, initializer=_set_threads_of_torch, initargs=(threads_of_torch,)
             )
             stack.callback(pool.shutdown, cancel_futures=True)
             return pool
@@ -83,6 +82,13 @@ def run_local(
             writing,
             2,
         )
+
+
+def _set_threads_of_torch(count: int) -> None:
+    """Sets how many threads torch computes with in this one."""
+    # A thread's first look at the number takes over what any thread has set last: look first.
+    torch.get_num_threads()
+    torch.set_num_threads(count)
 
 
 def _batches(items: Iterable[Given], size: int) -> Iterator[list[Given]]:

@@ -11,6 +11,7 @@ import numpy as np
 import psutil
 import pytest
 import ray
+import torch
 
 from mobile_sam_plugin import MobileSam, annotate
 from mobile_sam_plugin.annotation import AnnotationRun, Options, open_source
@@ -22,6 +23,7 @@ from .test_annotation import FORMATS, SEARCH, draw, files_in, save_images
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 IMAGES = 14
+CORES = torch.get_num_threads()  # as many local workers compute with one thread each, as on Ray
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +55,8 @@ def test_a_worker_that_is_killed_halfway_loses_nothing(
 ) -> None:
     search = {**SEARCH, "points_per_side": 8}  # so that an image takes a while
     options: dict[str, Any] = {"formats": FORMATS, **search}
-    expected = {
-        result.key: result
-        for result in annotate(images, tmp_path / "local", model=small_sam, **options)
-    }
+    local = annotate(images, tmp_path / "local", model=small_sam, workers=CORES, **options)
+    expected = {result.key: result for result in local}
 
     run = AnnotationRun(
         open_source(images), tmp_path / "ray", small_sam, Options(formats=FORMATS, search=search)
@@ -94,7 +94,7 @@ def test_the_command_goes_on_with_a_local_run_on_a_cluster_by_url(
     whole = files_in(tmp_path / "out")
     assert "2 of 2 images are done" in capsys.readouterr().out
     (tmp_path / "out" / "sa1b" / "image_01.json").unlink()
-    assert main(command) == 0
+    assert main([*command, "--workers", str(CORES)]) == 0
     assert files_in(tmp_path / "out") == whole
 
 

@@ -440,7 +440,7 @@ def test_who_waits_is_told_the_place_in_the_queue(browser: Any, server: Server) 
         busy.press("Segment everything")
         busy.page.locator("#status .progress-bar").first.wait_for()
         waiting.click(*CUP, 600, 400)
-        waiting.page.get_by_text(re.compile("^queue: ")).wait_for()
+        waiting.page.locator("#status").get_by_text(re.compile("^queue: ")).wait_for()
         waiting.await_status("^Candidate")
 
 

@@ -589,7 +589,7 @@ def _predict(predictor: SamPredictor, logits: Sequence[Logits]) -> list[Logits]:
         x, y, box_width, box_height = cv2.boundingRect(inside.astype(np.uint8))
         boxes.append([x, y, x + box_width, y + box_height])
         masks.append(mask_prompt(predictor, inside))
-    _, _, low_res_logits = predictor.predict_torch(
+    low_res_logits, _ = predictor.predict_low_res_torch(
         point_coords=None,
         point_labels=None,
         boxes=torch.as_tensor(

@@ -194,6 +194,37 @@ class SamPredictor(segment_anything.SamPredictor):
             Masks (B, C, H, W), bool or float; their predicted IoU (B, C); low-res logits
             (B, C, 256, 256). float32 also where the model is in half precision.
         """
+        low_res_logits, scores = self.predict_low_res_torch(
+            point_coords, point_labels, boxes, mask_input, multimask_output
+        )
+        masks = low_res_logits.new_empty(
+            *low_res_logits.shape[:2],
+            *self.original_size,
+            dtype=torch.float if return_logits else torch.bool,
+        )
+        # One prompt after another, since all of them in float32 can take more memory than there is.
+        for prompt, logits in enumerate(low_res_logits):
+            masks[prompt] = self._upscale(logits, return_logits)
+        return masks, scores, low_res_logits
+
+    @torch.no_grad()
+    def predict_low_res_torch(
+        self,
+        point_coords: Tensor | None,
+        point_labels: Tensor | None,
+        boxes: Tensor | None = None,
+        mask_input: Tensor | None = None,
+        multimask_output: bool = True,
+    ) -> tuple[Tensor, Tensor]:
+        """As :meth:`predict_torch`, without the masks in the size of the image.
+
+        Returns:
+            Low-res logits (B, C, 256, 256) and predicted IoU (B, C), both float32.
+
+        Example:
+            >>> boxes = predictor.transform.apply_boxes_torch(boxes, predictor.original_size)
+            >>> logits, scores = predictor.predict_low_res_torch(None, None, boxes)
+        """
         self._require_image()
         points = None if point_coords is None else (point_coords, point_labels)
         with eval_mode(self.model.prompt_encoder), eval_mode(self.model.mask_decoder):
@@ -205,16 +236,7 @@ class SamPredictor(segment_anything.SamPredictor):
                 dense_prompt_embeddings=dense,
                 multimask_output=multimask_output,
             )
-        low_res_logits = low_res_logits.float()
-        masks = low_res_logits.new_empty(
-            *low_res_logits.shape[:2],
-            *self.original_size,
-            dtype=torch.float if return_logits else torch.bool,
-        )
-        # One prompt after another, since all of them in float32 can take more memory than there is.
-        for prompt, logits in enumerate(low_res_logits):
-            masks[prompt] = self._upscale(logits, return_logits)
-        return masks, scores.float(), low_res_logits
+        return low_res_logits.float(), scores.float()
 
     def _require_image(self) -> None:
         if not self.is_image_set:

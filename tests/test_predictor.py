@@ -106,7 +106,11 @@ def test_refuses_an_unknown_image_format(predictor: SamPredictor, coffee: Pixels
 
 def test_prediction_needs_an_image(bundled_sam: MobileSam) -> None:
     predictor = SamPredictor(bundled_sam)
-    for predict in (predictor.predict, lambda: predictor.predict_torch(None, None)):
+    for predict in (
+        predictor.predict,
+        lambda: predictor.predict_torch(None, None),
+        lambda: predictor.predict_low_res_torch(None, None),
+    ):
         with pytest.raises(RuntimeError, match="An image must be set"):
             predict()
     with pytest.raises(RuntimeError, match="An image must be set"):
@@ -262,3 +266,5 @@ def test_many_boxes_equal_one_after_another(predictor: SamPredictor) -> None:
         np.testing.assert_allclose(logits[index], one, rtol=0, atol=1e-3)
         np.testing.assert_allclose(scores[index], score, rtol=0, atol=1e-5)
         assert (masks[index].numpy() == mask).mean() > 0.9999
+    low_res = predictor.predict_low_res_torch(None, None, transformed, None, False)
+    torch.testing.assert_close(low_res, (logits, scores))

@@ -214,7 +214,7 @@ class Segmenter:
         records: list[Record] = []
         for start in range(0, len(boxes), _BOXES_PER_BATCH):
             self._check_stop()
-            _, scores, logits = predictor.predict_torch(
+            logits, scores = predictor.predict_low_res_torch(
                 None, None, prompts[start : start + _BOXES_PER_BATCH], multimask_output=False
             )
             for score, low_res in zip(scores[:, 0].tolist(), logits[:, 0].cpu(), strict=True):

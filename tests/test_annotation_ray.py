@@ -1,14 +1,14 @@
 """Annotating on a real cluster of Ray, of two workers on this machine."""
 
+import copy
 import os
 import signal
-import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import ray
 import torch
@@ -41,45 +41,37 @@ def cluster() -> Iterator[str]:
     ray.shutdown()
 
 
-def models() -> set[int]:
-    """The processes of the actors that have a model."""
-    return {
-        process.pid
-        for process in psutil.process_iter(["cmdline"])
-        if any("MapBatches(_Segmenter)" in part for part in process.info["cmdline"] or ())
-    }
+@dataclass
+class KillOnce:
+    """A hook of a model: of the processes that have it, the first at its second image is killed."""
+
+    killed: Path
+    images: int = 0
+
+    def __call__(self, *_: Any) -> None:
+        self.images += 1
+        if self.images == 2:
+            try:
+                self.killed.touch(exist_ok=False)
+            except FileExistsError:
+                return
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_worker_that_is_killed_halfway_loses_nothing(
     cluster: str, images: Path, small_sam: MobileSam, tmp_path: Path
 ) -> None:
-    search = {**SEARCH, "points_per_side": 8}  # so that an image takes a while
-    options: dict[str, Any] = {"formats": FORMATS, **search}
+    options: dict[str, Any] = {"formats": FORMATS, **SEARCH}
     local = annotate(images, tmp_path / "local", model=small_sam, workers=CORES, **options)
     expected = {result.key: result for result in local}
 
+    sam = copy.deepcopy(small_sam)
+    sam.image_encoder.register_forward_hook(KillOnce(tmp_path / "killed"))
     run = AnnotationRun(
-        open_source(images), tmp_path / "ray", small_sam, Options(formats=FORMATS, search=search)
+        open_source(images), tmp_path / "ray", sam, Options(formats=FORMATS, search=SEARCH)
     )
-    others = models()
-    killed_at: list[int] = []
-    finished = threading.Event()
-
-    def kill_one() -> None:
-        while not killed_at and not finished.wait(0.02):
-            done = len(list((tmp_path / "ray").rglob("sa1b/**/*.json")))
-            if 2 <= done < IMAGES and (actors := models() - others):
-                os.kill(actors.pop(), signal.SIGKILL)
-                killed_at.append(done)
-
-    thread = threading.Thread(target=kill_one)
-    thread.start()
-    try:
-        results = list(run.run_on_ray(workers=2))
-    finally:
-        finished.set()
-        thread.join()
-    assert killed_at and killed_at[0] < IMAGES
+    results = list(run.run_on_ray(workers=2))
+    assert (tmp_path / "killed").exists()
     assert results == list(expected.values()) and run.done == IMAGES and run.failed == 1
     assert files_in(tmp_path / "ray") == files_in(tmp_path / "local")
 

@@ -56,14 +56,16 @@ def measure(runs: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Exports the bundled weights in every precision; the rows of both tables."""
     from mobile_sam_plugin import build_sam_vit_t
     from mobile_sam_plugin.deploy import export
-    from mobile_sam_plugin.distill.data import list_images
+    from mobile_sam_plugin.inputs import list_images
 
     sam = build_sam_vit_t("bundled")
     with tempfile.TemporaryDirectory() as folder:
         programs, overlaps = {"torch": TORCH}, {}
         for precision in ("fp32", "fp16", "int8"):
             files = f"{folder}/{precision}"
-            encoder, decoder = export(sam, files, list_images(PHOTOGRAPHS), precision, force=True)
+            encoder, decoder = export(
+                sam, files, list_images(PHOTOGRAPHS, recursive=True), precision, force=True
+            )
             title = f"onnxruntime, {precision}"
             programs[title] = EXPORTED.format(name="OnnxPredictor", folder=files)
             overlaps[title] = encoder.mask_iou

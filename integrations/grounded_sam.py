@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_convert
 
 from mobile_sam_plugin import MobileSam, build_sam_vit_t
+from mobile_sam_plugin.errors import UserError
 from mobile_sam_plugin.inputs import ImageSource, load_image
 
 from .instances import Instances, as_predictor, check_thresholds
@@ -417,14 +418,14 @@ def split_prompts(prompts: str | Sequence[str]) -> list[str]:
             raise TypeError(f"a prompt must be a text, not {type(text).__name__}")
         parts = [part.strip() for part in text.split(".")]
         if not any(parts):
-            raise ValueError(f"the prompt {text!r} is empty: name what is to be found")
+            raise UserError(f"the prompt {text!r} is empty: name what is to be found")
         phrases += [part for part in parts if part]
     if not phrases:
-        raise ValueError("there is no prompt: name what is to be found")
+        raise UserError("there is no prompt: name what is to be found")
     seen: set[str] = set()
     for phrase in phrases:
         if phrase.lower() in seen:
-            raise ValueError(f"the prompt {phrase!r} is given twice")
+            raise UserError(f"the prompt {phrase!r} is given twice")
         seen.add(phrase.lower())
     return phrases
 
@@ -493,7 +494,7 @@ def _check_detections(detections: Detections, prompts: Sequence[str], detector: 
     if not boxes.size:
         boxes = boxes.reshape(0, 4)
     if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise ValueError(
+        raise UserError(
             f"the detector {detector} returned boxes of the shape {boxes.shape}, expected (N, 4)"
         )
     scores = np.asarray(scores, dtype=np.float32)
@@ -501,16 +502,16 @@ def _check_detections(detections: Detections, prompts: Sequence[str], detector: 
         class_ids = match_phrases(phrases, prompts)
     class_ids = np.asarray(class_ids, dtype=np.int64)
     if not len(boxes) == len(scores) == len(phrases) == len(class_ids):
-        raise ValueError(
+        raise UserError(
             f"the detector {detector} returned {len(boxes)} boxes, {len(scores)} scores, "
             f"{len(phrases)} phrases and {len(class_ids)} class ids"
         )
     for values, name in ((boxes, "box"), (scores, "score")):
         if not np.isfinite(values).all():
-            raise ValueError(f"the detector {detector} returned a {name} with NaN or infinity")
+            raise UserError(f"the detector {detector} returned a {name} with NaN or infinity")
     swapped = (boxes[:, :2] > boxes[:, 2:]).any(axis=1)
     if swapped.any():
-        raise ValueError(
+        raise UserError(
             f"the detector {detector} returned the box {boxes[swapped][0].tolist()}, which is not "
             "XYXY: left, top, right, bottom"
         )

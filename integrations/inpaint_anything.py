@@ -25,6 +25,7 @@ from torch import nn
 
 from mobile_sam_plugin import SamPredictor, sam_model_registry
 from mobile_sam_plugin.checkpoint import download, locate_checkpoint
+from mobile_sam_plugin.errors import MissingExtra, UserError
 from mobile_sam_plugin.inputs import ImageSource, load_image
 from mobile_sam_plugin.results import write_file
 
@@ -185,13 +186,13 @@ class InpaintAnything:
         pixels = load_image(image)
         if text is not None:
             if point_coords is not None or box is not None:
-                raise ValueError("give either text, or clicks and a box, not both")
+                raise UserError("give either text, or clicks and a box, not both")
             found = self._grounded.predict(pixels, text)
             if not len(found):
-                raise ValueError(f"nothing in the image matches {text!r}: try other words")
+                raise UserError(f"nothing in the image matches {text!r}: try other words")
             return found
         if point_coords is None and box is None:
-            raise ValueError("nothing says what to segment: give point_coords, box or text")
+            raise UserError("nothing says what to segment: give point_coords, box or text")
         clicks = 0
         if point_coords is not None:
             clicks = len(np.atleast_2d(np.asarray(point_coords)))
@@ -254,7 +255,7 @@ class InpaintAnything:
         for index, (pixels, selection) in enumerate(frames):
             if pixels is end or selection is end:
                 ended, others = ("frames", "masks") if pixels is end else ("masks", "frames")
-                raise ValueError(
+                raise UserError(
                     f"the {ended} end after {index}, and the {others} go on: give one mask a "
                     "frame, None where the object is not to be seen"
                 )
@@ -301,13 +302,13 @@ class InpaintAnything:
         pixels, objects = self._prepare(image, selection, prompt)
         hole = ~_union(objects, margin)
         if not hole.any():
-            raise ValueError("the masks cover the whole image: there is no background to replace")
+            raise UserError("the masks cover the whole image: there is no background to replace")
         painted = _paint(self.inpainter or self._diffusers, pixels, hole, prompt)
         return Inpainting(painted, pixels, hole, objects)
 
     def _remove(self, pixels: Pixels, hole: Mask) -> Pixels:
         if hole.all():
-            raise ValueError(
+            raise UserError(
                 "the masks cover the whole image: nothing is left to tell what is behind them"
             )
         return _paint(self.inpainter or OpenCVInpainter(), pixels, hole, "")
@@ -316,7 +317,7 @@ class InpaintAnything:
         self, image: ImageSource, selection: Selection, prompt: str
     ) -> tuple[Pixels, Instances]:
         if not prompt.strip():
-            raise ValueError("the prompt is empty: say what to paint, as 'a cat on a bench'")
+            raise UserError("the prompt is empty: say what to paint, as 'a cat on a bench'")
         pixels = load_image(image)
         return pixels, _as_instances(selection, pixels)
 
@@ -382,7 +383,7 @@ class LamaInpainter:
         try:
             import onnxruntime
         except ImportError as error:
-            raise _missing("onnxruntime") from error
+            raise MissingExtra.of("onnxruntime", "inpaint") from error
         path = locate_checkpoint(model)
         providers: list[Any] = ["CPUExecutionProvider"]
         target = torch.device(device)
@@ -398,7 +399,7 @@ class LamaInpainter:
         try:
             self._session = onnxruntime.InferenceSession(path, providers=providers)
         except Exception as error:  # onnxruntime's errors share no other base
-            raise ValueError(
+            raise UserError(
                 f"{str(path)!r} is no ONNX model that onnxruntime can read: {error}"
             ) from error
         inputs = {value.name: value.shape for value in self._session.get_inputs()}
@@ -410,7 +411,7 @@ class LamaInpainter:
             or len(set(size)) != 1
             or not isinstance(size[0], int)
         ):
-            raise ValueError(
+            raise UserError(
                 f"{str(path)!r} is not LaMa as it is on the Hub ({LAMA}): its inputs are {inputs}, "
                 "expected image [1, 3, 512, 512] and mask [1, 1, 512, 512]"
             )
@@ -432,7 +433,7 @@ class LamaInpainter:
         }
         output = self._session.run(None, inputs)[0][0].transpose(1, 2, 0)
         if not np.isfinite(output).all():
-            raise ValueError("LaMa returned NaN or infinity: use its float32 model")
+            raise UserError("LaMa returned NaN or infinity: use its float32 model")
         return output.round().clip(0, 255).astype(np.uint8)
 
 
@@ -508,7 +509,7 @@ class DiffusersInpainter:
             **self.options,
         )
         if any(getattr(output, "nsfw_content_detected", None) or []):
-            raise ValueError(
+            raise UserError(
                 "the model's safety checker holds back what it painted: try another prompt or seed"
             )
         return np.asarray(output.images[0].convert("RGB"))
@@ -556,7 +557,7 @@ def predict_masks_with_sam(
         ... )
     """
     if model_type not in sam_model_registry:
-        raise ValueError(
+        raise UserError(
             f"there is no model type {model_type!r}, only {', '.join(sam_model_registry)}"
         )
     sam = sam_model_registry[model_type](checkpoint=ckpt_p).to(device)
@@ -579,7 +580,7 @@ def write_video(path: str | os.PathLike[str], frames: Iterable[Pixels], frame_ra
     """
     target = Path(path)
     if target.suffix.lower() != ".mp4":
-        raise ValueError(f"{str(target)!r} must end in .mp4")
+        raise UserError(f"{str(target)!r} must end in .mp4")
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.stem}.{os.getpid()}.partial.mp4")
     writer = None
@@ -590,7 +591,7 @@ def write_video(path: str | os.PathLike[str], frames: Iterable[Pixels], frame_ra
                 writer = create_video(partial, frame_rate, size)
             writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
         if writer is None:
-            raise ValueError(f"there is no frame to write to {str(target)!r}")
+            raise UserError(f"there is no frame to write to {str(target)!r}")
         writer.release()
         os.replace(partial, target)
     finally:
@@ -610,7 +611,7 @@ def grow_mask(mask: Mask, margin: int) -> Mask:
         ValueError: a negative margin.
     """
     if margin < 0:
-        raise ValueError(f"the margin must be 0 pixels or more, not {margin}")
+        raise UserError(f"the margin must be 0 pixels or more, not {margin}")
     grown = mask.copy()
     if margin == 0 or not mask.any():
         return grown
@@ -628,11 +629,11 @@ def _as_instances(selection: Selection, image: Pixels, score: float = 1.0) -> In
     """A selection as objects of this image, which have at least a pixel."""
     masks = _masks_of(selection)
     if masks.shape[-2:] != image.shape[:2]:
-        raise ValueError(
+        raise UserError(
             f"the mask must have the shape {image.shape[:2]} of the image, not {masks.shape[-2:]}"
         )
     if not masks.any():
-        raise ValueError("the mask is empty: no pixel of the image is chosen")
+        raise UserError("the mask is empty: no pixel of the image is chosen")
     if isinstance(selection, Instances):
         return selection
     return Instances(
@@ -651,7 +652,7 @@ def _masks_of(selection: Selection) -> Mask:
         return selection.masks
     mask = np.asarray(selection)
     if mask.ndim != 2:
-        raise ValueError(f"the mask must have the shape (H, W), not {mask.shape}")
+        raise UserError(f"the mask must have the shape (H, W), not {mask.shape}")
     return mask.astype(bool)[None]
 
 
@@ -663,7 +664,7 @@ def _paint(inpainter: Inpainter, image: Pixels, hole: Mask, prompt: str) -> Pixe
     """The image painted in the hole and, whatever the inpainter does, nowhere else."""
     painted = np.asarray(inpainter(image.copy(), hole.copy(), prompt))
     if painted.shape != image.shape or painted.dtype != np.uint8:
-        raise ValueError(
+        raise UserError(
             f"the inpainter {type(inpainter).__name__} returned {painted.dtype} of the shape "
             f"{painted.shape}, expected uint8 of the shape {image.shape}"
         )
@@ -722,14 +723,10 @@ def _window(mask: Mask, width: int, height: int) -> tuple[slice, slice]:
 
 def _refuse_prompt(prompt: str, name: str) -> None:
     if prompt:
-        raise ValueError(
+        raise UserError(
             f"{name} paints the background and no prompt, so not {prompt!r}: fill and replace "
             "need a DiffusersInpainter"
         )
-
-
-def _missing(library: str) -> ImportError:
-    return ImportError(f'{library} is not installed: run pip install "mobile-sam-plugin[inpaint]"')
 
 
 def _load_pipeline(name: str) -> Any:
@@ -737,7 +734,7 @@ def _load_pipeline(name: str) -> Any:
         import transformers  # noqa: F401 - which diffusers would miss later, and less clearly
         from diffusers import AutoPipelineForInpainting
     except ImportError as error:
-        raise _missing(error.name or "diffusers") from error
+        raise MissingExtra.of(error.name or "diffusers", "inpaint") from error
     index = "model_index.json"
     if not Path(name).is_dir():
         download(name, index)  # says what is wrong with the name, which diffusers does not

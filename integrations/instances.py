@@ -19,6 +19,7 @@ from torch import nn
 from typing_extensions import Self
 
 from mobile_sam_plugin import SamAutomaticMaskGenerator, SamPredictor
+from mobile_sam_plugin.errors import MissingExtra, UserError
 from mobile_sam_plugin.inputs import ImageSource, load_image
 from mobile_sam_plugin.results import encode_mask, write_file
 
@@ -59,7 +60,7 @@ def check_thresholds(**thresholds: Any) -> None:
     """
     for name, value in thresholds.items():
         if not 0 <= value <= 1:  # nor NaN
-            raise ValueError(f"{name} must lie in [0, 1], not at {value}")
+            raise UserError(f"{name} must lie in [0, 1], not at {value}")
 
 
 def everything_mode(
@@ -123,7 +124,7 @@ class Instances:
         for name, shape in expected.items():
             values = getattr(self, name)
             if values is not None and values.shape != shape:
-                raise ValueError(
+                raise UserError(
                     f"{name} must have the shape {shape} for {count} labels and an image of "
                     f"{self.image_size[0]} x {self.image_size[1]}, not {values.shape}"
                 )
@@ -155,14 +156,12 @@ class Instances:
         supervision's annotators choose colours by it.
 
         Raises:
-            ImportError: supervision is not installed.
+            MissingExtra: supervision is not installed.
         """
         try:
             import supervision
         except ImportError as error:
-            raise ImportError(
-                'supervision is not installed: run pip install "mobile-sam-plugin[grounded]"'
-            ) from error
+            raise MissingExtra.of("supervision", "grounded") from error
         class_ids = self.class_ids
         if class_ids is None:
             names = list(dict.fromkeys(self.labels))
@@ -239,10 +238,10 @@ class Instances:
         if image is None:
             image = self.image
         if image is None:
-            raise ValueError("the objects came without their image: give it")
+            raise UserError("the objects came without their image: give it")
         pixels = load_image(image)
         if pixels.shape[:2] != self.image_size:
-            raise ValueError(
+            raise UserError(
                 f"the image has {pixels.shape[0]} x {pixels.shape[1]} pixels, "
                 f"the objects are of one with {self.image_size[0]} x {self.image_size[1]}"
             )

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from mobile_sam_plugin.errors import MissingExtra, UserError
+
 
 def load_pretrained(
     auto_class: str,
@@ -24,7 +26,7 @@ def load_pretrained(
         extra: the extra of this package that brings transformers.
 
     Raises:
-        ImportError: transformers is not installed.
+        MissingExtra: transformers is not installed.
         FileNotFoundError: no such repository or folder, or a file is missing in it.
         ConnectionError: the Hub cannot be reached and the model is not in its cache.
         ValueError: it is another kind of model, or damaged.
@@ -32,9 +34,7 @@ def load_pretrained(
     try:
         import transformers
     except ImportError as error:
-        raise ImportError(
-            f'transformers is not installed: run pip install "mobile-sam-plugin[{extra}]"'
-        ) from error
+        raise MissingExtra.of("transformers", extra) from error
     source = os.fspath(name)
     try:
         model = getattr(transformers, auto_class).from_pretrained(source)
@@ -43,7 +43,7 @@ def load_pretrained(
         reason = str(error).strip().partition("\n")[0]
         message = f"the model {source!r} cannot be loaded: {reason}"
         if not isinstance(error, OSError):
-            raise ValueError(message) from error
+            raise UserError(message) from error
         if "connect" in reason:
             raise ConnectionError(message) from error
         raise FileNotFoundError(message) from error
@@ -64,7 +64,7 @@ def check_length(texts: Iterable[str], limit: int, tokenizer: Any) -> None:
     for text in texts:
         length = len(tokenizer(text, verbose=False)["input_ids"])
         if length > limit:
-            raise ValueError(
+            raise UserError(
                 f"the text {text if len(text) <= 60 else text[:57] + '...'!r} is too long: it has "
                 f"{length} tokens, the model reads {limit}"
             )

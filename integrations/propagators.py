@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from mobile_sam_plugin import SamPredictor
+from mobile_sam_plugin.errors import UserError
 
 from .pretrained import load_pretrained
 
@@ -226,7 +227,7 @@ class TransformersPropagator:
         config = self._model.config
         streams = hasattr(self._processor, "init_video_session")
         if not streams or not hasattr(config, "num_maskmem"):
-            raise ValueError(
+            raise UserError(
                 f"{os.fspath(name)!r} holds a {type(self._model).__name__}, which is no model for "
                 f"videos such as {DEFAULT_VIDEO_MODEL!r} or 'facebook/sam2.1-hiera-tiny'"
             )

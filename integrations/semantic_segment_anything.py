@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from mobile_sam_plugin.errors import UserError
 from mobile_sam_plugin.inputs import ImageSource, load_image
 from mobile_sam_plugin.results import decode_mask, write_file
 
@@ -232,9 +233,9 @@ class SemanticMobileSam:
         if not isinstance(text, str):
             raise TypeError(f"the text must be a str, not {type(text).__name__}")
         if not text.strip():
-            raise ValueError("the text is empty: tell what is to be found")
+            raise UserError("the text is empty: tell what is to be found")
         if limit < 1:
-            raise ValueError(f"the limit must be at least 1, not {limit}")
+            raise UserError(f"the limit must be at least 1, not {limit}")
         pixels = load_image(image)
         found = self._check_masks(pixels, masks)
         scores = _softmax(self._compare(pixels, found, [text])[:, 0], axis=0)
@@ -257,13 +258,13 @@ class SemanticMobileSam:
         if masks.dtype != bool:
             raise TypeError(f"the masks must be boolean, not {masks.dtype}")
         if masks.ndim != 3 or masks.shape[1:] != pixels.shape[:2]:
-            raise ValueError(
+            raise UserError(
                 f"the masks must have the shape (N, {pixels.shape[0]}, {pixels.shape[1]}) for this "
                 f"image, not {masks.shape}"
             )
         empty = np.flatnonzero(~masks.any(axis=(1, 2)))
         if empty.size:
-            raise ValueError(f"mask {empty[0]} is empty")
+            raise UserError(f"mask {empty[0]} is empty")
         return masks
 
     def _compare(
@@ -274,12 +275,12 @@ class SemanticMobileSam:
         crops = (masked_crop(pixels, mask) for mask in masks)
         logits = np.asarray(self.classifier(crops, texts), dtype=np.float32)
         if logits.shape != (len(masks), len(texts)):
-            raise ValueError(
+            raise UserError(
                 f"the classifier {type(self.classifier).__name__} returned logits of the shape "
                 f"{logits.shape} for {len(masks)} images and {len(texts)} texts"
             )
         if not np.isfinite(logits).all():
-            raise ValueError(
+            raise UserError(
                 f"the classifier {type(self.classifier).__name__} returned NaN or infinity"
             )
         return logits
@@ -357,12 +358,12 @@ def _check_classes(classes: Sequence[str]) -> list[str]:
         raise TypeError(f"classes must be a list of texts, not {classes!r}")
     names = [name.strip() for name in classes]
     if not names:
-        raise ValueError("there are no classes: name at least one")
+        raise UserError("there are no classes: name at least one")
     if "" in names:
-        raise ValueError(f"a class is empty: {list(classes)!r}")
+        raise UserError(f"a class is empty: {list(classes)!r}")
     repeated = [name for name in names if names.count(name) > 1]
     if repeated:
-        raise ValueError(f"the class {repeated[0]!r} is given twice")
+        raise UserError(f"the class {repeated[0]!r} is given twice")
     return names
 
 

@@ -25,6 +25,7 @@ from mobile_sam_plugin import (
     build_sam_vit_t,
     replace,
 )
+from mobile_sam_plugin.errors import UserError
 
 from .instances import (
     ImageSource,
@@ -116,7 +117,7 @@ class TrackAnything:
                 [0, 1].
         """
         if find_every < 0 or min_area < 0:
-            raise ValueError(
+            raise UserError(
                 f"find_every ({find_every}) and min_area ({min_area}) must not be negative"
             )
         check_thresholds(min_new_share=min_new_share)
@@ -181,9 +182,9 @@ class TrackAnything:
         if object_id is None:
             object_id = 1 + max(self._labels, default=0)
         if object_id in self._labels:
-            raise ValueError(f"there is an object {object_id} already: call correct to change it")
+            raise UserError(f"there is an object {object_id} already: call correct to change it")
         if not 1 <= object_id <= MAX_OBJECTS:
-            raise ValueError(f"an object's id must lie in 1 to {MAX_OBJECTS}, not at {object_id}")
+            raise UserError(f"an object's id must lie in 1 to {MAX_OBJECTS}, not at {object_id}")
         if mask is None:
             found, score = self._segment(points, labels, box)
         else:
@@ -239,7 +240,7 @@ class TrackAnything:
         """
         frame = self._require_frame()
         if instances.image_size != frame.shape[:2]:
-            raise ValueError(
+            raise UserError(
                 f"the objects are of an image of {instances.image_size[0]} x "
                 f"{instances.image_size[1]} pixels, the frame has {frame.shape[0]} x "
                 f"{frame.shape[1]}"
@@ -287,7 +288,7 @@ class TrackAnything:
         before = self._require_frame()
         pixels = load_image(frame).copy()
         if pixels.shape != before.shape:
-            raise ValueError(
+            raise UserError(
                 f"frame {self._index + 1} has {pixels.shape[1]} x {pixels.shape[0]} pixels, those "
                 f"before have {before.shape[1]} x {before.shape[0]}: start anew for another video"
             )
@@ -365,7 +366,7 @@ class TrackAnything:
     ) -> tuple[Mask, float]:
         """The mask that a prompt points out in the current frame, and its predicted IoU."""
         if points is None and box is None:
-            raise ValueError("point the object out: give points, a box or a mask")
+            raise UserError("point the object out: give points, a box or a mask")
         predictor = self._encoder(self._require_frame())
         count = np.shape(points)[:1] if points is not None else ()
         if points is not None and labels is None:
@@ -380,7 +381,7 @@ class TrackAnything:
         )
         best = int(scores.argmax())
         if not masks[best].any():
-            raise ValueError("nothing was found there: give more points, or a box")
+            raise UserError("nothing was found there: give more points, or a box")
         return masks[best], float(scores[best])
 
     def _place(self, masks: dict[int, Mask], scores: dict[int, float]) -> None:
@@ -400,17 +401,17 @@ class TrackAnything:
         frame = self._require_frame()
         name = type(self.propagator).__name__
         if object_id not in self._labels:
-            raise ValueError(f"{name} returned an object {object_id}, which is not followed")
+            raise UserError(f"{name} returned an object {object_id}, which is not followed")
         logits = np.asarray(values)
         if logits.shape != frame.shape[:2]:
-            raise ValueError(
+            raise UserError(
                 f"{name} returned a mask of the shape {logits.shape} for object {object_id}, not "
                 f"of the frame's, {frame.shape[:2]}"
             )
         if logits.dtype == bool:
             return np.where(logits, 10, -10).astype(np.float32)
         if not np.isfinite(logits).all():
-            raise ValueError(f"{name} returned NaN or infinity for object {object_id}")
+            raise UserError(f"{name} returned NaN or infinity for object {object_id}")
         return logits.astype(np.float32)
 
 
@@ -451,7 +452,7 @@ def track_video(
     prompts = prompts or {}
     early = [index for index in prompts if index < first_frame]
     if first_frame < 0 or early:
-        raise ValueError(
+        raise UserError(
             f"tracking begins at frame {first_frame}, which must not be negative, nor behind a "
             f"prompt's frame {early}"
         )
@@ -484,7 +485,7 @@ def track_video(
             objects.update(seen_ids, tracked.lost)
             more_to_come = tracker.find_every or any(number > index for number in prompts)
             if index == first_frame and not objects and not more_to_come:
-                raise ValueError(f"no object was found in frame {index} to be followed")
+                raise UserError(f"no object was found in frame {index} to be followed")
             writer.write(frame, tracked)
             if index in writer.done:
                 # Under 0, no object's id, the last frame.
@@ -493,7 +494,7 @@ def track_video(
             bar.update()
         late = [number for number in prompts if number > index]
         if first_frame > index or late:
-            raise ValueError(
+            raise UserError(
                 f"{video.name!r} has {index + 1} frames, so there is no frame "
                 f"{max([first_frame, *late])}"
             )
@@ -690,7 +691,7 @@ def _predict(
     multimask: bool,
 ) -> tuple[Mask, NDArray[np.float32], NDArray[np.float32]]:
     if mode not in modes:
-        raise ValueError(f"mode must be one of {', '.join(modes)}, not {mode!r}")
+        raise UserError(f"mode must be one of {', '.join(modes)}, not {mode!r}")
     arguments = {_ARGUMENTS.get(name, name): prompts[name] for name in modes[mode]}
     return predictor.predict(**arguments, multimask_output=multimask)
 
@@ -716,9 +717,9 @@ def _as_instances(
 def _check_mask(mask: Mask, frame: Frame) -> Mask:
     checked = np.asarray(mask)
     if checked.shape != frame.shape[:2]:
-        raise ValueError(
+        raise UserError(
             f"the mask must have the shape of the frame, {frame.shape[:2]}, not {checked.shape}"
         )
     if not checked.any():
-        raise ValueError("the mask is empty: there is nothing to follow")
+        raise UserError("the mask is empty: there is nothing to follow")
     return checked.astype(bool)

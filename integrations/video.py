@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from typing_extensions import Self
 
+from mobile_sam_plugin.errors import UserError
 from mobile_sam_plugin.predictor import as_pixels
 from mobile_sam_plugin.results import encode_mask, write_file
 
@@ -99,14 +100,14 @@ class Video:
         for index, frame in enumerate(self._read()):
             size = size or frame.shape[:2]
             if frame.shape[:2] != size:
-                raise ValueError(
+                raise UserError(
                     f"frame {index} of {self.name!r} has {frame.shape[1]} x {frame.shape[0]} "
                     f"pixels, those before have {size[1]} x {size[0]}: "
                     "cut the video where its size changes"
                 )
             yield frame
         if index < 0:
-            raise ValueError(f"there is no frame in {self.name!r}")
+            raise UserError(f"there is no frame in {self.name!r}")
         if self.length and index + 1 < 0.95 * self.length - 1:
             warnings.warn(
                 f"{self.name!r} could be read up to frame {index + 1} only, though its header "
@@ -225,7 +226,7 @@ class TrackWriter:
         if (self.folder / "run.json").exists():
             self._take_up(video)
         elif self._masks.is_dir() and any(self._masks.iterdir()):
-            raise ValueError(
+            raise UserError(
                 f"the folder {str(self._masks)!r} holds files of another origin: "
                 "name another folder"
             )
@@ -318,7 +319,7 @@ class TrackWriter:
         ]
         if differing or video.path is None:
             what = f"another {' and '.join(differing)}" if differing else "frames gone by"
-            raise ValueError(
+            raise UserError(
                 f"the folder {str(self.folder)!r} holds results of another run, with {what}: "
                 "name another folder, or delete this one"
             )
@@ -427,7 +428,7 @@ def create_video(path: Path, frame_rate: float, size: tuple[int, int]) -> cv2.Vi
 
 def _ids(objects: Instances) -> list[int]:
     if objects.ids is None:
-        raise ValueError("the objects have no ids: they do not come from a tracker")
+        raise UserError("the objects have no ids: they do not come from a tracker")
     ids: list[int] = objects.ids.tolist()
     return ids
 
@@ -437,7 +438,7 @@ def _open(path: Path) -> cv2.VideoCapture:
         raise FileNotFoundError(f"there is no video {str(path)!r}")
     capture = cv2.VideoCapture(str(path))
     if not capture.isOpened():
-        raise ValueError(f"{str(path)!r} is no video that OpenCV can decode")
+        raise UserError(f"{str(path)!r} is no video that OpenCV can decode")
     return capture
 
 
@@ -446,7 +447,7 @@ def _list_images(folder: Path) -> list[Path]:
     suffixes = image_suffixes()
     paths = [path for path in folder.iterdir() if path.suffix.lower() in suffixes]
     if not paths:
-        raise ValueError(f"there is no image in the folder {str(folder)!r}")
+        raise UserError(f"there is no image in the folder {str(folder)!r}")
 
     def order(path: Path) -> list[tuple[int, str]]:
         parts = re.split(r"(\d+)", path.name)

@@ -33,6 +33,8 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError
 from torch import Tensor
 
+from .errors import UserError
+
 logger = logging.getLogger(__name__)
 
 HUB_FILE = "model.safetensors"
@@ -80,7 +82,7 @@ def locate_checkpoint(checkpoint: str | os.PathLike[str] = DEFAULT_CHECKPOINT) -
     if isinstance(checkpoint, str) and checkpoint.startswith("hf:"):
         match = _HUB_NAME.fullmatch(checkpoint)
         if match is None:
-            raise ValueError(
+            raise UserError(
                 f"{checkpoint!r} names nothing on the Hub: write hf://owner/repo, "
                 "hf://owner/repo/file or hf://owner/repo/file@revision"
             )
@@ -148,7 +150,7 @@ def download(
             f"name one that it has, as hf://{repo_id}/FILE"
         ) from error
     except ValueError as error:
-        raise ValueError(
+        raise UserError(
             f"{repo_id!r} and {filename!r} name no file on the Hub: {_first_line(error)}"
         ) from error
     except Exception as error:  # the HTTP library, and so its errors, differ between hub releases
@@ -180,15 +182,15 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     with open(path, "rb") as file:
         start = file.read(64)
     if not start:
-        raise ValueError(f"checkpoint {str(path)!r} is empty (0 bytes): download it again")
+        raise UserError(f"checkpoint {str(path)!r} is empty (0 bytes): download it again")
     is_safetensors = _starts_safetensors(start)
     if start.lstrip().startswith(b"<") and not is_safetensors:
-        raise ValueError(
+        raise UserError(
             f"checkpoint {str(path)!r} is a web page, not weights: download the file itself, "
             "not the page that shows it"
         )
     if start.startswith(b"version https://git-lfs"):
-        raise ValueError(
+        raise UserError(
             f"checkpoint {str(path)!r} is a Git LFS pointer, not weights: run `git lfs pull`"
         )
     content: Any
@@ -196,11 +198,11 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         try:
             content = safetensors.torch.load_file(path)
         except SafetensorError as error:
-            raise ValueError(_damaged(path, error)) from error
+            raise UserError(_damaged(path, error)) from error
     elif start.startswith((b"PK", b"\x80")):
         content = _read_torch(path)
     else:
-        raise ValueError(
+        raise UserError(
             f"checkpoint {str(path)!r} is neither a PyTorch nor a safetensors file: "
             f"it starts with {start[:16]!r}"
         )
@@ -208,12 +210,12 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     if not isinstance(content, Mapping) or not content:
-        raise ValueError(
+        raise UserError(
             f"checkpoint {str(path)!r} holds {_describe(content)}, expected tensors by name"
         )
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise ValueError(
+            raise UserError(
                 f"checkpoint {str(path)!r} holds {_describe(value)} at {key!r}, expected a tensor"
             )
     if all(key.startswith("module.") for key in content):
@@ -243,7 +245,7 @@ def read_backbone(path: str | os.PathLike[str]) -> str | None:
         with safetensors.safe_open(path, "pt") as content:
             return (content.metadata() or {}).get("backbone")
     except SafetensorError as error:
-        raise ValueError(_damaged(path, error)) from error
+        raise UserError(_damaged(path, error)) from error
 
 
 def verify_checkpoint(
@@ -261,9 +263,9 @@ def verify_checkpoint(
         entry = _VIT_WIDTHS.get(position_embedding.shape[-1] if position_embedding.ndim else 0)
         kind = f"SAM's {entry}" if entry else "a SAM with a ViT of unknown width"
         way_out = f": load it with sam_model_registry[{entry!r}]" if entry else ""
-        raise ValueError(f"checkpoint {name!r} is {kind}, not MobileSAM's vit_t{way_out}")
+        raise UserError(f"checkpoint {name!r} is {kind}, not MobileSAM's vit_t{way_out}")
     if _has_backbone(tensors) and not _has_backbone(expected):
-        raise ValueError(
+        raise UserError(
             f"checkpoint {name!r} has another image encoder than TinyViT and does not say which: "
             "MobileSam.untrained(BACKBONE) takes it with load_state_dict, and save_pretrained then "
             "writes a .safetensors file that names its backbone"
@@ -290,13 +292,13 @@ def verify_checkpoint(
             more = ", ..." if count > 3 else ""
             problems.append(f"{count} {what} ({', '.join(keys[:3])}{more})")
     if problems:
-        raise ValueError(
+        raise UserError(
             f"checkpoint {name!r} does not fit MobileSAM, of whose {len(expected)} tensors it has "
             f"{len(expected) - len(missing)}: {'; '.join(problems)}"
         )
     for key, value in tensors.items():
         if not torch.isfinite(value.float()).all():
-            raise ValueError(
+            raise UserError(
                 f"checkpoint {name!r} is damaged: {key} holds NaN or infinity; download it again, "
                 "or take one from before the training diverged"
             )
@@ -345,18 +347,18 @@ def save_checkpoint(
     """
     path = Path(path)
     if path.suffix not in _SUFFIXES:
-        raise ValueError(
+        raise UserError(
             f"{str(path)!r} has no suffix of a checkpoint: end it in {', '.join(_SUFFIXES)}"
         )
     if backbone is not None and path.suffix != ".safetensors":
-        raise ValueError(
+        raise UserError(
             f"{str(path)!r} cannot name the backbone {backbone!r}, without which it could not be "
             "loaded: end it in .safetensors"
         )
     tensors = dict(tensors)
     if for_upstream:
         if backbone is not None:
-            raise ValueError(
+            raise UserError(
                 f"the original mobile_sam has no image encoder but TinyViT, not {backbone!r}"
             )
         for key, shape in _HEAD_SHAPES.items():
@@ -367,7 +369,7 @@ def save_checkpoint(
             if value.is_floating_point():
                 tensors[key] = value.to(dtype)
                 if not torch.isfinite(tensors[key]).all():
-                    raise ValueError(f"{key} holds values too large for {dtype}: choose float32")
+                    raise UserError(f"{key} holds values too large for {dtype}: choose float32")
     metadata = {"format": "pt"} | ({} if backbone is None else {"backbone": backbone})
     # safetensors refuses tensors that share memory, as parameters do that layers share.
     tensors = {
@@ -403,13 +405,13 @@ def _read_torch(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         if found is None:
-            raise ValueError(_damaged(path, error)) from error
-        raise ValueError(
+            raise UserError(_damaged(path, error)) from error
+        raise UserError(
             f"checkpoint {str(path)!r} is a pickle that holds code or objects ({found[1]}), which "
             "is not loaded: save its state_dict() alone where you trust it, best as .safetensors"
         ) from error
     except Exception as error:  # a damaged pickle makes the reader stumble in any way
-        raise ValueError(_damaged(path, error)) from error
+        raise UserError(_damaged(path, error)) from error
 
 
 def _damaged(path: Path, error: Exception) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
+from .errors import UserError
 from .inputs import as_pixels
 from .mask_postprocessing import (
     BoolArray,
@@ -116,9 +117,9 @@ class MaskSearch(ABC):
             ZeroDivisionError: no click is left in the last layer of crops.
         """
         if (points_per_side is None) == (point_grids is None):
-            raise ValueError("give either points_per_side or point_grids, and None for the other")
+            raise UserError("give either points_per_side or point_grids, and None for the other")
         if output_mode not in _OUTPUT_MODES:
-            raise ValueError(
+            raise UserError(
                 f"output_mode must be one of {', '.join(_OUTPUT_MODES)}, not {output_mode!r}"
             )
         self.predictor = predictor

@@ -2,15 +2,29 @@
 
 import os
 import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from .errors import UserError
+
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 """Of ImageNet's pixels, R, G and B in [0, 255]; SAM's images are normalised with them."""
+
+# Formats of pixels that Pillow decodes itself. Those that it hands to other programs (EPS), draws
+# (WMF), or of which it knows little more than the size (MPEG, HDF5) are not among them.
+_RASTER_FORMATS = (
+    *("AVIF", "BMP", "DDS", "DIB", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG"),
+    *("PPM", "QOI", "SGI", "TIFF", "WEBP", "TGA"),
+)
 
 ImageSource = NDArray[np.uint8] | Image.Image | str | os.PathLike[str]
 """An image: an array in RGB order, a PIL image, or the path of a file that Pillow can open."""
@@ -44,12 +58,12 @@ def as_pixels(image: NDArray[np.uint8] | Image.Image) -> NDArray[np.uint8]:
     if image.ndim == 2:
         image = image[..., None]
     if image.ndim != 3 or image.shape[2] not in (1, 3, 4):
-        raise ValueError(
+        raise UserError(
             f"the image must have the shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), "
             f"not {image.shape}"
         )
     if image.size == 0:
-        raise ValueError(f"the image is empty: its shape is {image.shape}")
+        raise UserError(f"the image is empty: its shape is {image.shape}")
     if image.shape[2] == 1:
         return np.repeat(image, 3, axis=2)
     return image[..., :3]
@@ -89,20 +103,219 @@ def read_image(file: BinaryIO, name: str) -> NDArray[np.uint8]:
         (H, W, 3) uint8 RGB.
 
     Raises:
-        ValueError: the file is no image, or damaged, or too large to be safe; naming it.
+        UserError: as :func:`open_image`.
+    """
+    with open_image(file, name) as opened:
+        # Older releases of Pillow give PNGs and PGMs of 16 bits as 32 of them.
+        if opened.mode == "I" and opened.format in ("PNG", "PPM"):
+            return as_pixels((np.asarray(opened) >> 8).astype(np.uint8))
+        return as_pixels(opened)
+
+
+@contextmanager
+def open_image(file: BinaryIO | str | os.PathLike[str], name: str) -> Iterator[Image.Image]:
+    """Opens an image with Pillow; the one place where this package lets Pillow read a file.
+
+    Only raster formats are tried, whatever the file is called, since Pillow would start Ghostscript
+    for PostScript. The limit of pixels is Pillow's own, twice ``PIL.Image.MAX_IMAGE_PIXELS``.
+
+    Args:
+        file: a path, or a file that is open for reading.
+        name: of the file, for messages.
+
+    Yields:
+        The image, as the file has it: not turned, not decoded.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError, PermissionError: the path cannot be opened.
+        UserError: the file is no image of a format in :func:`image_formats`, or damaged, also where
+            that shows in the body of the ``with``; or has too many pixels. It names the file.
     """
     try:
-        with Image.open(file) as opened:
-            # Older releases of Pillow give PNGs and PGMs of 16 bits as 32 of them.
-            if opened.mode == "I" and opened.format in ("PNG", "PPM"):
-                return as_pixels((np.asarray(opened) >> 8).astype(np.uint8))
-            return as_pixels(opened)
-    except MemoryError:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            opened = Image.open(file, formats=image_formats())
+        with opened:
+            yield opened
+    except (MemoryError, UserError, FileNotFoundError, IsADirectoryError, PermissionError):
         raise
     except UnidentifiedImageError as error:
-        raise ValueError(f"{name!r} is no image that Pillow can read") from error
+        raise UserError(
+            f"{name!r} is no image that can be read here: the formats are "
+            f"{', '.join(image_formats())}{_heic_hint([name])}"
+        ) from error
+    except Image.DecompressionBombError as error:
+        assert Image.MAX_IMAGE_PIXELS is not None
+        raise UserError(
+            f"the image {name!r} is too large to be safe: it has more than "
+            f"{2 * Image.MAX_IMAGE_PIXELS:,} pixels; where you trust it, raise the limit with "
+            "--max-pixels, or in Python with PIL.Image.MAX_IMAGE_PIXELS"
+        ) from error
     except Exception as error:  # Pillow's readers raise of every kind on damaged files
-        raise ValueError(f"the image {name!r} cannot be read: {error}") from error
+        raise UserError(f"the image {name!r} cannot be read: {error}") from error
+
+
+@lru_cache(maxsize=1)
+def image_formats() -> tuple[str, ...]:
+    """The formats that are read, by Pillow's names: those of pixels that it decodes itself.
+
+    HEIF is among them where pillow-heif is installed.
+    """
+    try:
+        import pillow_heif
+    except ImportError:
+        pass
+    else:
+        pillow_heif.register_heif_opener()
+    Image.init()
+    return tuple(name for name in _RASTER_FORMATS if name in Image.OPEN)
+
+
+@lru_cache(maxsize=1)
+def image_suffixes() -> frozenset[str]:
+    """The suffixes of image files, in small letters, such as ``".png"``."""
+    kinds = Image.registered_extensions().items()
+    return frozenset(suffix for suffix, kind in kinds if kind in image_formats())
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file of this name in a folder is taken for an image: by its suffix, unless hidden.
+
+    Names such as ``._photo.jpg``, which macOS leaves behind, are hidden.
+    """
+    base = PurePath(name).name
+    return not base.startswith(".") and PurePath(base).suffix.lower() in image_suffixes()
+
+
+def list_images(folder: str | os.PathLike[str], recursive: bool = False) -> list[Path]:
+    """The images in a folder, sorted; one warning tells what other files are there, by kind.
+
+    Args:
+        folder: its path.
+        recursive: whether the folders in it are searched, too, hidden ones left out.
+
+    Raises:
+        NotADirectoryError: it is no folder.
+        UserError: there is no image in it.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise NotADirectoryError(f"there is no folder {str(root)!r}")
+    paths = sorted(root.rglob("*") if recursive else root.iterdir())
+    files = [
+        path
+        for path in paths
+        if path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(root).parts[:-1])
+    ]
+    images = [path for path in files if is_image_name(path.name)]
+    skipped = describe_skipped(path.name for path in files)
+    if not images:
+        raise UserError(
+            f"there is no image in the folder {str(root)!r}{skipped and ': ' + skipped}"
+        )
+    if skipped:
+        warnings.warn(f"in the folder {str(root)!r} {skipped}", stacklevel=2)
+    return images
+
+
+def describe_skipped(names: Iterable[str]) -> str:
+    """What of these files is left out since it is no image: counted by kind, "" if there is none.
+
+    Hidden files count where their suffix is an image's.
+
+    Example:
+        >>> describe_skipped(["a.jpg", "b.HEIC", "notes.txt", "._a.jpg"])
+        '3 files are left out: 1 .heic (...), 1 hidden, 1 .txt'
+    """
+    kinds: Counter[str] = Counter()
+    for name in names:
+        path = PurePath(name)
+        if path.name.startswith("."):
+            kinds["hidden"] += path.suffix.lower() in image_suffixes()
+        elif not is_image_name(path.name):
+            kinds[path.suffix.lower() or "without a suffix"] += 1
+    parts = [f"{count} {kind}{_heic_hint([kind])}" for kind, count in kinds.most_common() if count]
+    total = kinds.total()
+    if not total:
+        return ""
+    verb = "file is" if total == 1 else "files are"
+    return f"{total} {verb} left out: {', '.join(parts)}"
+
+
+def _heic_hint(names: Iterable[str]) -> str:
+    if "HEIF" in image_formats() or not any(
+        name.lower().endswith((".heic", ".heif")) for name in names
+    ):
+        return ""
+    return ' (which pip install "mobile-sam-plugin[heic]" reads)'
+
+
+def load_mask(path: str | os.PathLike[str]) -> NDArray[np.bool_]:
+    """The mask that a person means by an image of one, turned upright.
+
+    - Gray or colour: the pixels of half of the range or more, in 8 bits and 16. The brightest
+      channel of a coloured one counts.
+    - Maps of ids, as trackers and ``annotate`` write them: the ids above 0. They are told by a
+      palette of colours, or by values that all lie in the lower half of the range.
+    - Transparency: the opaque pixels where the picture behind it is of one colour or is no mask.
+
+    Where another reading was possible, a warning says what was taken.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        (H, W) bool.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError, PermissionError: the path cannot be opened.
+        UserError: as :func:`open_image`.
+    """
+    name = os.fspath(path)
+    with open_image(path, name) as opened:
+        image = ImageOps.exif_transpose(opened)
+        mask, doubt = _read_mask(image)
+    if doubt:
+        warnings.warn(
+            f"the mask {name!r} {doubt}: {mask.mean():.1%} of its pixels are taken", stacklevel=2
+        )
+    return mask
+
+
+def _read_mask(image: Image.Image) -> tuple[NDArray[np.bool_], str]:
+    """The mask in an image, and what makes it doubtful, "" if nothing does."""
+    if image.mode == "P" and "transparency" not in image.info:
+        indices = np.asarray(image)
+        colors = np.asarray(image.convert("RGB")).reshape(-1, 3)
+        if np.ptp(colors.astype(int), axis=1).any():  # colours, not grays
+            return indices > 0, ""
+    if image.mode.startswith(("I", "F")):
+        return _bright(np.asarray(image), 65535)
+    if not (image.has_transparency_data and image.mode != "1"):
+        return _bright(np.asarray(image.convert("RGB")).max(axis=2), 255)
+    pixels = np.asarray(image.convert("RGBA"))
+    gray, alpha = pixels[..., :3].max(axis=2), pixels[..., 3]
+    if alpha.min() >= 128:  # opaque everywhere
+        return _bright(gray, 255)
+    if np.ptp(pixels[..., :3].reshape(-1, 3), axis=0).max() == 0:
+        return alpha >= 128, ""
+    if np.isin(pixels[alpha >= 128, :3], (0, 255)).all() and gray[alpha >= 128].min() == 0:
+        mask = (gray >= 128) & (alpha >= 128)
+        return mask, "has transparent pixels, and white ones: those that are white and opaque count"
+    return alpha >= 128, "is a cut-out: its opaque pixels count"
+
+
+def _bright(values: NDArray[Any], highest: int) -> tuple[NDArray[np.bool_], str]:
+    """The pixels of half of the range or more, or of any id above 0 where all are in the lower."""
+    if values.max(initial=0) <= highest // 2:
+        ids = np.unique(values)
+        several = f"holds the values {ids[0]} to {ids[-1]}, which are taken for ids"
+        return values > 0, several if len(ids) > 2 else ""
+    mask = values > highest // 2
+    between = np.mean((values > highest // 8) & (values < highest - highest // 8))
+    doubt = f"has {between:.1%} of pixels neither dark nor bright, of which the brighter half count"
+    return mask, doubt if between > 0.05 else ""
 
 
 def _from_pil(image: Image.Image) -> NDArray[np.uint8]:
@@ -116,6 +329,8 @@ def _from_pil(image: Image.Image) -> NDArray[np.uint8]:
         return (np.asarray(upright) >> 8).astype(np.uint8)
     if upright.mode == "P":  # a palette may have transparent colours, which RGB would warn about
         upright = upright.convert("RGBA")
+    if upright.mode == "La":  # premultiplied, which Pillow converts to its own kind alone
+        upright = upright.convert("LA")
     return np.asarray(upright.convert("RGB"))
 
 
@@ -128,7 +343,7 @@ def input_size(height: int, width: int, long_side: int) -> tuple[int, int]:
     scale = long_side / max(height, width)
     size = int(height * scale + 0.5), int(width * scale + 0.5)
     if min(size) < 1:
-        raise ValueError(
+        raise UserError(
             f"the image is too thin, {width} x {height} pixels: nothing of its short side is "
             f"left when the long side is resized to {long_side}"
         )
@@ -150,19 +365,19 @@ def check_points(
     """
     if coords is None or labels is None:
         given, absent = ("labels", "coords") if coords is None else ("coords", "labels")
-        raise ValueError(f"point_{given} came without point_{absent}: give both or neither")
+        raise UserError(f"point_{given} came without point_{absent}: give both or neither")
     points = as_finite("point_coords", coords)
     if points.ndim != 2 + batched or points.shape[-1] != 2:
         expected = "(B, N, 2)" if batched else "(N, 2)"
-        raise ValueError(f"point_coords must have the shape {expected}, not {points.shape}")
+        raise UserError(f"point_coords must have the shape {expected}, not {points.shape}")
     kinds = np.asarray(labels)
     if kinds.shape != points.shape[:-1]:
-        raise ValueError(
+        raise UserError(
             f"point_labels must hold one label a point, {points.shape[:-1]}, not {kinds.shape}"
         )
     unknown = kinds[~np.isin(kinds, (-1, 0, 1))]
     if unknown.size:
-        raise ValueError(
+        raise UserError(
             f"point_labels must be 1 (object), 0 (background) or -1 (no point), not {unknown[0]}"
         )
     return points, kinds
@@ -172,7 +387,7 @@ def check_box(box: ArrayLike) -> NDArray[np.float64]:
     """The box (4,) of a prompt; ValueError as :func:`check_points`."""
     corners = as_finite("box", box)
     if corners.size != 4:
-        raise ValueError(
+        raise UserError(
             f"box must be 4 numbers, XYXY, not of the shape {corners.shape}; for several boxes "
             "call predict_torch"
         )
@@ -189,7 +404,7 @@ def check_mask(mask: ArrayLike, size: tuple[int, int]) -> NDArray[np.float64]:
     """The low-res logits (1, *size) of a prompt; ValueError as :func:`check_points`."""
     logits = as_finite("mask_input", mask)
     if logits.shape not in (size, (1, *size)):
-        raise ValueError(
+        raise UserError(
             f"mask_input must be low-res logits of the shape {(1, *size)}, as predict returns "
             f"them, not {logits.shape}"
         )
@@ -201,7 +416,7 @@ def as_finite(name: str, values: ArrayLike) -> NDArray[np.float64]:
     try:
         array = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} must be an array of numbers: {error}") from error
+        raise UserError(f"{name} must be an array of numbers: {error}") from error
     if not np.isfinite(array).all():
-        raise ValueError(f"{name} holds NaN or infinity: {array[~np.isfinite(array)][0]}")
+        raise UserError(f"{name} holds NaN or infinity: {array[~np.isfinite(array)][0]}")
     return array

@@ -22,6 +22,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from .errors import UserError
+
 _TILE_SIZE = 64  # pixels of the upscaled mask a side
 _CHUNK_PIXELS = 1 << 18  # upscaled at once: 1 MB of float32, which stays in the L2 cache
 
@@ -58,7 +60,7 @@ def rle_from_mask(mask: BoolArray) -> UncompressedRLE:
         ValueError: if the mask is not two-dimensional or has no pixels.
     """
     if mask.ndim != 2 or mask.size == 0:
-        raise ValueError(f"Expected a mask of shape (height, width), got shape {mask.shape}.")
+        raise UserError(f"Expected a mask of shape (height, width), got shape {mask.shape}.")
     pixels = mask.ravel(order="F")
     changes = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
     if pixels[0]:
@@ -137,9 +139,9 @@ class CropMask:
         x0, y0, x1, y1 = crop_box
         height, width = image_size
         if (y1 - y0, x1 - x0) != self.crop_size:
-            raise ValueError(f"Crop box {list(crop_box)} is not of crop size {self.crop_size}.")
+            raise UserError(f"Crop box {list(crop_box)} is not of crop size {self.crop_size}.")
         if x0 < 0 or y0 < 0 or x1 > width or y1 > height:
-            raise ValueError(f"Crop box {list(crop_box)} is not inside image size {image_size}.")
+            raise UserError(f"Crop box {list(crop_box)} is not inside image size {image_size}.")
 
         column_starts = (self.columns.astype(np.int64) + x0) * height + y0
         changes = np.stack([column_starts + self.tops, column_starts + self.bottoms], 1).ravel()
@@ -190,7 +192,7 @@ class MaskUpscaler:
             ValueError: if a size is not positive or the input size exceeds the model's.
         """
         if min(*input_size, *crop_size, *low_res_size) < 1 or max(input_size) > model_size:
-            raise ValueError(
+            raise UserError(
                 f"Cannot upscale logits of size {low_res_size} to crop size {crop_size} through "
                 f"input size {input_size} of a model of input size {model_size}."
             )
@@ -291,7 +293,7 @@ class MaskUpscaler:
     def _checked(self, low_res_logits: FloatArray) -> FloatArray:
         logits = np.asarray(low_res_logits, dtype=np.float32)
         if logits.shape != self.low_res_size:
-            raise ValueError(f"Expected logits of shape {self.low_res_size}, got {logits.shape}.")
+            raise UserError(f"Expected logits of shape {self.low_res_size}, got {logits.shape}.")
         return logits
 
     def _tiles(

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from .errors import UserError
 from .inputs import ImageSource as ImageSource
 from .inputs import as_pixels, check_box, check_mask, check_points, input_size
 from .inputs import load_image as load_image
@@ -56,7 +57,7 @@ class SamPredictor(segment_anything.SamPredictor):
     ) -> tuple[Tensor, tuple[int, int]]:
         """The image (1, 3, h, w) resized for the model, and its original size (H, W)."""
         if image_format not in ("RGB", "BGR"):
-            raise ValueError(f"image_format must be 'RGB' or 'BGR', not {image_format!r}")
+            raise UserError(f"image_format must be 'RGB' or 'BGR', not {image_format!r}")
         if isinstance(image, Image.Image):
             image_format = "RGB"
         pixels = as_pixels(image)

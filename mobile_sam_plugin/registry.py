@@ -11,6 +11,7 @@ import segment_anything
 
 from .build import build_sam_vit_t
 from .checkpoint import DEFAULT_CHECKPOINT
+from .errors import UserError
 from .mobile_sam import MobileSam
 
 logger = logging.getLogger(__name__)
@@ -75,10 +76,10 @@ def replace(
     registry = _registry_of(into)
     known = ", ".join(registry)
     if not model_types:
-        raise ValueError(f"name at least one model type to replace: {known}")
+        raise UserError(f"name at least one model type to replace: {known}")
     for model_type in model_types:
         if model_type not in registry:
-            raise ValueError(f"{into.__name__} has no model type {model_type!r}, only {known}")
+            raise UserError(f"{into.__name__} has no model type {model_type!r}, only {known}")
     restore = ExitStack()
     for model_type in dict.fromkeys(model_types):
         builder = _replacement(model_type, checkpoint)

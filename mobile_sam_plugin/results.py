@@ -19,6 +19,8 @@ import numpy as np
 import pycocotools.mask
 from numpy.typing import ArrayLike, NDArray
 
+from .errors import UserError
+
 Record = dict[str, Any]
 Color = tuple[int, int, int]
 AnyPath = TypeVar("AnyPath", bound=PurePath)
@@ -146,13 +148,13 @@ def write_results(
     masks = []
     for index, record in enumerate(records):
         masks.append(folder / f"mask_{index:03}.png")
-        write_file(masks[-1], _png(decode_mask(record).astype(np.uint8) * 255))
+        write_file(masks[-1], encode_image(".png", decode_mask(record).astype(np.uint8) * 255))
     for index, logits in enumerate(low_res_logits):
         npy = io.BytesIO()
         np.save(npy, logits)
         write_file(folder / f"mask_{index:03}_logits.npy", npy.getvalue())
     overlay = draw_overlay(image, records, point_coords, point_labels, box)
-    write_file(folder / "overlay.png", _png(overlay[..., ::-1]))
+    write_file(folder / "overlay.png", encode_image(".png", overlay))
     write_file(folder / "masks.json", json.dumps(list(records), allow_nan=False).encode())
     return masks
 
@@ -183,9 +185,31 @@ def write_file(path: Path, content: bytes) -> None:
         raise
 
 
-def _png(pixels: NDArray[np.uint8]) -> bytes:
-    """Encodes grayscale or BGR."""
-    return bytes(cv2.imencode(".png", pixels)[1])
+def encode_image(suffix: str, pixels: NDArray[Any], *options: int) -> bytes:
+    """An image as the bytes of a file.
+
+    Args:
+        suffix: of the format, ``".png"`` or ``".jpg"``.
+        pixels: (H, W) grayscale, (H, W, 3) RGB or (H, W, 4) RGBA; uint8, or uint16 for PNG.
+        options: as of ``cv2.imencode``.
+
+    Raises:
+        UserError: the format cannot hold it, as JPEG no side of more than 65,500 pixels.
+    """
+    if pixels.ndim == 3:
+        pixels = pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
+    try:
+        encoded, content = cv2.imencode(suffix, pixels, options)
+    except cv2.error as error:
+        encoded, reason = False, f": {error}"
+    else:
+        reason = ""
+    if not encoded:
+        raise UserError(
+            f"an image of {pixels.shape[1]} x {pixels.shape[0]} pixels cannot be written as "
+            f"{suffix}{reason}"
+        )
+    return bytes(content)
 
 
 def _color(index: int) -> Color:

@@ -21,11 +21,11 @@ from torch.utils.data import DataLoader, Dataset
 from mobile_sam_plugin.distill.data import (
     AnnotatedImage,
     Readable,
-    list_images,
     open_annotated_images,
     write_annotated_image,
 )
 from mobile_sam_plugin.distill.scenes import Scenes
+from mobile_sam_plugin.inputs import list_images
 from mobile_sam_plugin.results import encode_mask
 
 HEIGHT, WIDTH = 30, 40
@@ -419,7 +419,7 @@ def test_sources_that_are_none(tmp_path: Path) -> None:
 def test_list_images(png_masks: Path) -> None:
     (png_masks / "._a.jpg").write_bytes(b"")
     (png_masks / "UPPER.JPEG").write_bytes(b"")
-    names = [str(path.relative_to(png_masks)) for path in list_images(png_masks)]
+    names = [str(path.relative_to(png_masks)) for path in list_images(png_masks, recursive=True)]
     assert names == sorted(names, key=lambda name: Path(name))
     assert {"a.jpg", "a.png", "UPPER.JPEG", os.path.join("more", "b", "overlay.png")} < set(names)
     assert not {"notes.txt", "._a.jpg"} & set(names)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..errors import UserError
 from ..results import Record
 
 MODES = ("everything", "boxes", "text")
@@ -32,26 +33,26 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
-            raise ValueError(f"the mode must be one of {', '.join(MODES)}, not {self.mode!r}")
+            raise UserError(f"the mode must be one of {', '.join(MODES)}, not {self.mode!r}")
         for name in self.formats:
             if name not in FORMATS:
-                raise ValueError(f"a format must be one of {', '.join(FORMATS)}, not {name!r}")
+                raise UserError(f"a format must be one of {', '.join(FORMATS)}, not {name!r}")
         asked_for = {"sa1b", *self.formats}  # what the others are made from
         object.__setattr__(self, "formats", tuple(name for name in FORMATS if name in asked_for))
         if self.mode != "everything" and self.search:
-            raise ValueError(f"{', '.join(self.search)}: of mode everything, not {self.mode}")
+            raise UserError(f"{', '.join(self.search)}: of mode everything, not {self.mode}")
         if (self.mode == "text") != bool(self.prompts):
-            raise ValueError("mode text needs a prompt, and no other mode takes one")
+            raise UserError("mode text needs a prompt, and no other mode takes one")
         for name in ("box_threshold", "text_threshold", "nms_threshold"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
+                raise UserError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
         if self.overlay_every < 1:
-            raise ValueError(f"overlay_every must be 1 or more, not {self.overlay_every}")
+            raise UserError(f"overlay_every must be 1 or more, not {self.overlay_every}")
         if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit must be 1 or more, not {self.limit}")
+            raise UserError(f"limit must be 1 or more, not {self.limit}")
         part, parts = self.shard
         if not 1 <= part <= parts:
-            raise ValueError(f"shard {part}/{parts}: the first must lie between 1 and the second")
+            raise UserError(f"shard {part}/{parts}: the first must lie between 1 and the second")
 
     def includes(self, index: int) -> bool:
         """Whether the limit and the shard let an image in, by its place in the source, from 0."""

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from segment_anything.modeling import Sam
 
+from ..errors import MissingExtra
 from . import stages
 from .options import ImageResult, Options
 from .sources import Item
@@ -24,7 +25,7 @@ try:
     import ray
     import ray.data
 except ImportError as error:
-    raise ImportError('the engine ray needs Ray: pip install "mobile-sam-plugin[ray]"') from error
+    raise MissingExtra.of("Ray", "ray") from error
 
 _MOST_BLOCKS = 20_000  # of the data set, so that Ray's own books stay small
 _CPUS_OF_IO = 0.25  # of a task that reads or writes

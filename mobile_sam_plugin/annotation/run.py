@@ -11,6 +11,7 @@ from typing import IO, Any
 from segment_anything.modeling import Sam
 
 from .. import __version__
+from ..errors import UserError
 from . import writers
 from .options import ImageResult, Options
 from .pipeline import ordered_map, run_local
@@ -64,7 +65,7 @@ class AnnotationRun:
         self.options = options
         self.source = source
         if options.mode == "boxes" and source.kind != "coco":
-            raise ValueError("mode boxes takes its boxes from a COCO json: name one to annotate")
+            raise UserError("mode boxes takes its boxes from a COCO json: name one to annotate")
         self.model = model
         self.folder = None if out is None else Folder(out)
         self.failed = 0
@@ -140,7 +141,7 @@ class AnnotationRun:
         from .ray_engine import run_ray
 
         if self.source.kind == "video":
-            raise ValueError("the frames of a video come one after another: use the engine local")
+            raise UserError("the frames of a video come one after another: use the engine local")
         Segmenter(self.model, self.options, self.source.categories)  # refuses options, if it does
         return self.follow(
             run_ray(
@@ -222,7 +223,7 @@ class AnnotationRun:
         except FileNotFoundError:
             for name in _WRITTEN:
                 if folder.exists(name) or folder.names(name):
-                    raise ValueError(
+                    raise UserError(
                         f"{folder.path(name)!r} is no result of mobile-sam annotate: name another "
                         "folder"
                     ) from None
@@ -230,7 +231,7 @@ class AnnotationRun:
         except (NotADirectoryError, ValueError):
             earlier = None
         if not isinstance(earlier, dict) or not self._asked_for.keys() <= earlier.keys():
-            raise ValueError(
+            raise UserError(
                 f"{folder.path(RUN_FILE)!r} was not written by mobile-sam annotate: name another "
                 "folder"
             )
@@ -241,7 +242,7 @@ class AnnotationRun:
             earlier[name] = now[name]
         differing = _differences(earlier, now)
         if differing:
-            raise ValueError(
+            raise UserError(
                 f"the folder {folder.place!r} holds results of another run ({'; '.join(differing)})"
                 ": name another folder, or give them up with --restart"
             )
@@ -284,7 +285,7 @@ class AnnotationRun:
                     raise
                 return None
             except ValueError as error:
-                raise ValueError(
+                raise UserError(
                     f"{folder.path(file)!r} is damaged: delete it and run the command again"
                 ) from error
             return content

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..errors import UserError
 from ..inputs import load_image, read_image
 from ..results import name_folders
 from .storage import is_url, local_path, open_filesystem
@@ -79,7 +80,7 @@ class Item:
             fs, path = open_filesystem(self.path)
             return read_image(io.BytesIO(fs.cat_file(path)), self.path)
         if not stat.S_ISREG(os.stat(self.path).st_mode):  # reading a pipe would never end
-            raise ValueError(f"{self.path!r} is no file")
+            raise UserError(f"{self.path!r} is no file")
         return load_image(self.path)
 
 
@@ -144,7 +145,7 @@ def open_source(
     places = [source] if isinstance(source, str | os.PathLike) else source
     names = [os.fspath(place) for place in places]
     if not names:
-        raise ValueError("there is nothing to annotate: name images, a folder or a list of them")
+        raise UserError("there is nothing to annotate: name images, a folder or a list of them")
     opened = _open(names, images, leave_out)
     opened.places = names
     return opened
@@ -159,13 +160,13 @@ def _open(
     if len(names) == 1 and suffix == ".json":
         return _CocoSource(names[0], images)
     if images is not None:
-        raise ValueError(f"a folder of images goes with a COCO json, {names[0]!r} is none")
+        raise UserError(f"a folder of images goes with a COCO json, {names[0]!r} is none")
     if len(names) == 1 and suffix in VIDEO_SUFFIXES and not is_url(names[0]):
         return _VideoSource(local_path(names[0]))
     if len(names) == 1 and suffix == ".txt":
         paths = _read_list(names[0])
         if not paths:
-            raise ValueError(f"there is no path in {names[0]!r}: write one a line")
+            raise UserError(f"there is no path in {names[0]!r}: write one a line")
         return _ListSource(paths)
     if len(names) == 1 and not is_url(names[0]) and local_path(names[0]).is_dir():
         return _FolderSource(local_path(names[0]), leave_out)
@@ -190,7 +191,7 @@ class _FolderSource:
         if leave_out is not None and not is_url(leave_out):
             self._left_out = str(local_path(leave_out).resolve())
         if next(self._walk(""), None) is None:
-            raise ValueError(f"there is no image in the folder {str(root)!r}")
+            raise UserError(f"there is no image in the folder {str(root)!r}")
 
     def scan(self) -> tuple[int, str]:
         return _checksum(listed.key for listed in self.listing())
@@ -229,7 +230,7 @@ class _ListSource:
         urls = [path for path in paths if is_url(path)]
         if urls and len(urls) < len(paths):
             local = next(path for path in paths if not is_url(path))
-            raise ValueError(f"URLs and paths cannot be mixed: {urls[0]!r} and {local!r}")
+            raise UserError(f"URLs and paths cannot be mixed: {urls[0]!r} and {local!r}")
         if not urls:
             paths = [os.path.abspath(local_path(path)) for path in paths]
         self.root = root or _common_folder(paths)
@@ -277,17 +278,17 @@ class _CocoSource:
                         )
                     )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{place!r} is not COCO's instances JSON, which holds 'images' with 'id' and "
                 f"'file_name', and 'annotations' with 'id', 'image_id' and 'bbox': {error!r}"
             ) from error
         if not listed:
-            raise ValueError(f"there is no image in {place!r}")
+            raise UserError(f"there is no image in {place!r}")
         self._ids = [image_id for image_id, _ in listed]
         self._keys = [posixpath.normpath(key) for _, key in listed]
         for key in self._keys:
             if posixpath.isabs(key) or key.startswith("../"):
-                raise ValueError(
+                raise UserError(
                     f"{place!r} names the image {key!r}, which is not below {self.root!r}: name "
                     "the folder that all its images are in"
                 )
@@ -361,7 +362,7 @@ class _VideoSource:
     def _open(self) -> cv2.VideoCapture:
         capture = cv2.VideoCapture(self.root)
         if not capture.isOpened():
-            raise ValueError(f"{self.root!r} is no video that OpenCV can decode")
+            raise UserError(f"{self.root!r} is no video that OpenCV can decode")
         return capture
 
 
@@ -432,7 +433,7 @@ def _common_folder(paths: Sequence[str]) -> str:
         return os.path.commonpath([os.path.dirname(path) for path in paths])
     split = [path.partition("://") for path in paths]
     if len({protocol for protocol, _, _ in split}) > 1:
-        raise ValueError(f"the images are on several file systems: {paths[0]!r} and others")
+        raise UserError(f"the images are on several file systems: {paths[0]!r} and others")
     return f"{split[0][0]}://" + posixpath.commonpath(
         [posixpath.dirname(path) for _, _, path in split]
     )
@@ -463,5 +464,5 @@ def _refuse_twice(values: Sequence[Any]) -> None:
     seen = set()
     for value in values:
         if value in seen:
-            raise ValueError(f"{value!r} is listed twice")
+            raise UserError(f"{value!r} is listed twice")
         seen.add(value)

@@ -18,6 +18,7 @@ from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 
 from ..automatic_mask_generator import SamAutomaticMaskGenerator
+from ..errors import UserError
 from ..inputs import as_finite, input_size
 from ..mask_postprocessing import MaskUpscaler
 from ..predictor import SamPredictor
@@ -102,7 +103,7 @@ class Segmenter:
                     model, output_mode="coco_rle", **options.search
                 )
             except ZeroDivisionError as error:
-                raise ValueError(
+                raise UserError(
                     "no click is left in the last layer of crops: raise points_per_side, or lower "
                     "crop_n_layers or crop_n_points_downscale_factor"
                 ) from error

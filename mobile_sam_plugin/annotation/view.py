@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import UserError
 from ..inputs import load_image
 from ..results import Record, decode_mask, encode_mask, write_file
 from .sources import Item, open_source
@@ -97,7 +98,7 @@ def write_view(
         OSError: the page cannot be written.
     """
     if limit < 1:
-        raise ValueError(f"limit must be at least 1, not {limit}")
+        raise UserError(f"limit must be at least 1, not {limit}")
     place = os.fspath(folder)
     run = _open_run(place, None if images is None else os.fspath(images))
     if out is not None:
@@ -182,7 +183,7 @@ def _make_mask(record: Record, image: _Image, size: tuple[int, int]) -> dict[str
     try:
         mask = decode_mask(record)
         if mask.shape != image.size:
-            raise ValueError(f"a mask of {mask.shape} in an image of {image.size}")
+            raise UserError(f"a mask of {mask.shape} in an image of {image.size}")
         shown = {
             "counts": encode_mask(shrink_mask(mask, size))["counts"],
             "area": int(record["area"]),
@@ -194,7 +195,7 @@ def _make_mask(record: Record, image: _Image, size: tuple[int, int]) -> dict[str
                 shown[name] = round(float(value), 6)
         points = np.asarray(record.get("point_coords") or (), dtype=float).reshape(-1, 2)
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"a mask of {image.name!r} is damaged: {error!r}") from error
+        raise UserError(f"a mask of {image.name!r} is damaged: {error!r}") from error
     if len(points):
         shown["points"] = points.round(1).tolist()
     if record.get("label") is not None:
@@ -237,7 +238,7 @@ def _open_run(place: str, images: str | None) -> _Run:
             found = sorted(folder.local.glob("*/masks.json"))
             readers = [partial(_read_everything, path.parent, images) for path in found]
         if not readers:
-            raise ValueError(
+            raise UserError(
                 f"{place!r} is no result of a run: there is neither run.json, nor sa1b/, nor "
                 "instances.json, nor a folder with masks.json in it; name what was given as --out "
                 "to mobile-sam annotate or everything"
@@ -245,7 +246,7 @@ def _open_run(place: str, images: str | None) -> _Run:
     try:
         facts = _describe(about)
     except (AttributeError, TypeError) as error:
-        raise ValueError(f"{folder.path('run.json')!r} is no run's: {error}") from error
+        raise UserError(f"{folder.path('run.json')!r} is no run's: {error}") from error
     return _Run(readers, facts, _read_errors(folder))
 
 
@@ -295,9 +296,9 @@ def _read_json(folder: Folder, name: str, kind: type) -> Any:
     try:
         content = json.loads(folder.read(name))
     except ValueError as error:
-        raise ValueError(f"{path!r} is no JSON: {error}") from error
+        raise UserError(f"{path!r} is no JSON: {error}") from error
     if not isinstance(content, kind):
-        raise ValueError(f"{path!r} must hold a {kind.__name__}, not {str(content)[:40]!r}")
+        raise UserError(f"{path!r} must hold a {kind.__name__}, not {str(content)[:40]!r}")
     return content
 
 
@@ -310,7 +311,7 @@ def _read_sa1b(folder: Folder, name: str, load: _Loader) -> _Image:
         records = [{"label": record.get("category")} | record for record in content["annotations"]]
         return _Image(key, size, records, partial(load, key))
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder.path(name)!r} is no JSON of SA-1B: {error!r}") from error
+        raise UserError(f"{folder.path(name)!r} is no JSON of SA-1B: {error!r}") from error
 
 
 def _read_coco(
@@ -330,7 +331,7 @@ def _read_coco(
             size = int(image["height"]), int(image["width"])
             yield key, size, records[image["id"]], partial(load, key)
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder.path(name)!r} is no COCO instances JSON: {error!r}") from error
+        raise UserError(f"{folder.path(name)!r} is no COCO instances JSON: {error!r}") from error
 
 
 def _read_everything(folder: Path, images: str | None) -> _Image:
@@ -340,7 +341,7 @@ def _read_everything(folder: Path, images: str | None) -> _Image:
     try:
         size = records[0]["segmentation"]["size"] if records else load_image(source).shape[:2]
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{str(folder)!r} holds no result of a run: {error!r}") from error
+        raise UserError(f"{str(folder)!r} holds no result of a run: {error!r}") from error
     if images is not None:
         named = (p for p in sorted(Path(images).iterdir()) if folder.name in (p.stem, p.name))
         source = next(named, Path(images, folder.name))

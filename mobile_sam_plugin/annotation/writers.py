@@ -15,6 +15,7 @@ import numpy as np
 import pycocotools.mask
 from numpy.typing import NDArray
 
+from ..errors import MissingExtra
 from ..results import decode_mask, draw_overlay
 from .options import ImageResult
 from .storage import Folder
@@ -142,7 +143,7 @@ def write_parquet(folder: Folder, records: Iterable[Mapping[str, Any]]) -> None:
     """Writes one table of all masks, a row each.
 
     Raises:
-        ImportError: pyarrow is not installed.
+        MissingExtra: pyarrow is not installed.
     """
     pyarrow, parquet = import_pyarrow()
     schema = pyarrow.schema(
@@ -188,14 +189,12 @@ def write_parquet(folder: Folder, records: Iterable[Mapping[str, Any]]) -> None:
 
 
 def import_pyarrow() -> tuple[Any, Any]:
-    """Returns pyarrow and its module for Parquet; ImportError naming the extra if it is absent."""
+    """Returns pyarrow and its module for Parquet; MissingExtra if it is absent."""
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise ImportError(
-            'the format parquet needs pyarrow: pip install "mobile-sam-plugin[annotate]"'
-        ) from error
+        raise MissingExtra.of("pyarrow", "annotate") from error
     return pyarrow, parquet
 
 

@@ -6,6 +6,8 @@
 
 import os
 
+from ..errors import MissingExtra
+
 # Gradio reads these when it is imported. Nothing is sent anywhere, unless someone asks for it.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -14,6 +16,4 @@ os.environ.setdefault("GRADIO_RUN_HISTORY", "False")
 try:
     import gradio as gradio
 except ImportError as error:
-    raise ImportError(
-        'gradio is not installed: run pip install "mobile-sam-plugin[app]"'
-    ) from error
+    raise MissingExtra.of("gradio", "app") from error

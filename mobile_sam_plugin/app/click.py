@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..errors import UserError
 from ..results import make_record
 from . import gradio as gr
 from .everything import inspect
@@ -110,7 +111,7 @@ class ClickTab:
         else:
             x0, y0 = session.corner
             if x0 == x or y0 == y:
-                raise ValueError("the two corners make no box: click further away from the first")
+                raise UserError("the two corners make no box: click further away from the first")
             session.add(None, (min(x0, x), min(y0, y), max(x0, x), max(y0, y)), refine)
         return self._decode(session)
 

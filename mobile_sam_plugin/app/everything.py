@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from .. import SamAutomaticMaskGenerator
+from ..errors import UserError
 from ..results import Record, decode_mask
 from . import gradio as gr
 from .parts import HEAVY, Stage, look, say
@@ -87,7 +88,7 @@ class EverythingTab:
         records = [each for each in generator.generate(picture.pixels, report) if each["area"]]
         with session.lock:
             if session.picture is not picture:
-                raise ValueError("another picture has come meanwhile: press the button again")
+                raise UserError("another picture has come meanwhile: press the button again")
             session.records = records
             session.numbers = paint_numbers(records, picture)
             path = session.path("_everything.json")

@@ -17,6 +17,7 @@ import numpy as np
 from huggingface_hub import try_to_load_from_cache
 from PIL import Image
 
+from ..errors import UserError
 from . import gradio as gr
 from .parts import HEAVY, Stage, look, say
 from .sessions import Picture, Session, check_size, shrink
@@ -272,7 +273,7 @@ class TrackTab(Tab):
         session = self.stage.session(request)
         with session.lock:
             if session.video is None:
-                raise ValueError("there is no video yet: choose one above")
+                raise UserError("there is no video yet: choose one above")
             mask, folder = session.require_mask(), session.path("_tracks")
             video = Video(session.video)
         length = video.length
@@ -355,7 +356,7 @@ def _show(session: Session, picture: Picture, found: "Instances", message: str) 
     """The stage's views and the download, of what was found in a picture."""
     with session.lock:
         if session.picture is not picture:
-            raise ValueError("another picture has come meanwhile: press the button again")
+            raise UserError("another picture has come meanwhile: press the button again")
         path = session.path("_objects.json")
         path.write_text(json.dumps(found.to_coco(), allow_nan=False))
         _, _, candidates = look(session)

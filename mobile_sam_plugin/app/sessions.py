@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from .. import SamPredictor
+from ..errors import UserError
 from ..inputs import as_pixels, input_size
 from ..results import Record, draw_overlay
 
@@ -200,14 +201,14 @@ class Session:
     def require_picture(self) -> Picture:
         """The picture, or a ValueError where there is none."""
         if self.picture is None:
-            raise ValueError("there is no picture yet: choose one first")
+            raise UserError("there is no picture yet: choose one first")
         return self.picture
 
     def require_mask(self) -> NDArray[np.bool_]:
         """(H, W), or a ValueError where there is none."""
         mask = self.chosen_mask()
         if mask is None:
-            raise ValueError("there is no mask yet: click on an object in the picture first")
+            raise UserError("there is no mask yet: click on an object in the picture first")
         return mask
 
     def path(self, suffix: str) -> Path:
@@ -349,19 +350,19 @@ def read_picture(path: str | os.PathLike[str], name: str, max_pixels: int) -> Pi
             check_size(*opened.size, name, max_pixels)
             pixels = as_pixels(opened)
     except Image.DecompressionBombError as error:
-        raise ValueError(
+        raise UserError(
             f"{name} is too large: this page takes pictures of up to {max_pixels:,} pixels, make "
             "it smaller and try again"
         ) from error
     except UnidentifiedImageError as error:
-        raise ValueError(
+        raise UserError(
             f"{name} is no picture that can be read here: use a JPEG, PNG, WebP, GIF, BMP, TIFF or "
             "AVIF file"
         ) from error
     except (MemoryError, _Refused):
         raise
     except Exception as error:  # Pillow's readers raise of every kind on damaged files
-        raise ValueError(f"{name} is damaged: only a part of it may have arrived") from error
+        raise UserError(f"{name} is damaged: only a part of it may have arrived") from error
     input_size(pixels.shape[0], pixels.shape[1], 1024)  # refuses pictures that are too thin
     return Picture(name, pixels)
 

@@ -1,11 +1,15 @@
 """The command ``mobile-sam``: its commands put together, and how it ends.
 
 The exit code is 0, 2 for a mistake of the user, or 1 for a failure, the last two with one line on
-stderr; ``run`` alone ends as the script that it ran does. What takes long to import, such as torch
-and numpy, the commands import when they are called, so that ``--help`` answers at once.
+stderr; ``run`` alone ends as the script that it ran does. Where the failure is a fault of this
+package or of a library, ``MOBILE_SAM_DEBUG=1`` prints its traceback before that line. What takes
+long to import, such as torch and numpy, the commands import when they are called, so that
+``--help`` answers at once.
 """
 
+import os
 import sys
+import traceback
 import warnings
 from typing import Annotated, Any
 
@@ -13,6 +17,7 @@ import typer
 from typer.main import get_command
 
 from .. import __version__
+from ..errors import MissingExtra, UserError
 from .annotate import annotate
 from .app import app as page
 from .checkpoints import convert, download, info
@@ -94,22 +99,26 @@ def main(argv: list[str] | None = None) -> int:
     except _UsageError as error:
         command = error.ctx.command_path if error.ctx else "mobile-sam"
         return _fail(2, f"{error.format_message().rstrip('.')}; see {command} --help")
-    except ValueError as error:
+    except UserError as error:
         return _fail(2, str(error))
+    except MissingExtra as error:
+        return _fail(1, str(error))
     except OSError as error:
         named = error.strerror and error.filename
         message = f"{error.filename}: {error.strerror}" if named else str(error)
         return _fail(2 if isinstance(error, _MISTAKES) else 1, message)
-    except ImportError as error:
-        # One of an extra that is not installed says how to install it; others are mistakes here.
-        if "mobile-sam-plugin[" not in str(error):
-            raise
-        return _fail(1, str(error))
     except Exception as error:
         # torch's own is told by its name, since torch may not have been imported.
-        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
-            raise
-        return _fail(1, f"out of memory: {error}".rstrip(": "))
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            return _fail(1, f"out of memory: {error}".rstrip(": "))
+        if os.environ.get("MOBILE_SAM_DEBUG"):
+            traceback.print_exc()
+            return _fail(1, "an error that this program did not expect, see above")
+        return _fail(
+            1,
+            f"an error that this program did not expect: {type(error).__name__}: {error} "
+            "(MOBILE_SAM_DEBUG=1 shows where)",
+        )
     except KeyboardInterrupt:
         return 130
     if callable(outcome):  # what `run` is to run, clear of typer, which catches and alters errors

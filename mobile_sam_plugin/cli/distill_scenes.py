@@ -60,10 +60,10 @@ def scenes(
     """
     from tqdm import tqdm
 
-    from ..distill.data import list_images
     from ..distill.scenes import Scenes
+    from ..inputs import list_images
 
-    paths = [] if photographs is None else list_images(photographs)
+    paths = [] if photographs is None else list_images(photographs, recursive=True)
     settings = {"size": size, "seed": seed, "photographs": [str(path) for path in paths]}
     _claim(out, settings)
     wanted = Scenes(count, size, seed, paths)

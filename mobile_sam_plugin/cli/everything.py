@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..errors import UserError
 from . import search_options
 from .inputs import Checkpoint, Device, Out, load_model
 
@@ -54,19 +55,19 @@ def everything(
         crop_n_points_downscale_factor=crop_n_points_downscale_factor,
         min_mask_region_area=min_mask_region_area,
     )
-    paths = _list_images(images) if images.is_dir() else [images]
 
     from tqdm import tqdm
 
     from .. import SamAutomaticMaskGenerator
-    from ..inputs import load_image
+    from ..inputs import list_images, load_image
     from ..results import name_folders, write_results
 
+    paths = list_images(images) if images.is_dir() else [images]
     model = load_model(checkpoint, device)
     try:
         generator = SamAutomaticMaskGenerator(model, output_mode="coco_rle", **given)
     except ZeroDivisionError as error:
-        raise ValueError(
+        raise UserError(
             "no click is left in the last layer of crops: raise --points-per-side, "
             "or lower --crop-n-layers or --crop-n-points-downscale-factor"
         ) from error
@@ -93,18 +94,6 @@ def everything(
                 bar.write(f"{folder / 'masks.json'}  {_summarize(records, generator)}")
     if failed:
         raise typer.Exit(1)
-
-
-def _list_images(folder: Path) -> list[Path]:
-    from PIL import Image
-
-    suffixes = {
-        suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN
-    }
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes)
-    if not paths:
-        raise ValueError(f"there is no image in the folder {str(folder)!r}")
-    return paths
 
 
 def _advance(bar: Any, before: int, done: int, _: int) -> None:

@@ -67,9 +67,9 @@ def export(
         raise typer.BadParameter("name a folder of photographs", param_hint="--photographs")
 
     from ..deploy import export as export_model
-    from ..distill.data import list_images
+    from ..inputs import list_images
 
-    paths = list_images(photographs or _PHOTOGRAPHS)
+    paths = list_images(photographs or _PHOTOGRAPHS, recursive=True)
     encoder, decoder = export_model(
         load_model(checkpoint, "cpu"),
         out,

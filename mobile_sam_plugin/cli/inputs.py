@@ -1,10 +1,13 @@
 """What several commands take: their common options, and a model on a device."""
 
+import math
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from ..errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +63,25 @@ Out = Annotated[
 ]
 
 
+def _lift_limit(max_pixels: int | None) -> int | None:
+    if max_pixels is not None:
+        from PIL import Image
+
+        Image.MAX_IMAGE_PIXELS = math.ceil(max_pixels / 2)  # Pillow refuses twice as many
+    return max_pixels
+
+
+MaxPixels = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        callback=_lift_limit,
+        show_default="178,956,970",
+        help="Refuse images of more pixels, which could be made to fill the memory.",
+    ),
+]
+
+
 class ModelType(str, Enum):
     """The types in SAM's registry."""
 
@@ -105,7 +127,7 @@ def load_sam(model_type: ModelType, checkpoint: str | None, option: str, device:
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        raise ValueError(
+        raise UserError(
             f"checkpoint {checkpoint!r} is no {model_type.value}: {str(error)[:200]}"
         ) from error
     return model.to(target)
@@ -129,5 +151,5 @@ def find_device(name: str) -> "torch.device":
         torch.zeros(1, device=device).item()
     except (AssertionError, ImportError, RuntimeError) as error:  # whatever the backend raises
         reason = str(error).partition("\n")[0][:200]
-        raise ValueError(f"the device {name!r} cannot be used here: {reason}") from error
+        raise UserError(f"the device {name!r} cannot be used here: {reason}") from error
     return device

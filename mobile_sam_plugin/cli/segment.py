@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..errors import UserError
 from .inputs import Checkpoint, ImageFile, Out, Points, load_model
 
 if TYPE_CHECKING:
@@ -180,4 +181,4 @@ def _read_logits(path: Path) -> "NDArray[np.float32]":
         with open(path, "rb") as file:
             return read_array(file)
     except (EOFError, ValueError) as error:
-        raise ValueError(f"the mask {str(path)!r} is no .npy file of logits: {error}") from error
+        raise UserError(f"the mask {str(path)!r} is no .npy file of logits: {error}") from error

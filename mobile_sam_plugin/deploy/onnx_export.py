@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
+from ..errors import MissingExtra, UserError
 from ..inputs import PIXEL_MEAN, PIXEL_STD, load_image
 from ..predictor import SamPredictor, eval_mode
 from .decoder_graph import DecoderGraph
@@ -28,9 +29,7 @@ try:
     import onnx.parser
     import onnxruntime  # noqa: F401
 except ImportError as error:
-    raise ImportError(
-        f"export needs {error.name}: pip install 'mobile-sam-plugin[onnx]'"
-    ) from error
+    raise MissingExtra.of("onnx and onnxruntime", "onnx") from error
 
 ENCODER_FILE = "mobile_sam_encoder.onnx"
 DECODER_FILE = "mobile_sam_decoder.onnx"
@@ -127,25 +126,25 @@ def export(
         The encoder's and the decoder's figures.
 
     Raises:
-        ImportError: onnx or onnxruntime is not installed.
+        MissingExtra: onnx or onnxruntime is not installed.
         FileNotFoundError: there is no such photograph.
         ValueError: an unknown precision, an opset that cannot be written or has no antialiasing
             where preprocessing is wanted, no photograph, a model in another precision; or masks of
             an IoU below 0.9 with those of torch.
     """
     if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+        raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
     if opset is None:
         opset = _OPSETS[precision]
     if not 17 <= opset <= 20:
-        raise ValueError(f"opset must be 17 to 20, not {opset}")
+        raise UserError(f"opset must be 17 to 20, not {opset}")
     if with_preprocessing and opset < 18:
-        raise ValueError(f"preprocessing needs opset 18 or later, not {opset}")
+        raise UserError(f"preprocessing needs opset 18 or later, not {opset}")
     if not photographs:
-        raise ValueError("name at least one photograph to check the files on")
+        raise UserError("name at least one photograph to check the files on")
     weight = next(sam.parameters())
     if weight.dtype != torch.float32 or weight.device.type != "cpu":
-        raise ValueError(
+        raise UserError(
             f"the model must be in float32 on the CPU, not {weight.dtype} on {weight.device}"
         )
     needed = photographs if precision == "int8" else photographs[:1]
@@ -164,7 +163,7 @@ def export(
             _add_preprocessing(encoder, _size(sam), opset)
         found = _compare(sam, encoder, decoder, pictures)
         if not found[0].mask_iou >= MINIMUM_IOU and not force:
-            raise ValueError(
+            raise UserError(
                 f"in {precision} the masks have an IoU of {found[0].mask_iou:.3f} with those of "
                 f"torch, below {MINIMUM_IOU}: nothing was written; force it, or choose another "
                 "precision"

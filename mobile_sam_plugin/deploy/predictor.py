@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
+from ..errors import MissingExtra, UserError
 from ..inputs import (
     PIXEL_MEAN,
     PIXEL_STD,
@@ -86,7 +87,7 @@ class OnnxPredictor:
             providers: onnxruntime's execution providers, the preferred one first.
 
         Raises:
-            ImportError: onnxruntime is not installed.
+            MissingExtra: onnxruntime is not installed.
             FileNotFoundError: there is no such file.
             ValueError: a file is no ONNX model, or not the half that it was given as; or this
                 onnxruntime has no such execution provider.
@@ -111,7 +112,7 @@ class OnnxPredictor:
         _check_decoder(decoder, os.fspath(decoder_path))
         (embedding,), wanted = encoder.outputs.values(), decoder.inputs["image_embeddings"]
         if embedding.shape != wanted.shape:
-            raise ValueError(
+            raise UserError(
                 f"{os.fspath(decoder_path)!r} wants embeddings of {wanted.shape}, not of "
                 f"{embedding.shape} as {os.fspath(encoder_path)!r} gives: take both of one export"
             )
@@ -142,7 +143,7 @@ class OnnxPredictor:
             ValueError: another shape, no pixels, or an unknown image_format.
         """
         if image_format not in ("RGB", "BGR"):
-            raise ValueError(f"image_format must be 'RGB' or 'BGR', not {image_format!r}")
+            raise UserError(f"image_format must be 'RGB' or 'BGR', not {image_format!r}")
         pixels = as_pixels(image)
         if image_format == "BGR" and not isinstance(image, Image.Image):
             pixels = pixels[..., ::-1]
@@ -245,19 +246,19 @@ class OnnxPredictor:
         if boxes is not None:
             given["boxes"] = corners = as_finite("boxes", boxes)
             if corners.ndim != 2 or corners.shape[1] != 4:
-                raise ValueError(f"boxes must have the shape (B, 4), not {corners.shape}")
+                raise UserError(f"boxes must have the shape (B, 4), not {corners.shape}")
         if mask_input is not None:
             given["mask_input"] = logits = as_finite("mask_input", mask_input)
             if logits.ndim != 4 or logits.shape[1:] != (1, *self._low_res_size):
-                raise ValueError(
+                raise UserError(
                     f"mask_input must have the shape {('B', 1, *self._low_res_size)}, as "
                     f"predict_batch returns low-res logits, not {logits.shape}"
                 )
         if not given:
-            raise ValueError("give point_coords and point_labels, boxes or mask_input")
+            raise UserError("give point_coords and point_labels, boxes or mask_input")
         lengths = {name: len(values) for name, values in given.items()}
         if len(set(lengths.values())) > 1:
-            raise ValueError(f"the prompts must be equally many, not {lengths}")
+            raise UserError(f"the prompts must be equally many, not {lengths}")
         batch = next(iter(lengths.values()))
         prompts = self._as_points(coords, labels, corners, batch)
         low_res_logits, scores = self._decode(*prompts, logits, multimask_output)
@@ -398,7 +399,7 @@ class OpenVinoPredictor(OnnxPredictor):
             device: as OpenVINO names it: CPU, GPU, NPU, AUTO.
 
         Raises:
-            ImportError: OpenVINO is not installed.
+            MissingExtra: OpenVINO is not installed.
             FileNotFoundError: there is no such file.
             ValueError: a file is no ONNX model, or not the half that it was given as; or OpenVINO
                 finds no such device.
@@ -411,15 +412,13 @@ class _OnnxRuntime:
         try:
             import onnxruntime
         except ImportError as error:
-            raise ImportError(
-                "onnxruntime is not installed: pip install 'mobile-sam-plugin[onnx]'"
-            ) from error
+            raise MissingExtra.of("onnxruntime", "onnx") from error
         if not providers:
-            raise ValueError("name at least one execution provider")
+            raise UserError("name at least one execution provider")
         available = onnxruntime.get_available_providers()
         for provider in providers:
             if provider not in available:
-                raise ValueError(
+                raise UserError(
                     f"this onnxruntime has no execution provider {provider!r}, only "
                     f"{', '.join(available)}: choose one of them, or install another onnxruntime"
                 )
@@ -436,11 +435,11 @@ class _OnnxRuntime:
         try:
             self._session = onnxruntime.InferenceSession(name, options, providers=list(providers))
         except Exception as error:  # onnxruntime's errors share no other base
-            raise ValueError(
+            raise UserError(
                 f"{name!r} is no ONNX model that onnxruntime can read: {_first_line(error)}"
             ) from error
         if self._session.get_providers()[0] != providers[0]:
-            raise ValueError(
+            raise UserError(
                 f"onnxruntime cannot start its execution provider {providers[0]!r} here: its "
                 "libraries or its device are missing"
             )
@@ -488,7 +487,7 @@ class _OpenVino:
         name = _existing(path)
         kinds = {kind.partition(".")[0] for kind in core.available_devices} | {"AUTO"}
         if device.partition(".")[0].partition(":")[0] not in kinds:
-            raise ValueError(
+            raise UserError(
                 f"OpenVINO has no device {device!r} here, only {', '.join(sorted(kinds))}"
             )
         try:
@@ -501,7 +500,7 @@ class _OpenVino:
                 model, device, {"INFERENCE_PRECISION_HINT": "f32"}
             ).create_infer_request()
         except RuntimeError as error:
-            raise ValueError(
+            raise UserError(
                 f"{name!r} is no ONNX model that OpenVINO can run: {_first_line(error)}"
             ) from error
         self.inputs = {value.any_name: _described_by_openvino(value) for value in model.inputs}
@@ -524,9 +523,7 @@ def _openvino_core() -> Any:
     try:
         import openvino
     except ImportError as error:
-        raise ImportError(
-            "OpenVINO is not installed: pip install 'mobile-sam-plugin[openvino]'"
-        ) from error
+        raise MissingExtra.of("OpenVINO", "openvino") from error
     return openvino.Core()
 
 
@@ -550,7 +547,7 @@ def _first_line(error: Exception) -> str:
 
 def _check_encoder(graph: Runtime, path: str) -> None:
     if set(graph.inputs) >= _DECODER_INPUTS - {"orig_im_size"}:
-        raise ValueError(f"{path!r} is the mask decoder, not the image encoder: swap the two files")
+        raise UserError(f"{path!r} is the mask decoder, not the image encoder: swap the two files")
     inputs, outputs = list(graph.inputs.values()), list(graph.outputs.values())
     if len(inputs) == len(outputs) == 1:
         (taken,), (given,) = inputs, outputs
@@ -559,7 +556,7 @@ def _check_encoder(graph: Runtime, path: str) -> None:
         embeds = len(given.shape) == 4 and given.shape[1] == 256 and isinstance(given.shape[3], int)
         if (image or picture) and embeds:
             return
-    raise ValueError(
+    raise UserError(
         f"{path!r} is no image encoder that mobile-sam export wrote: it takes {dict(graph.inputs)} "
         f"and gives {dict(graph.outputs)}"
     )
@@ -567,11 +564,11 @@ def _check_encoder(graph: Runtime, path: str) -> None:
 
 def _check_decoder(graph: Runtime, path: str) -> None:
     if len(graph.inputs) == 1 and len(next(iter(graph.inputs.values())).shape) in (3, 4):
-        raise ValueError(f"{path!r} is an image encoder, not the mask decoder: swap the two files")
+        raise UserError(f"{path!r} is an image encoder, not the mask decoder: swap the two files")
     lacking = _DECODER_INPUTS - {"orig_im_size"} - set(graph.inputs)
     lacking |= {"iou_predictions", "low_res_masks"} - set(graph.outputs)
     if lacking:
-        raise ValueError(
+        raise UserError(
             f"{path!r} is no mask decoder that mobile-sam export wrote: it lacks "
             f"{', '.join(sorted(lacking))}"
         )

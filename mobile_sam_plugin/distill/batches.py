@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset, Sampler
 
+from ..errors import UserError
 from .data import AnnotatedImages
 from .embeddings import Embeddings, preprocess, read_image
 from .objectives import LOW_RES, Batch, sample_prompts
@@ -152,7 +153,7 @@ class Steps(Sampler[list[int]]):
         processes: int = 1,
     ) -> None:
         if batch_size % (batches * processes):
-            raise ValueError(
+            raise UserError(
                 f"{batch_size} images a step cannot be divided evenly among {processes} processes "
                 f"and {batches} accumulated batches"
             )

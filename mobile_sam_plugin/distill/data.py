@@ -3,8 +3,7 @@
 import json
 import os
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
@@ -14,8 +13,10 @@ import cv2
 import numpy as np
 import pycocotools.mask
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, ImageOps
 
+from ..errors import UserError
+from ..inputs import list_images, open_image
 from ..results import encode_mask, write_file
 
 _SCENES = 1000  # of the source "scenes"
@@ -165,7 +166,7 @@ class Readable:
                     f"skipped item {place} of {count} ({self.skipped} skipped so far): {error}",
                     stacklevel=2,
                 )
-        raise ValueError(f"none of the {count} items can be read") from reason
+        raise UserError(f"none of the {count} items can be read") from reason
 
 
 def write_annotated_image(
@@ -186,7 +187,7 @@ def write_annotated_image(
         OSError: it cannot be written.
     """
     if not name.startswith("sa_"):
-        raise ValueError(f"the name of a file of SA-1B begins with 'sa_', not {name!r}")
+        raise UserError(f"the name of a file of SA-1B begins with 'sa_', not {name!r}")
     height, width = annotated.image.shape[:2]
     quality = [cv2.IMWRITE_JPEG_QUALITY, 95]
     jpeg = cv2.imencode(".jpg", annotated.image[..., ::-1], quality)[1]
@@ -208,34 +209,12 @@ def write_annotated_image(
     return path
 
 
-def list_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """The image files in a folder and the folders in it, sorted; hidden ones are left out.
-
-    Raises:
-        NotADirectoryError: it is no folder.
-        ValueError: there is no image in it.
-    """
-    path = Path(folder)
-    if not path.is_dir():
-        raise NotADirectoryError(f"there is no folder {str(path)!r}")
-    formats = Image.registered_extensions()
-    suffixes = {suffix for suffix, name in formats.items() if name in Image.OPEN}
-    found = sorted(
-        image
-        for image in path.rglob("*")
-        if image.suffix.lower() in suffixes and not image.name.startswith(".")
-    )
-    if not found:
-        raise ValueError(f"there is no image in the folder {str(path)!r}")
-    return found
-
-
 def _open_scenes(source: str) -> AnnotatedImages:
     from .scenes import Scenes
 
     _, *numbers = source.split(":")
     if len(numbers) > 2 or not all(number.isdecimal() for number in numbers):
-        raise ValueError(
+        raise UserError(
             f"{source!r} must be 'scenes', 'scenes:COUNT' or 'scenes:COUNT:SEED', for example "
             "'scenes:500:7'"
         )
@@ -264,7 +243,7 @@ class _Coco:
                 else:
                     astray += 1
         except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{str(path)!r} is not COCO's instances JSON, which holds 'images' and "
                 f"'annotations' with 'id' and 'image_id': {error!r}"
             ) from error
@@ -280,7 +259,7 @@ class _Coco:
             if annotations[key]
         ]
         if not self._items:
-            raise ValueError(f"no image in {str(path)!r} has an annotation")
+            raise UserError(f"no image in {str(path)!r} has an annotation")
 
     def __len__(self) -> int:
         return len(self._items)
@@ -306,7 +285,7 @@ class _SegmentAnything:
         try:
             image, annotations = content["image"], content["annotations"]
         except (KeyError, TypeError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{str(path)!r} is not SA-1B's JSON, which holds 'image' and 'annotations': "
                 f"{error!r}"
             ) from error
@@ -319,7 +298,7 @@ class _PngMasks:
     def __init__(self, folder: Path, image_folder: Path) -> None:
         self._image_folder = image_folder
         self._items: list[tuple[Path, list[Path], bool]] = []
-        paths = list_images(image_folder)
+        paths = list_images(image_folder, recursive=True)
         # NAME.png beside NAME.jpg holds masks.
         pictures = {path.with_suffix("") for path in paths if path.suffix.lower() != ".png"}
         for path in paths:
@@ -338,7 +317,7 @@ class _PngMasks:
                 if values.is_file() and values != path:
                     self._items.append((path, [values], True))
         if not self._items:
-            raise ValueError(
+            raise UserError(
                 f"no image in {str(image_folder)!r} has masks in {str(folder)!r}: NAME.png, or a "
                 "folder NAME/ of PNGs, or SA-1B's sa_*.json beside the images"
             )
@@ -351,7 +330,7 @@ class _PngMasks:
         maps = [_read_values(mask_path) for mask_path in mask_paths]
         for mask_path, values in zip(mask_paths, maps, strict=True):
             if values.shape != maps[0].shape:
-                raise ValueError(
+                raise UserError(
                     f"the mask {str(mask_path)!r} is {_size(values.shape)}, but "
                     f"{str(mask_paths[0])!r} {_size(maps[0].shape)}"
                 )
@@ -373,12 +352,12 @@ def _read_annotated(path: Path, folder: Path, image: Any, annotations: Any) -> A
             for place, annotation in enumerate(annotations)
         ]
     except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise UserError(
             f"{str(path)!r}: an image must have 'file_name', 'height' and 'width', and a list of "
             f"annotations: {error!r}"
         ) from error
     if not isinstance(name, str) or not all(isinstance(side, int) for side in (height, width)):
-        raise ValueError(f"{str(path)!r}: no image is {name!r}, {width!r} x {height!r} pixels")
+        raise UserError(f"{str(path)!r}: no image is {name!r}, {width!r} x {height!r} pixels")
     where = f"{str(path)!r}, image {name!r}"
     pixels = _read_image(folder / name, (height, width), upright=False)
     masks = []
@@ -386,7 +365,7 @@ def _read_annotated(path: Path, folder: Path, image: Any, annotations: Any) -> A
         try:
             masks.append(_decode(segmentation, height, width))
         except ValueError as error:
-            raise ValueError(f"{where}, annotation {key}: {error}") from error
+            raise UserError(f"{where}, annotation {key}: {error}") from error
     return AnnotatedImage(name, pixels, _stack(masks, where))
 
 
@@ -397,7 +376,7 @@ def _decode(segmentation: Any, height: int, width: int) -> NDArray[np.bool_]:
         ValueError: it is none of these, or of another size.
     """
     if not segmentation:
-        raise ValueError("there is no segmentation")
+        raise UserError("there is no segmentation")
     if isinstance(segmentation, dict):
         return _decode_rle(segmentation, height, width)
     try:
@@ -405,13 +384,13 @@ def _decode(segmentation: Any, height: int, width: int) -> NDArray[np.bool_]:
         extent = np.array((width, height), dtype=np.float64)
         for polygon in polygons:
             if polygon.ndim != 1 or polygon.size < 6 or polygon.size % 2:
-                raise ValueError("three pairs XY were expected at least")
+                raise UserError("three pairs XY were expected at least")
             # pycocotools walks along the edges, which takes forever where they lead far away.
             points = polygon.reshape(-1, 2)
             if not ((points >= -extent) & (points <= 2 * extent)).all():
-                raise ValueError(f"a corner lies far outside of {width} x {height} pixels")
+                raise UserError(f"a corner lies far outside of {width} x {height} pixels")
     except (TypeError, ValueError) as error:
-        raise ValueError(f"a polygon cannot be read: {error}") from error
+        raise UserError(f"a polygon cannot be read: {error}") from error
     pieces = pycocotools.mask.frPyObjects([p.tolist() for p in polygons], height, width)
     return np.asarray(pycocotools.mask.decode(pycocotools.mask.merge(pieces)), dtype=bool)
 
@@ -419,17 +398,17 @@ def _decode(segmentation: Any, height: int, width: int) -> NDArray[np.bool_]:
 def _decode_rle(segmentation: dict[str, Any], height: int, width: int) -> NDArray[np.bool_]:
     size, counts = segmentation.get("size"), segmentation.get("counts")
     if size != [height, width]:
-        raise ValueError(f"the RLE's size is {size}, but the image's {[height, width]}")
+        raise UserError(f"the RLE's size is {size}, but the image's {[height, width]}")
     try:
         if isinstance(counts, str):
             lengths = _run_lengths(counts)
         else:
             lengths = np.asarray(counts, dtype=np.int64).reshape(-1)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"the RLE's counts cannot be read: {error}") from error
+        raise UserError(f"the RLE's counts cannot be read: {error}") from error
     # pycocotools takes too few for granted, and leaves the other pixels to chance.
     if (lengths < 0).any() or lengths.sum() != height * width:
-        raise ValueError(
+        raise UserError(
             f"the RLE's counts cover {lengths.sum()} pixels instead of {height * width}"
         )
     if not isinstance(counts, str):
@@ -444,11 +423,11 @@ def _run_lengths(counts: str) -> NDArray[np.int64]:
     codes = np.frombuffer(counts.encode("ascii"), dtype=np.uint8).astype(np.int64) - 48
     last = np.flatnonzero((codes & 32) == 0)
     if not codes.size or (codes < 0).any() or (codes > 63).any() or last[-1:] != codes.size - 1:
-        raise ValueError(f"{counts[:20]!r} is not compressed RLE")
+        raise UserError(f"{counts[:20]!r} is not compressed RLE")
     first = np.concatenate([[0], last[:-1] + 1])
     digit = np.arange(codes.size) - np.repeat(first, last - first + 1)
     if digit.max() > 8:
-        raise ValueError(f"{counts[:20]!r} holds a number beyond all images")
+        raise UserError(f"{counts[:20]!r} holds a number beyond all images")
     values = np.add.reduceat((codes & 31) << (5 * digit), first)
     negative = (codes[last] & 16) != 0
     lengths = values - (negative.astype(np.int64) << (5 * (last - first + 1)))
@@ -461,7 +440,7 @@ def _load_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{str(path)!r} is not JSON: {error}") from error
+        raise UserError(f"{str(path)!r} is not JSON: {error}") from error
 
 
 def _read_image(path: Path, shape: tuple[int, ...], upright: bool) -> NDArray[np.uint8]:
@@ -475,12 +454,12 @@ def _read_image(path: Path, shape: tuple[int, ...], upright: bool) -> NDArray[np
     Raises:
         ValueError: neither has that shape, or the file cannot be read.
     """
-    with _open(path) as image:
+    with open_image(path, str(path)) as image:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         stored = (image.height, image.width)
         turned = stored[::-1] if orientation in (5, 6, 7, 8) else stored
         if shape not in (stored, turned):
-            raise ValueError(
+            raise UserError(
                 f"the image {str(path)!r} is {_size(stored)}, not {_size(shape)} as its masks are"
             )
         if upright and shape == turned or shape != stored:
@@ -492,36 +471,20 @@ def _read_image(path: Path, shape: tuple[int, ...], upright: bool) -> NDArray[np
 
 def _read_values(path: Path) -> NDArray[Any]:
     """The (H, W) values of a PNG; of one with a palette its indices."""
-    with _open(path) as image:
+    with open_image(path, str(path)) as image:
         if image.mode not in ("1", "L", "P", "I", "I;16"):
-            raise ValueError(
+            raise UserError(
                 f"the mask {str(path)!r} must be grayscale or have a palette, but its mode is "
                 f"{image.mode!r}"
             )
         return np.asarray(image)
 
 
-@contextmanager
-def _open(path: Path) -> Iterator[Image.Image]:
-    """Opens an image; whatever goes wrong with reading it is an error that names it."""
-    try:
-        with Image.open(path) as image:
-            yield image
-    except (FileNotFoundError, IsADirectoryError, PermissionError, MemoryError):
-        raise
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{str(path)!r} is no image that Pillow can read") from error
-    except Exception as error:  # Pillow's readers raise of every kind on damaged files
-        if type(error) is ValueError and str(path) in str(error):
-            raise
-        raise ValueError(f"the image {str(path)!r} cannot be read: {error}") from error
-
-
 def _stack(masks: Sequence[NDArray[np.bool_]], where: str) -> NDArray[np.bool_]:
     """(N, H, W): those that are not empty."""
     filled = [mask for mask in masks if mask.any()]
     if not filled:
-        raise ValueError(f"{where}: no mask has a pixel")
+        raise UserError(f"{where}: no mask has a pixel")
     return np.stack(filled)
 
 

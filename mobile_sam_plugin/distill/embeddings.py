@@ -36,9 +36,9 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 from tqdm import tqdm
 
-from ..inputs import load_image
+from ..errors import MissingExtra, UserError
+from ..inputs import list_images, load_image
 from ..predictor import eval_mode
-from .data import list_images
 
 _STORE_FILE = "store.json"
 _FORMAT = 1  # of the folder, and of what is done with an image before the teacher sees it
@@ -75,7 +75,7 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     try:
         return load_image(path)
     except OSError as error:
-        raise ValueError(f"the image {os.fspath(path)!r} cannot be read: {error}") from error
+        raise UserError(f"the image {os.fspath(path)!r} cannot be read: {error}") from error
 
 
 def preprocess(image: NDArray[np.uint8], img_size: int = 1024) -> Tensor:
@@ -97,7 +97,7 @@ def preprocess(image: NDArray[np.uint8], img_size: int = 1024) -> Tensor:
     resize = ResizeLongestSide(img_size)
     height, width = resize.get_preprocess_shape(*image.shape[:2], img_size)
     if min(height, width) < 1:
-        raise ValueError(
+        raise UserError(
             f"the image is too thin, {image.shape[1]} x {image.shape[0]} pixels: nothing of its "
             f"short side is left when the long side is resized to {img_size}"
         )
@@ -112,15 +112,13 @@ def find_process() -> Any:
     Under ``accelerate launch`` it also makes ``"cuda"`` the GPU of this process.
 
     Raises:
-        ImportError: accelerate is not installed.
+        MissingExtra: accelerate is not installed.
     """
     try:
         from accelerate import PartialState
         from accelerate.utils import parse_flag_from_env
     except ImportError as error:
-        raise ImportError(
-            'teacher embeddings need accelerate: pip install "mobile-sam-plugin[distill]"'
-        ) from error
+        raise MissingExtra.of("accelerate", "distill") from error
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
@@ -158,7 +156,7 @@ def embed(
             images or in other shards; the teacher takes pixels normalised otherwise than SAM's; an
             embedding has values that float16 has not; or, if strict, an image is broken.
         OSError: the disk has less space than needed (ENOSPC), or what writing files may raise.
-        ImportError: accelerate is not installed.
+        MissingExtra: accelerate is not installed.
 
     Example:
         >>> teacher = sam_model_registry["vit_h"]("sam_vit_h_4b8939.pth").cuda()
@@ -169,7 +167,7 @@ def embed(
     for values, expected in ((teacher.pixel_mean, _PIXEL_MEAN), (teacher.pixel_std, _PIXEL_STD)):
         # A model in half precision rounds them.
         if not torch.allclose(values.float().cpu().flatten(), torch.tensor(expected), rtol=0.01):
-            raise ValueError(
+            raise UserError(
                 f"the teacher normalises pixels by {values.flatten().tolist()}, SAM by {expected}: "
                 "give one that takes images as SAM does"
             )
@@ -294,7 +292,7 @@ class Embeddings:
                 self.sizes.append((image["height"], image["width"]))
             self.skipped |= _skipped(entry)
         if missing := entries.count(None):
-            raise ValueError(
+            raise UserError(
                 f"{missing:,} of {shards:,} shards in {str(self.folder)!r} are missing or damaged, "
                 f"the first is {entries.index(None):06}: compute them as the others were"
             )
@@ -315,7 +313,7 @@ class Embeddings:
             with safetensors.safe_open(shard, "pt") as file:
                 embedding = file.get_tensor(name)
         except (SafetensorError, FileNotFoundError) as error:
-            raise ValueError(_damaged([shard], self.folder)) from error
+            raise UserError(_damaged([shard], self.folder)) from error
         return Embedding(self.images / name, self.sizes[index], embedding)
 
     def verify(self) -> None:
@@ -336,7 +334,7 @@ class Embeddings:
                 if digest.hexdigest() != checksum:
                     damaged.append(path)
         if damaged:
-            raise ValueError(_damaged(damaged, self.folder))
+            raise UserError(_damaged(damaged, self.folder))
 
 
 def _list_names(
@@ -345,16 +343,16 @@ def _list_names(
     """The folder of some images, and their paths in it."""
     if isinstance(images, (str, os.PathLike)):
         folder = Path(os.path.abspath(images))
-        paths = list_images(folder)
+        paths = list_images(folder, recursive=True)
     else:
         paths = [Path(os.path.abspath(path)) for path in images]
         if not paths:
-            raise ValueError("there is no image to embed: the list is empty")
+            raise UserError("there is no image to embed: the list is empty")
         folder = Path(os.path.commonpath([path.parent for path in paths]))
     names = [path.relative_to(folder).as_posix() for path in paths]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the image {twice!r} is in the list twice: give each once")
+        raise UserError(f"the image {twice!r} is in the list twice: give each once")
     return folder, names
 
 
@@ -376,7 +374,7 @@ def _check_continued(folder: Path, description: dict[str, Any]) -> None:
     for key, meaning in _IDENTITY.items():
         if before.get(key) != description[key]:
             name = f", of the teacher {before['teacher']!r}" if before.get("teacher") else ""
-            raise ValueError(
+            raise UserError(
                 f"{str(folder)!r} holds other embeddings{name}: there {meaning} is "
                 f"{before.get(key)}, here {description[key]}. Choose another folder, or go on as "
                 "it was begun"
@@ -464,7 +462,7 @@ def _run_teacher(teacher: Sam, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     halves = embeddings.half().cpu()
     for name, embedding, half in zip(batch, embeddings, halves, strict=True):
         if not torch.isfinite(half).all():
-            raise ValueError(
+            raise UserError(
                 f"the embedding of {name!r} reaches {embedding.abs().max().item():g}, and float16 "
                 "ends at 65504: is the teacher whole, and in float32?"
             )
@@ -510,7 +508,7 @@ def _read_entry(folder: Path, shard: int, description: dict[str, Any]) -> dict[s
     except (FileNotFoundError, ValueError):
         return None
     if entry["store"] != _identify(description):
-        raise ValueError(
+        raise UserError(
             f"{str(path)!r} is a shard of other embeddings than {_STORE_FILE} beside it tells of: "
             "put it back to where it came from"
         )
@@ -530,9 +528,9 @@ def _read_description(folder: Path) -> dict[str, Any]:
             f"there are no teacher embeddings in {str(folder)!r}: it has no {_STORE_FILE}"
         ) from error
     except ValueError as error:
-        raise ValueError(f"{str(path)!r} is damaged: {error}") from error
+        raise UserError(f"{str(path)!r} is damaged: {error}") from error
     if description.get("format") != _FORMAT:
-        raise ValueError(
+        raise UserError(
             f"{str(folder)!r} has the format {description.get('format')}, this release of "
             f"mobile-sam-plugin reads {_FORMAT}: compute the embeddings anew in another folder"
         )

@@ -44,6 +44,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from ..automatic_mask_generator import SamAutomaticMaskGenerator
+from ..errors import MissingExtra, UserError
 from ..predictor import SamPredictor
 from ..results import draw_overlay, encode_mask, write_file
 from .costs import Cost
@@ -62,9 +63,7 @@ from .measures import (
 try:
     from matplotlib.figure import Figure
 except ImportError as error:
-    raise ImportError(
-        'evaluation draws with matplotlib: pip install "mobile-sam-plugin[distill]"'
-    ) from error
+    raise MissingExtra.of("matplotlib", "distill") from error
 
 _ROUNDS = {f"corrective_{clicks}": clicks for clicks in (1, 2, 3, 4, 5)}
 _RECALLS = {f"recall_{masks}": masks for masks in (10, 100, 1000)}
@@ -269,7 +268,7 @@ def evaluate(
         if progress is not None:
             progress(index + 1, len(data))
     if not any(image.masks for image in images):
-        raise ValueError(
+        raise UserError(
             f"there is no mask in the {len(images)} of {len(data)} images that could be read"
         )
     return Evaluation(_summarize(images, examiner.names, seed), images, settings, unreadable)
@@ -469,7 +468,7 @@ def draw_worst_and_best(
     """
     kinds = [kind for kind in _PROMPTS if kind in evaluation.scores]
     if not kinds:
-        raise ValueError(f"there is no worst and best case of {', '.join(evaluation.scores)}")
+        raise UserError(f"there is no worst and best case of {', '.join(evaluation.scores)}")
     cases = {}
     for title, choose in (("worst", min), ("best", max)):
         of_images = [
@@ -594,13 +593,13 @@ def _values(images: Iterable[ImageScores], name: str) -> list[float]:
 def _check_arguments(data: AnnotatedImages, measures: Sequence[str], masks_per_image: int) -> None:
     for name in measures:
         if name not in MEASURES:
-            raise ValueError(f"there is no measure {name!r}, only {', '.join(MEASURES)}")
+            raise UserError(f"there is no measure {name!r}, only {', '.join(MEASURES)}")
     if not measures:
-        raise ValueError(f"name at least one measure: {', '.join(MEASURES)}")
+        raise UserError(f"name at least one measure: {', '.join(MEASURES)}")
     if masks_per_image < 1:
-        raise ValueError(f"masks_per_image must be at least 1, not {masks_per_image}")
+        raise UserError(f"masks_per_image must be at least 1, not {masks_per_image}")
     if len(data) == 0:
-        raise ValueError("there is no image to evaluate on")
+        raise UserError("there is no image to evaluate on")
 
 
 def _fingerprint(tensors: Iterable[Tensor]) -> str:
@@ -626,7 +625,7 @@ def _continue_journal(path: Path, settings: dict[str, Any]) -> dict[int, ImageSc
         others, images = _read_journal(path)
         different = [name for name in settings if others.get(name) != settings[name]]
         if different:
-            raise ValueError(
+            raise UserError(
                 f"{str(path)!r} is of an evaluation with other {', '.join(different)}: "
                 "remove it, or write elsewhere"
             )
@@ -642,7 +641,7 @@ def _read_journal(path: Path) -> tuple[dict[str, Any], list[ImageScores]]:
         settings, *images = [json.loads(line) for line in lines]
         return dict(settings), [ImageScores(**image) for image in images]
     except (TypeError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"{str(path)!r} is no journal of an evaluation, or damaged: remove it ({error})"
         ) from error
 

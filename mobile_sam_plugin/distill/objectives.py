@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import masks_to_boxes, sigmoid_focal_loss
 
+from ..errors import UserError
+
 FOCAL_WEIGHT = 20.0
 """Weight of the focal loss where that of the dice loss is 1."""
 
@@ -143,7 +145,7 @@ def set_image_size(sam: Sam, size: int) -> None:
         ValueError: the size is no multiple of 16.
     """
     if size < 16 or size % 16:
-        raise ValueError(f"the image size must be a multiple of 16, not {size}")
+        raise UserError(f"the image size must be a multiple of 16, not {size}")
     side = size // 16
     sam.image_encoder.img_size = size
     sam.prompt_encoder.input_image_size = (size, size)

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from ..errors import UserError
+
 OBJECTIVES = ("decoupled", "semi-coupled", "coupled", "supervised")
 PARTS = {"encoder": ("encoder",), "decoder": ("decoder",), "both": ("encoder", "decoder")}
 
@@ -88,13 +90,13 @@ class Options:
             "mixed_precision": ("no", "fp16", "bf16"),
         }.items():
             if getattr(self, name) not in choices:
-                raise ValueError(
+                raise UserError(
                     f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}"
                 )
         for name in ("steps", "batch_size", "accumulate", "prompts_per_image", "evaluate_every"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, not {getattr(self, name)}")
+                raise UserError(f"{name} must be 1 or more, not {getattr(self, name)}")
         if self.backbone is not None and self.checkpoint is not None:
-            raise ValueError(
+            raise UserError(
                 "give a checkpoint or a backbone, not both: a checkpoint names its own backbone"
             )

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..errors import UserError
 from .scene_shapes import log_uniform
 
 Color = NDArray[np.float64]  # (3,) RGB in [0, 255]
@@ -211,7 +212,7 @@ def read_photograph(path: Path) -> NDArray[np.uint8]:
     except (FileNotFoundError, MemoryError):
         raise
     except Exception as error:  # Pillow's readers raise of every kind on damaged files
-        raise ValueError(f"the photograph {str(path)!r} cannot be read: {error}") from error
+        raise UserError(f"the photograph {str(path)!r} cannot be read: {error}") from error
 
 
 def _natural_color(rng: np.random.Generator) -> Color:

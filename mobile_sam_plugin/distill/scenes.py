@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import UserError
 from . import scene_shapes as shapes
 from .data import AnnotatedImage
 from .scene_objects import Part, decorate, make_object
@@ -56,11 +57,11 @@ def make_scene(
     """
     height, width = (size, size) if isinstance(size, int) else size
     if min(height, width) < _MINIMUM_SIDE:
-        raise ValueError(
+        raise UserError(
             f"a scene must be {_MINIMUM_SIDE} pixels high and wide at least, not {height} x {width}"
         )
     if seed < 0:
-        raise ValueError(f"the seed of a scene must not be negative, but is {seed}")
+        raise UserError(f"the seed of a scene must not be negative, but is {seed}")
     composer, camera, sensor = (np.random.default_rng((seed, purpose)) for purpose in range(3))
     canvas = _Canvas(height, width)
     _Composer(composer, photographs, canvas).compose()
@@ -86,7 +87,7 @@ class Scenes:
         photographs: Sequence[Path] = (),
     ) -> None:
         if count < 1:
-            raise ValueError(f"there must be one scene at least, not {count}")
+            raise UserError(f"there must be one scene at least, not {count}")
         self.count = count
         self.size = size
         self.seed = seed

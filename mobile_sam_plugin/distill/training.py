@@ -26,9 +26,11 @@ from tqdm import tqdm
 
 from ..build import build_sam_vit_t
 from ..checkpoint import locate_checkpoint, read_checkpoint, save_checkpoint
+from ..errors import MissingExtra, UserError
+from ..inputs import list_images
 from ..mobile_sam import MobileSam
 from .batches import EmbeddedImages, EmbeddingExamples, MaskExamples, Steps
-from .data import AnnotatedImages, Readable, list_images, open_annotated_images
+from .data import AnnotatedImages, Readable, open_annotated_images
 from .embeddings import Embeddings
 from .objectives import Batch, Coupled, Decoupled, Losses, Objective, Supervised, set_image_size
 from .options import PARTS, Options
@@ -39,9 +41,7 @@ try:
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 except ImportError as error:
-    raise ImportError(
-        'training needs accelerate and tensorboard: pip install "mobile-sam-plugin[distill]"'
-    ) from error
+    raise MissingExtra.of("accelerate and tensorboard", "distill") from error
 
 BEST_FILE = "best.safetensors"
 LAST_FILE = "last.safetensors"
@@ -120,7 +120,7 @@ def _check_options(folder: Path, options: Options) -> None:
     for option in dataclasses.fields(options):
         before, now = known.get(option.name), getattr(options, option.name)
         if before != now and not option.metadata.get("may_change"):
-            raise ValueError(
+            raise UserError(
                 f"the run in {str(folder)!r} has {option.name} = {before!r}, not {now!r}: go on"
                 " with its own options, choose another folder, or restart it"
             )
@@ -342,7 +342,7 @@ def _build_student(options: Options) -> MobileSam:
             try:
                 getattr(student, name).load_state_dict(part)
             except RuntimeError as error:
-                raise ValueError(
+                raise UserError(
                     f"the teacher {options.teacher!r} has no {name} as SAM's: {error}"
                 ) from error
     return student
@@ -354,7 +354,9 @@ def _build_objective(options: Options, sam: MobileSam) -> tuple[Objective, Datas
         set_image_size(sam, options.image_size)
         if options.data == "scenes":
             # Other scenes than those of "scenes:COUNT", which are there to measure on.
-            photographs = list_images(options.photographs) if options.photographs else ()
+            photographs = (
+                list_images(options.photographs, recursive=True) if options.photographs else ()
+            )
             images: AnnotatedImages = Scenes(
                 _ENDLESS, options.image_size, options.seed + 1, photographs
             )
@@ -368,7 +370,7 @@ def _build_objective(options: Options, sam: MobileSam) -> tuple[Objective, Datas
     set_image_size(sam, embeddings.img_size)
     side = sam.prompt_encoder.image_embedding_size
     if embeddings.shape != (sam.prompt_encoder.embed_dim, *side):
-        raise ValueError(
+        raise UserError(
             f"the embeddings in {options.data!r} have the shape {embeddings.shape}, those of a SAM "
             f"are {(sam.prompt_encoder.embed_dim, *side)}"
         )

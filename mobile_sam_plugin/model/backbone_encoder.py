@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 
+from ..errors import UserError
+
 _STRIDE = 16
 
 
@@ -100,13 +102,13 @@ class BackboneImageEncoder(nn.Module):
                 found = twin(torch.empty(2, 3, self.img_size, self.img_size, device="meta"))
                 found.sum().backward()
         except Exception as error:  # networks made for other sizes raise of every kind
-            raise ValueError(
+            raise UserError(
                 f"{self.backbone_name!r} cannot take images of {self.img_size} x {self.img_size} "
                 f"pixels in timm {timm.__version__} ({error}): choose another backbone, or a later "
                 "release of timm"
             ) from error
         if found.shape[2:] != (size, size):
-            raise ValueError(
+            raise UserError(
                 f"the feature map of {self.backbone_name!r} leaves out the edges of the image, it "
                 f"is {found.shape[3]} x {found.shape[2]}, expected {size} x {size}: choose another"
                 " backbone"
@@ -128,7 +130,7 @@ class BackboneImageEncoder(nn.Module):
 def _build_backbone(name: str, img_size: int, pretrained: bool) -> Any:
     if not timm.is_model(name):
         close = get_close_matches(name, timm.list_models(), n=5)
-        raise ValueError(
+        raise UserError(
             f"timm {timm.__version__} has no backbone {name!r}: "
             + (f"did you mean {', '.join(close)}? " if close else "")
             + "timm.list_models() lists all"
@@ -137,7 +139,7 @@ def _build_backbone(name: str, img_size: int, pretrained: bool) -> Any:
         network = type(timm.create_model(name))
         backbone = timm.create_model(name, pretrained, **_size_options(network, img_size))
     except RuntimeError as error:  # an unknown tag, no pretrained weights, or others than expected
-        raise ValueError(f"timm {timm.__version__} cannot build {name!r}: {error}") from error
+        raise UserError(f"timm {timm.__version__} cannot build {name!r}: {error}") from error
     for module in backbone.modules():
         if hasattr(module, "attention_bias_cache"):
             module.attention_bias_cache = _NoCache()
@@ -164,7 +166,7 @@ def _choose_feature_map(backbone: Any, name: str) -> dict[str, int]:
         Its index, its reduction (how many times smaller than the image it is) and its num_chs.
     """
     if not hasattr(backbone, "forward_intermediates"):
-        raise ValueError(
+        raise UserError(
             f"timm {timm.__version__} gives no feature maps of {name!r}: choose another backbone, "
             "or a later release of timm"
         )
@@ -172,7 +174,7 @@ def _choose_feature_map(backbone: Any, name: str) -> dict[str, int]:
     fine = [entry for entry in maps if entry["reduction"] <= _STRIDE]
     if not fine:
         finest = min(entry["reduction"] for entry in maps)
-        raise ValueError(
+        raise UserError(
             f"the finest feature map of {name!r} is {finest} times smaller than the image, SAM's "
             f"decoder needs {_STRIDE} times at most: choose another backbone"
         )

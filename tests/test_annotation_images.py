@@ -147,10 +147,10 @@ if features.check("avif"):
 
 # What each error says.
 UNREADABLE: dict[str, tuple[Maker, str]] = {
-    "empty.png": (content(b""), "no image that Pillow can read"),
-    "text.jpg": (content(b"no image"), "no image that Pillow can read"),
-    "page.jpg": (content(b"<!DOCTYPE html><html></html>"), "no image that Pillow can read"),
-    "zip.png": (content(b"PK\3\4" + bytes(100)), "no image that Pillow can read"),
+    "empty.png": (content(b""), "no image that can be read here"),
+    "text.jpg": (content(b"no image"), "no image that can be read here"),
+    "page.jpg": (content(b"<!DOCTYPE html><html></html>"), "no image that can be read here"),
+    "zip.png": (content(b"PK\3\4" + bytes(100)), "no image that can be read here"),
     "half.png": (content(PNG[: len(PNG) // 2]), "cannot be read"),
     "half.jpg": (content(JPEG[: len(JPEG) // 2]), "cannot be read"),
     "header_only.png": (content(PNG[:33]), "no image"),

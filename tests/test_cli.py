@@ -22,6 +22,7 @@ import mobile_sam_plugin
 from mobile_sam_plugin import SamPredictor, build_sam_vit_t
 from mobile_sam_plugin.checkpoint import BUNDLED_FILE, read_checkpoint
 from mobile_sam_plugin.cli import app, main
+from mobile_sam_plugin.errors import MissingExtra, UserError
 from mobile_sam_plugin.results import name_folders
 
 ROOT = Path(__file__).parents[1]
@@ -239,7 +240,9 @@ def test_everything_segments_a_folder(tmp_path: Path, out: Path, capsys: Capture
             assert len(stats) == 2 or stats[1:, cv2.CC_STAT_AREA].min() >= 30
     captured = capsys.readouterr()
     assert len(captured.out.splitlines()) == 2
-    check_mistake(captured, "broken.png", "no image")
+    warning, error = captured.err.splitlines()
+    assert warning.startswith("mobile-sam: warning: ") and "1 file is left out: 1 .txt" in warning
+    assert error.startswith("mobile-sam: ") and "broken.png' is no image" in error
 
 
 def test_everything_hands_upstreams_options_on(
@@ -265,7 +268,7 @@ def test_everything_hands_upstreams_options_on(
     class Generator(segment_anything.SamAutomaticMaskGenerator):
         def __init__(self, model: object, **options: object) -> None:
             handed_on.update(options)
-            raise ValueError("enough")
+            raise UserError("enough")
 
     monkeypatch.setattr(
         "mobile_sam_plugin.automatic_mask_generator.SamAutomaticMaskGenerator", Generator
@@ -470,7 +473,12 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     ("error", "code", "line"),
     [
         (PermissionError(13, "Permission denied", "a b.png"), 2, "a b.png: Permission denied"),
-        (ValueError("two\nlines"), 2, "two lines"),
+        (UserError("two\nlines"), 2, "two lines"),
+        (
+            MissingExtra.of("x", "y"),
+            1,
+            'x is not installed: run pip install "mobile-sam-plugin[y]"',
+        ),
         (ConnectionError("unreachable"), 1, "unreachable"),
         (OSError(28, "No space left on device", "x"), 1, "x: No space left on device"),
         (MemoryError(), 1, "out of memory"),
@@ -505,9 +513,16 @@ def test_an_interrupt_ends_quietly_and_a_bug_loudly(
     error: BaseException = KeyboardInterrupt()
     assert main(arguments) == 130
     assert capsys.readouterr() == ("", "")
-    error = KeyError("a bug")
-    with pytest.raises(KeyError):
-        main(arguments)
+    # Also of a class that mistakes have, where a bug or a library raises it.
+    for error in (KeyError("a bug"), ValueError("a bug"), ImportError("a bug")):
+        monkeypatch.delenv("MOBILE_SAM_DEBUG", raising=False)
+        assert main(arguments) == 1
+        check_mistake(capsys.readouterr(), type(error).__name__, "a bug", "MOBILE_SAM_DEBUG=1")
+        monkeypatch.setenv("MOBILE_SAM_DEBUG", "1")
+        assert main(arguments) == 1
+        *traceback, last = capsys.readouterr().err.splitlines()
+        assert traceback[0].startswith("Traceback") and "in fail" in "".join(traceback)
+        assert last.startswith("mobile-sam: ")
 
 
 @pytest.mark.parametrize("arguments", [[], ["segmnt"], ["--nonsense"]])

@@ -174,8 +174,9 @@ def image_formats() -> tuple[str, ...]:
 @lru_cache(maxsize=1)
 def image_suffixes() -> frozenset[str]:
     """The suffixes of image files, in small letters, such as ``".png"``."""
+    formats = image_formats()  # first, since it may register more suffixes
     kinds = Image.registered_extensions().items()
-    return frozenset(suffix for suffix, kind in kinds if kind in image_formats())
+    return frozenset(suffix for suffix, kind in kinds if kind in formats)
 
 
 def is_image_name(name: str) -> bool:

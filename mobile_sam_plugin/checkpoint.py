@@ -11,6 +11,7 @@ Only this module opens files of weights. It never unpickles objects, and what it
 checked tensor by tensor, so that a model is either loaded whole or not at all.
 """
 
+import hashlib
 import logging
 import os
 import pickle
@@ -387,6 +388,22 @@ def save_checkpoint(
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """Returns a checksum by which the same weights are known wherever they came from.
+
+    Args:
+        tensors: key to tensor, as ``state_dict()`` returns them, in any order, on any device.
+
+    Returns:
+        SHA-256 of the keys, dtypes, shapes and values, as hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for key, value in sorted(tensors.items()):
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _starts_safetensors(start: bytes) -> bool:

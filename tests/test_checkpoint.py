@@ -22,6 +22,7 @@ from torch import Tensor
 from mobile_sam_plugin import MobileSam, build_sam_vit_t
 from mobile_sam_plugin.checkpoint import (
     BUNDLED_FILE,
+    fingerprint,
     load_checkpoint,
     locate_checkpoint,
     read_checkpoint,
@@ -640,3 +641,18 @@ def test_for_upstream_adds_the_head(tmp_path: Path, bundled_sam: MobileSam, suff
 def test_for_upstream_keeps_a_head(tmp_path: Path, authors_weights: dict[str, Tensor]) -> None:
     save_checkpoint(authors_weights, tmp_path / "mobile_sam.pt", for_upstream=True)
     assert_identical(read_checkpoint(tmp_path / "mobile_sam.pt"), authors_weights)
+
+
+def test_fingerprints_go_by_contents() -> None:
+    tensors = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.tensor(1)}
+    known = fingerprint(tensors)
+    assert known == fingerprint({key: tensors[key].clone() for key in ("a", "b")})
+    assert known == fingerprint({**tensors, "b": tensors["b"].T.contiguous().T})
+    others = [
+        {**tensors, "b": tensors["b"] + 1e-6 * torch.eye(2, 3)},
+        {**tensors, "b": tensors["b"].half()},
+        {**tensors, "b": tensors["b"].reshape(3, 2)},
+        {"b": tensors["b"], "c": tensors["a"]},
+        {"b": tensors["b"]},
+    ]
+    assert len({known, *map(fingerprint, others)}) == 6

@@ -3,7 +3,6 @@
 ``load`` and ``write`` are cheap and take one image, ``Segmenter`` has the model and takes a batch.
 """
 
-import hashlib
 import math
 import os
 import threading
@@ -18,6 +17,7 @@ from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 
 from ..automatic_mask_generator import SamAutomaticMaskGenerator
+from ..checkpoint import fingerprint
 from ..errors import UserError
 from ..inputs import as_finite, input_size
 from ..mask_postprocessing import MaskUpscaler
@@ -259,8 +259,7 @@ def write(
 
 def model_identity(model: Sam) -> dict[str, Any]:
     """By what another model or other weights are noticed."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return {"image_size": model.image_encoder.img_size, "weights_sha256": digest.hexdigest()}
+    return {
+        "image_size": model.image_encoder.img_size,
+        "weights_sha256": fingerprint(model.state_dict()),
+    }

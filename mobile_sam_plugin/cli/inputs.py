@@ -41,6 +41,14 @@ Detector = Annotated[
         show_default="IDEA-Research/grounding-dino-tiny",
     ),
 ]
+BoxThreshold = Annotated[
+    float,
+    typer.Option(min=0, max=1, help="Drop objects that words find at a lower score; OWLv2: 0.1."),
+]
+MinArea = Annotated[
+    int,
+    typer.Option(metavar="PIXELS", min=0, help="Follow no object that is found and smaller."),
+]
 Checkpoint = Annotated[
     str | None,
     typer.Option(

@@ -78,6 +78,8 @@ class ImageResult:
             images; in modes boxes and text also ``category_id`` and ``category``, in mode text the
             detector's ``score``.
         error: why there are none.
+        categories: id to name, all of the run in their order.
+        with_holes: masks whose holes are lost in the outlines that were written.
     """
 
     key: str
@@ -86,3 +88,5 @@ class ImageResult:
     height: int = 0
     records: list[Record] = field(default_factory=list)
     error: str | None = None
+    categories: Mapping[int, str] = field(default_factory=dict)
+    with_holes: int = 0

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import warnings
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -12,6 +13,7 @@ from segment_anything.modeling import Sam
 
 from .. import __version__
 from ..errors import UserError
+from ..polygons import describe_losses
 from . import writers
 from .options import ImageResult, Options
 from .pipeline import ordered_map, run_local
@@ -22,7 +24,13 @@ from .storage import Folder
 RUN_FILE = "run.json"
 ERRORS_FILE = "errors.jsonl"
 
-_WRITTEN = (*writers.IMAGE_FOLDERS, writers.COCO_FILE, writers.PARQUET_FILE, ERRORS_FILE)
+_WRITTEN = (
+    *writers.IMAGE_FOLDERS,
+    writers.COCO_FILE,
+    writers.PARQUET_FILE,
+    writers.YOLO_FILE,
+    ERRORS_FILE,
+)
 _READERS = 8
 
 
@@ -106,7 +114,7 @@ class AnnotationRun:
                 kept.
         """
         on_gpu = self.model.device.type != "cpu"
-        segmenter = Segmenter(self.model, self.options, self.source.categories)
+        segmenter = Segmenter(self.model, self.options, self._categories())
         return self.follow(
             run_local(
                 self.source.items(self.is_wanted),
@@ -142,13 +150,13 @@ class AnnotationRun:
 
         if self.source.kind == "video":
             raise UserError("the frames of a video come one after another: use the engine local")
-        Segmenter(self.model, self.options, self.source.categories)  # refuses options, if it does
+        Segmenter(self.model, self.options, self._categories())  # refuses options, if it does
         return self.follow(
             run_ray(
                 self.source.items(self.is_wanted),
                 self.model,
                 self.options,
-                self.source.categories,
+                self._categories(),
                 self.folder,
                 address,
                 workers,
@@ -167,12 +175,15 @@ class AnnotationRun:
         """
         self._begin()
         interruption: BaseException | None = None
+        with_holes = empty = 0
         with ExitStack() as stack:
             errors: IO[bytes] | None = None
             try:
                 for result in results:
                     if result.error is None:
                         self.done += 1
+                        with_holes += result.with_holes
+                        empty += sum(not record["area"] for record in result.records)
                     else:
                         self.failed += 1
                         if self.folder is not None:
@@ -188,6 +199,9 @@ class AnnotationRun:
                     raise
                 interruption = error
         self._finish()
+        losses = describe_losses(with_holes, empty)
+        if losses and self.folder is not None and "yolo" in self.options.formats:
+            warnings.warn(losses, stacklevel=2)
         if interruption is not None:
             raise interruption
 
@@ -266,6 +280,8 @@ class AnnotationRun:
             writers.write_coco(self.folder, self._records(self.folder), self._categories())
         if "parquet" in self.options.formats:
             writers.write_parquet(self.folder, self._records(self.folder))
+        if "yolo" in self.options.formats:
+            writers.write_yolo_names(self.folder, self._categories())
         self.folder.remove_partial()
 
     def _categories(self) -> Mapping[int, str]:

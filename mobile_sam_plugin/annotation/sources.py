@@ -284,6 +284,20 @@ class _CocoSource:
             ) from error
         if not listed:
             raise UserError(f"there is no image in {place!r}")
+        unknown = [
+            box.category_id
+            for boxes in self._boxes.values()
+            for box in boxes
+            if box.category_id not in self.categories
+        ]
+        if unknown:
+            numbers = ", ".join(map(str, sorted(set(unknown))))
+            warnings.warn(
+                f"{place!r} lists no category of {len(unknown)} of its boxes ({numbers}): the "
+                "numbers are taken for names",
+                stacklevel=2,
+            )
+            self.categories |= {number: str(number) for number in sorted(set(unknown))}
         self._ids = [image_id for image_id, _ in listed]
         self._keys = [posixpath.normpath(key) for _, key in listed]
         for key in self._keys:

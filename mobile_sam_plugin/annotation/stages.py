@@ -21,8 +21,9 @@ from ..checkpoint import fingerprint
 from ..errors import UserError
 from ..inputs import as_finite, input_size
 from ..mask_postprocessing import MaskUpscaler
+from ..polygons import has_holes
 from ..predictor import SamPredictor
-from ..results import Record
+from ..results import Record, decode_mask
 from . import writers
 from .options import ImageResult, Options
 from .sources import Item
@@ -85,7 +86,7 @@ class Segmenter:
         Args:
             model: on the device where it computes.
             options: of the run.
-            categories: id to name, of the source.
+            categories: id to name, of the run.
 
         Raises:
             ValueError, TypeError: options of the search that the generator refuses.
@@ -141,7 +142,9 @@ class Segmenter:
 
     def _segment(self, loaded: Loaded, predictor: SamPredictor | None) -> ImageResult:
         item = loaded.item
-        result = ImageResult(item.key, item.image_id, error=loaded.error)
+        result = ImageResult(
+            item.key, item.image_id, error=loaded.error, categories=self._categories
+        )
         if loaded.pixels is None or predictor is None:
             return result
         self._check_stop()
@@ -178,7 +181,7 @@ class Segmenter:
         for record, prompt in zip(records, item.boxes, strict=True):
             record["id"] = prompt.id
             record["category_id"] = prompt.category_id
-            record["category"] = self._categories.get(prompt.category_id, str(prompt.category_id))
+            record["category"] = self._categories[prompt.category_id]
         return records
 
     def _segment_words(self, pixels: NDArray[np.uint8], predictor: SamPredictor) -> list[Record]:
@@ -241,20 +244,36 @@ def write(
 ) -> ImageResult:
     """Writes the files of an image, the one by which it is known to be done last.
 
+    What cannot be written in a format that was asked for becomes the image's error.
+
     Raises:
         OSError: there is no room, or the folder may not be written to.
     """
     if folder is None or result.error is not None or loaded.pixels is None:
         return result
-    name = loaded.item.name
-    if "ids" in options.formats:
-        folder.write(f"ids/{name}.png", writers.encode_ids(result))
-    if "yolo" in options.formats:
-        folder.write(f"labels/{name}.txt", writers.encode_yolo(result))
-    if "overlay" in options.formats and loaded.item.index % options.overlay_every == 0:
-        folder.write(f"overlays/{name}.jpg", writers.encode_overlay(loaded.pixels, result))
-    folder.write(writers.record_file(name), writers.encode_record(result))
+    try:
+        _write(loaded.item, loaded.pixels, result, folder, options)
+    except ValueError as error:
+        result.error = f"{loaded.item.path!r}: {error}"
     return result
+
+
+def _write(
+    item: Item,
+    pixels: NDArray[np.uint8],
+    result: ImageResult,
+    folder: Folder,
+    options: Options,
+) -> None:
+    if "ids" in options.formats:
+        folder.write(f"ids/{item.name}.png", writers.encode_ids(result))
+    if "yolo" in options.formats:
+        folder.write(f"labels/{item.name}.txt", writers.encode_yolo(result))
+        result.with_holes = sum(has_holes(decode_mask(record)) for record in result.records)
+    if "overlay" in options.formats and item.index % options.overlay_every == 0:
+        overlay = f"overlays/{item.name}{writers.overlay_suffix(result)}"
+        folder.write(overlay, writers.encode_overlay(pixels, result))
+    folder.write(writers.record_file(item.name), writers.encode_record(result))
 
 
 def model_identity(model: Sam) -> dict[str, Any]:

@@ -6,25 +6,29 @@ of all images are made from it.
 
 import json
 import shutil
+import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
-import cv2
 import numpy as np
 import pycocotools.mask
 from numpy.typing import NDArray
 
 from ..errors import MissingExtra
-from ..results import decode_mask, draw_overlay
+from ..polygons import coco_polygons, describe_losses, has_holes, outer_polygons, outline
+from ..results import decode_mask, draw_overlay, encode_image
 from .options import ImageResult
 from .storage import Folder
 
 COCO_FILE = "instances.json"
 PARQUET_FILE = "masks.parquet"
+YOLO_FILE = "data.yaml"
 IMAGE_FOLDERS = ("sa1b", "ids", "labels", "overlays")
 
 _ROWS_PER_GROUP = 20_000
+_LONGEST_OF_JPEG = 65_500  # pixels, of libjpeg
+_LABELME_VERSION = "5.5.0"  # the first whose shapes have all of these fields
 
 
 def record_file(name: str) -> str:
@@ -53,49 +57,88 @@ def encode_ids(result: ImageResult) -> bytes:
     ids = np.zeros((result.height, result.width), dtype)
     for number, record in sorted(enumerate(result.records, 1), key=lambda row: -row[1]["area"]):
         ids[decode_mask(record)] = number
-    return bytes(cv2.imencode(".png", ids)[1])
+    return encode_image(".png", ids)
+
+
+def overlay_suffix(result: ImageResult) -> str:
+    """The suffix of an overlay's file: JPEG's, or PNG's where a side is too long for JPEG."""
+    return ".jpg" if max(result.width, result.height) <= _LONGEST_OF_JPEG else ".png"
 
 
 def encode_overlay(pixels: NDArray[np.uint8], result: ImageResult) -> bytes:
-    """A JPEG of the image under its masks."""
-    return bytes(cv2.imencode(".jpg", draw_overlay(pixels, result.records)[..., ::-1])[1])
+    """The image under its masks, in the format of :func:`overlay_suffix`."""
+    return encode_image(overlay_suffix(result), draw_overlay(pixels, result.records))
 
 
 def encode_yolo(result: ImageResult) -> bytes:
     """A line a mask, in the format that Ultralytics trains on: its class, and its outline.
 
-    The class is the category's id less 1, and 0 where there are no categories. Outlines are XY
-    divided by the image's size. Holes are lost; parts are joined by a line of no width.
+    The class is the place of the category among those of the run, from 0. Outlines are XY divided
+    by the image's size. Holes are lost; parts are joined by a line of no width; masks of no pixel
+    have no line.
     """
     size = np.array([result.width, result.height])
+    classes = {category: place for place, category in enumerate(result.categories)}
     lines = []
     for record in result.records:
-        outline = _outline(decode_mask(record))
-        if len(outline):
-            numbers = ((outline + 0.5) / size).ravel()
-            category = record.get("category_id", 1) - 1
-            lines.append(f"{category} {' '.join(f'{number:.6f}' for number in numbers)}\n")
+        points = outline(decode_mask(record))
+        if len(points):
+            numbers = " ".join(f"{number:.6f}" for number in (points / size).ravel())
+            lines.append(f"{classes.get(record.get('category_id'), 0)} {numbers}\n")
     return "".join(lines).encode()
 
 
-def _outline(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """One polygon around all parts of a mask, (N, 2), XY of pixels; of no point if it is empty."""
-    contours, _ = cv2.findContours(
-        mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE
-    )
-    parts = []
-    for contour in contours:
-        points = contour.reshape(-1, 2).astype(float)
-        if len(points) < 3:  # too few for a polygon: the rectangle around these pixels
-            (x0, y0), (x1, y1) = points.min(axis=0) - 0.5, points.max(axis=0) + 0.5
-            points = np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])
-        parts.append(points)
-    if not parts:
-        return np.zeros((0, 2))
-    # From the first point of the first part to each of the others, around it, and back.
-    start = parts[0][:1]
-    around = [np.concatenate([part, part[:1], start]) for part in parts[1:]]
-    return np.concatenate([parts[0], *([start] if around else []), *around])
+def write_yolo_names(folder: Folder, categories: Mapping[int, str]) -> None:
+    """Writes the file by which Ultralytics knows what the classes of the labels are.
+
+    It looks for the label of ``images/a/b.jpg`` at ``labels/a/b.txt``, beside this file.
+    """
+    lines = [
+        "# Ultralytics finds labels of images that lie, or are linked, in a folder images here.",
+        "train: images",
+        "val: images",
+        "names:",
+        # Text in JSON is text in YAML.
+        *(f"  {place}: {json.dumps(name)}" for place, name in enumerate(categories.values())),
+    ]
+    folder.write(YOLO_FILE, "\n".join([*lines, ""]).encode())
+
+
+def encode_labelme(result: ImageResult, image_path: str) -> bytes:
+    """The json of an image that labelme opens and edits: a polygon for each part of a mask.
+
+    Labels are the categories, or "object" where there are none. The parts of one mask share a
+    ``group_id``. Holes are lost; masks of no pixel have no shape.
+
+    Args:
+        result: of an image.
+        image_path: where labelme finds the image: relative to the folder of the json, or absolute.
+    """
+    shapes = []
+    for number, record in enumerate(result.records, 1):
+        polygons = outer_polygons(decode_mask(record))
+        shapes += [
+            {
+                "label": record.get("category", "object"),
+                "points": polygon.tolist(),
+                "group_id": number if len(polygons) > 1 else None,
+                "description": "",
+                "shape_type": "polygon",
+                "flags": {},
+                "mask": None,
+            }
+            for polygon in polygons
+        ]
+    content = {
+        "version": _LABELME_VERSION,
+        "flags": {},
+        "shapes": shapes,
+        "imagePath": image_path,
+        "imageData": None,
+        "imageHeight": result.height,
+        "imageWidth": result.width,
+    }
+    return json.dumps(content).encode()
 
 
 def coco_box(record: Mapping[str, Any]) -> list[float]:
@@ -105,9 +148,22 @@ def coco_box(record: Mapping[str, Any]) -> list[float]:
 
 
 def write_coco(
-    folder: Folder, records: Iterable[Mapping[str, Any]], categories: Mapping[int, str]
+    folder: Folder,
+    records: Iterable[Mapping[str, Any]],
+    categories: Mapping[int, str],
+    polygons: bool = False,
 ) -> None:
-    """Writes one COCO data set of all images; no more than one record is held at a time."""
+    """Writes one COCO data set of all images; no more than one record is held at a time.
+
+    Args:
+        folder: of the run.
+        records: what :func:`encode_record` wrote, of each image.
+        categories: id to name. Others that the records refer to are listed behind them.
+        polygons: whether masks are written as polygons in place of RLE. Holes are lost then, and
+            masks of no pixel; a warning tells of how many.
+    """
+    used: dict[int, str] = {}
+    with_holes = empty = 0
     with folder.create(COCO_FILE) as file, folder.scratch() as annotations:
         file.write(b'{"images": [')
         between, between_masks = b"\n", b"\n"
@@ -117,11 +173,21 @@ def write_coco(
             file.write(between + json.dumps(entry).encode())
             between = b",\n"
             for record in content["annotations"]:
+                category = record.get("category_id", 1)
+                used.setdefault(category, record.get("category", "object"))
+                segmentation: Any = record["segmentation"]
+                if polygons:
+                    mask = decode_mask(record)
+                    segmentation = coco_polygons(mask)
+                    with_holes += has_holes(mask, segmentation)
+                    if not segmentation:
+                        empty += 1
+                        continue
                 annotation = {
                     "id": record["id"],
                     "image_id": image["image_id"],
-                    "category_id": record.get("category_id", 1),
-                    "segmentation": record["segmentation"],
+                    "category_id": category,
+                    "segmentation": segmentation,
                     "area": record["area"],
                     "bbox": coco_box(record),
                     "iscrowd": 0,
@@ -135,8 +201,12 @@ def write_coco(
         file.write(b'\n],\n"annotations": [')
         annotations.seek(0)
         shutil.copyfileobj(annotations, file)
-        listed = [{"id": number, "name": name} for number, name in categories.items()]
+        others = {number: name for number, name in used.items() if number not in categories}
+        listed = [{"id": number, "name": name} for number, name in {**categories, **others}.items()]
         file.write(b'\n],\n"categories": ' + json.dumps(listed).encode() + b"}\n")
+    losses = polygons and describe_losses(with_holes, empty)
+    if losses:
+        warnings.warn(losses, stacklevel=2)
 
 
 def write_parquet(folder: Folder, records: Iterable[Mapping[str, Any]]) -> None:

@@ -1,0 +1,151 @@
+"""Masks as polygons: outlines along the edges of pixels, which give the mask back when filled.
+
+A polygon has no holes, so that those of a mask are filled. Parts that touch at a corner are one
+part, as for OpenCV, and its outline then passes that corner twice.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+BoolArray = NDArray[np.bool_]
+
+# The neighbours of a pixel, XY, in the order in which OpenCV looks for the next one on a contour:
+# against the clock on the screen. Even ones share a side with it, odd ones a corner.
+_NEIGHBOURS = np.array([(1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1), (0, 1), (1, 1)])
+
+
+def outer_polygons(mask: BoolArray) -> list[NDArray[np.int64]]:
+    """The outlines of a mask's parts, along the edges of pixels.
+
+    Whatever fills a polygon by the centres of pixels gets the mask again, its holes filled;
+    ``pycocotools`` does. The areas of the polygons are those of the parts in pixels.
+
+    Args:
+        mask: (H, W).
+
+    Returns:
+        A polygon a part, (N, 2) XY: whole numbers, from 0 at the left and upper edge of the image
+        to its width and height at the others. Against the clock, no corner on a straight line, the
+        last not joined to the first again. None for an empty mask.
+    """
+    return [_straighten(_walk(contour, 0.5) + 0.5).astype(int) for contour in _contours(mask)]
+
+
+def outline(mask: BoolArray) -> NDArray[np.float64]:
+    """One polygon around all parts of a mask, as Ultralytics reads it.
+
+    That paints polygons with OpenCV, which takes the pixels that an outline passes for parts of it.
+    So it runs through the centres of pixels. A part that has no area then, since it is as thin as
+    one pixel, is outlined at half of that width, within the same pixels. Parts are joined by lines
+    of no width.
+
+    Args:
+        mask: (H, W).
+
+    Returns:
+        (N, 2) XY in pixels, 0.5 in the middle of the first; of no point if the mask is empty.
+    """
+    parts = []
+    for contour in _contours(mask):
+        points = _straighten(contour.astype(float))
+        if len(points) < 3 or _area(points) == 0:
+            points = _straighten(_walk(contour, 0.25))
+        parts.append(points + 0.5)
+    if not parts:
+        return np.zeros((0, 2))
+    # From the first point of the first part to each of the others, around it, and back.
+    start = parts[0][:1]
+    around = [np.concatenate([part, part[:1], start]) for part in parts[1:]]
+    return np.concatenate([parts[0], *([start] if around else []), *around])
+
+
+def coco_polygons(mask: BoolArray) -> list[list[int]]:
+    """:func:`outer_polygons` as COCO's ``segmentation``: x0, y0, x1, y1 and so on of each part."""
+    return [polygon.ravel().tolist() for polygon in outer_polygons(mask)]
+
+
+def has_holes(mask: BoolArray, polygons: Sequence[ArrayLike] | None = None) -> bool:
+    """Whether the polygons of a mask fill pixels that are none of it.
+
+    Args:
+        mask: (H, W).
+        polygons: its :func:`outer_polygons` or :func:`coco_polygons`, if they are known.
+    """
+    if polygons is None:
+        polygons = outer_polygons(mask)
+    filled = sum(_area(np.reshape(polygon, (-1, 2))) for polygon in polygons)
+    return bool(filled > np.count_nonzero(mask))
+
+
+def describe_losses(with_holes: int, empty: int) -> str:
+    """What polygons do not tell of so many masks with holes, and so many of no pixel; or ""."""
+    losses = []
+    if with_holes:
+        losses.append(f"the holes of {count_masks(with_holes)} are filled")
+    if empty:
+        losses.append(f"{count_masks(empty)} of no pixel {'are' if empty > 1 else 'is'} left out")
+    return f"polygons are outer outlines: {' and '.join(losses)}" if losses else ""
+
+
+def count_masks(number: int) -> str:
+    """Such as "1 mask" and "2 masks"."""
+    return f"{number} mask{'s'[: number != 1]}"
+
+
+def _contours(mask: BoolArray) -> list[NDArray[np.int32]]:
+    """The pixels, (N, 2) XY, that one comes by around each part; those in holes are left out."""
+    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    if not width:
+        return []
+    # COCO's masks lie in memory column by column, which OpenCV does not take.
+    inside = np.array(mask[y : y + height, x : x + width], dtype=np.uint8, order="C")
+    contours, _ = cv2.findContours(inside, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE, offset=(x, y))
+    return [contour.reshape(-1, 2) for contour in contours]
+
+
+def _walk(contour: NDArray[np.int32], reach: float) -> NDArray[np.float64]:
+    """The corners that one passes along the outer sides of a contour's pixels.
+
+    Args:
+        contour: (N, 2), each pixel a neighbour of the one before, the first of the last.
+        reach: of the corners from the middle of a pixel, along each axis; 0.5 for its edges.
+
+    Returns:
+        (M, 2) XY, where the middle of the first pixel is 0.
+    """
+    if len(contour) == 1:
+        return contour + _NEIGHBOURS[[1, 3, 5, 7]] * reach
+    ahead = np.roll(contour, -1, axis=0) - contour
+    numbers = np.zeros((3, 3), dtype=int)
+    numbers[_NEIGHBOURS[:, 1] + 1, _NEIGHBOURS[:, 0] + 1] = range(8)
+    leaving = numbers[ahead[:, 1] + 1, ahead[:, 0] + 1]
+    # All neighbours between the one that one comes from and the one that one goes to are outside.
+    # Of those that share a side, each has its corner before and the one behind passed.
+    coming = (np.roll(leaving, 1) + 4) % 8
+    turn = (leaving - coming - 1) % 8 + 1
+    steps = np.arange(1, 8)
+    between = coming[:, None] + steps
+    outside = (steps < turn[:, None]) & (between % 2 == 0)
+    pixel, step = np.nonzero(outside)
+    sides = between[pixel, step]
+    corners = np.stack([sides - 1, sides + 1], axis=1) % 8
+    return (contour[pixel, None] + _NEIGHBOURS[corners] * reach).reshape(-1, 2)
+
+
+def _straighten(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A closed polygon without points that repeat the one before, or lie on a straight line."""
+    if len(points) > 1:
+        points = points[(points != np.roll(points, 1, axis=0)).any(axis=1)]
+    before, behind = points - np.roll(points, 1, axis=0), np.roll(points, -1, axis=0) - points
+    turns = before[:, 0] * behind[:, 1] - before[:, 1] * behind[:, 0]
+    back = (before * behind).sum(axis=1) <= 0
+    return points[(turns != 0) | back]
+
+
+def _area(points: NDArray[Any]) -> float:
+    x, y = points.T.astype(float)
+    return abs(float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))) / 2

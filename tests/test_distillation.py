@@ -394,6 +394,17 @@ def test_ramped_average() -> None:
     assert decay == 0.5
 
 
+def test_whole_numbers_are_not_averaged() -> None:
+    model = nn.BatchNorm1d(2)
+    model.register_buffer("indices", torch.arange(196), persistent=False)
+    average = AveragedModel(model, multi_avg_fn=ramped_average(0.999), use_buffers=True)
+    for count in range(1, 31):
+        nn.init.constant_(model.num_batches_tracked, count)
+        average.update_parameters(model)
+        assert torch.equal(average.module.indices, torch.arange(196))
+        assert average.module.num_batches_tracked == count
+
+
 def _tiny_teacher() -> Sam:
     """SAM's vit_b for images of 64 x 64, with 2 blocks of 64 channels, untrained."""
     torch.manual_seed(1)

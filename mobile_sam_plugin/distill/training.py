@@ -408,9 +408,13 @@ def ramped_average(decay: float) -> Callable[[Any, Any, Tensor | int], None]:
     """Returns an exponential moving average, for ``AveragedModel``, that soon forgets its start.
 
     After n updates the decay is (1 + n) / (10 + n), as in TensorFlow, until it reaches ``decay``.
+    Whole numbers, such as tables of indices and counters, are copied: their mean means nothing.
     """
 
     def update(averages: Any, values: Any, count: Tensor | int) -> None:
+        if not averages[0].is_floating_point():  # AveragedModel gives tensors of one dtype a time
+            torch._foreach_copy_(averages, values)
+            return
         steps = int(count)
         get_ema_multi_avg_fn(min(decay, (1 + steps) / (10 + steps)))(averages, values, count)
 

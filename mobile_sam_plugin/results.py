@@ -5,12 +5,15 @@ A record is a dict, with the fields of those that upstream's ``SamAutomaticMaskG
 """
 
 import colorsys
+import hashlib
 import io
+import itertools
 import json
 import os
 import re
+import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
@@ -20,12 +23,19 @@ import pycocotools.mask
 from numpy.typing import ArrayLike, NDArray
 
 from .errors import UserError
+from .polygons import count_masks
 
 Record = dict[str, Any]
 Color = tuple[int, int, int]
 AnyPath = TypeVar("AnyPath", bound=PurePath)
 
-_MASK_FILE = re.compile(r"mask_\d{3,}(\.png|_logits\.npy)")
+SOURCE_FILE = "source.json"
+"""What a folder of results tells by which image or video they are of."""
+
+_RESULTS = re.compile(r"mask_\d{3,}(\.png|_logits\.npy)|cutout_\d{3,}\.png|labelme\.json")
+_LISTS = ("masks.json", "instances.json")
+_WHOLE = 1 << 26  # bytes of the largest file that is read whole to know it again
+_END = 1 << 20  # bytes at either end of a larger one
 _WHITE: Color = (255, 255, 255)
 _OBJECT: Color = (0, 170, 60)
 _BACKGROUND: Color = (230, 30, 40)
@@ -123,6 +133,7 @@ def write_results(
     point_coords: ArrayLike = (),
     point_labels: ArrayLike = (),
     box: ArrayLike | None = None,
+    cutouts: bool = False,
 ) -> list[Path]:
     """Writes the results of one image into a folder, in place of those of an earlier run there.
 
@@ -136,19 +147,12 @@ def write_results(
         records: masks of that size.
         low_res_logits: (1, 256, 256) for each record, or nothing.
         point_coords, point_labels, box: the prompt, as :func:`draw_overlay` takes it.
+        cutouts: whether there is ``cutout_000.png`` and so on as well, see :func:`cut_out`.
 
     Returns:
         The paths of the masks.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "masks.json").unlink(missing_ok=True)
-    for path in folder.iterdir():
-        if _MASK_FILE.fullmatch(path.name):
-            path.unlink()
-    masks = []
-    for index, record in enumerate(records):
-        masks.append(folder / f"mask_{index:03}.png")
-        write_file(masks[-1], encode_image(".png", decode_mask(record).astype(np.uint8) * 255))
+    masks = write_masks(folder, map(decode_mask, records), image if cutouts else None)
     for index, logits in enumerate(low_res_logits):
         npy = io.BytesIO()
         np.save(npy, logits)
@@ -157,6 +161,148 @@ def write_results(
     write_file(folder / "overlay.png", encode_image(".png", overlay))
     write_file(folder / "masks.json", json.dumps(list(records), allow_nan=False).encode())
     return masks
+
+
+def write_masks(
+    folder: Path, masks: Iterable[NDArray[np.bool_]], image: NDArray[np.uint8] | None = None
+) -> list[Path]:
+    """Writes a PNG a mask into a folder, in place of all results of an earlier run there.
+
+    Those are masks, logits, cut-outs, and the files that list them, whatever command wrote them:
+    no list is left whose masks are gone.
+
+    Args:
+        folder: made if need be.
+        masks: (H, W) each.
+        image: (H, W, 3) RGB, to write a :func:`cut_out` of each mask as well; none if None. A mask
+            of no pixel has none, which a warning tells.
+
+    Returns:
+        The paths of the masks.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in _LISTS:
+        (folder / name).unlink(missing_ok=True)
+    for path in folder.iterdir():
+        if _RESULTS.fullmatch(path.name):
+            path.unlink()
+    paths, empty = [], 0
+    for index, mask in enumerate(masks):
+        paths.append(folder / f"mask_{index:03}.png")
+        write_file(paths[-1], encode_image(".png", mask.astype(np.uint8) * 255))
+        if image is not None and mask.any():
+            cutout = encode_image(".png", cut_out(image, mask))
+            write_file(folder / f"cutout_{index:03}.png", cutout)
+        elif image is not None:
+            empty += 1
+    if empty:
+        warnings.warn(
+            f"{folder}: {count_masks(empty)} of no pixel {'has' if empty == 1 else 'have'} no "
+            "cut-out",
+            stacklevel=2,
+        )
+    return paths
+
+
+def cut_out(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """The object alone, cropped to the box of its mask.
+
+    Args:
+        image: (H, W, 3) RGB.
+        mask: (H, W), of one pixel at least.
+
+    Returns:
+        (h, w, 4) RGBA, opaque in the mask; all 0 outside, so that nothing of the background is
+        left.
+    """
+    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    place = np.s_[y : y + height, x : x + width]
+    opaque = np.dstack([image[place], np.full((height, width), 255, np.uint8)])
+    return np.where(mask[place][..., None], opaque, np.uint8(0))
+
+
+def claim_folder(out: Path, source: Path, name: str | None = None) -> Path:
+    """The folder in ``out`` for the results of an image or video, in which no other's are.
+
+    It is named after the source: by its stem, its whole name where another's results have that
+    folder, then the stem with ``_2``, ``_3`` and so on, of which a warning tells.
+    ``source.json`` in it tells whose it is, so that the same contents find their folder again, also
+    after they were moved.
+
+    Args:
+        out: made if need be.
+        source: a file, or a folder of frames.
+        name: what to try in place of the stem.
+
+    Returns:
+        The folder, which exists.
+    """
+    claim = {"path": str(source.resolve()), "sha256": digest_source(source)}
+    wanted = name or source.stem
+    numbered = (f"{source.stem}_{number}" for number in itertools.count(2))
+    names = itertools.chain(dict.fromkeys((wanted, source.name)), numbered)
+    folder = next(out / each for each in names if _claim(out / each, claim))
+    if folder.name != wanted:
+        warnings.warn(
+            f"{str(out / wanted)!r} holds something else: the results of {str(source)!r} go into "
+            f"{str(folder)!r}",
+            stacklevel=2,
+        )
+    return folder
+
+
+def read_source(folder: Path) -> dict[str, str] | None:
+    """Whose results a folder holds by :func:`claim_folder`: ``path`` and ``sha256``, or None."""
+    try:
+        content = json.loads((folder / SOURCE_FILE).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    fits = isinstance(content, dict) and content.keys() >= {"path", "sha256"}
+    return content if fits else None
+
+
+def digest_source(path: Path) -> str:
+    """The SHA-256 by which an image, a video or a folder of frames is known again.
+
+    Of files above 64 MiB the size and both ends count; of a folder the names and sizes of its
+    files, and what is in the first one.
+    """
+    digest = hashlib.sha256()
+    if path.is_dir():
+        files = sorted(each for each in path.iterdir() if each.is_file())
+        for each in files:
+            digest.update(os.fsencode(f"{each.name}\0{each.stat().st_size}\0"))
+        path = files[0] if files else path
+    if path.is_file():
+        size = path.stat().st_size
+        digest.update(f"{size}\0".encode())
+        with open(path, "rb") as file:
+            if size > _WHOLE:
+                digest.update(file.read(_END))
+                file.seek(-_END, os.SEEK_END)
+            digest.update(file.read())
+    return digest.hexdigest()
+
+
+def _claim(folder: Path, claim: dict[str, str]) -> bool:
+    """Whether a folder is the claim's, from now on or since an earlier run."""
+    if folder.exists() and not folder.is_dir():
+        return False
+    folder.mkdir(parents=True, exist_ok=True)
+    content = json.dumps(claim, indent=1).encode() + b"\n"
+    if all(path.name.startswith(".") for path in folder.iterdir()):
+        try:
+            with open(folder / SOURCE_FILE, "xb") as file:
+                file.write(content)
+            return True
+        except FileExistsError:  # another process was faster
+            pass
+    earlier = read_source(folder)
+    if earlier is None or earlier["sha256"] != claim["sha256"]:
+        return False
+    if earlier["path"] != claim["path"]:
+        write_file(folder / SOURCE_FILE, content)
+    return True
 
 
 def name_folders(paths: Sequence[AnyPath]) -> dict[AnyPath, str]:

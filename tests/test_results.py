@@ -16,10 +16,13 @@ from PIL import Image
 from segment_anything.utils import amg
 
 from mobile_sam_plugin.results import (
+    claim_folder,
     decode_mask,
+    digest_source,
     draw_overlay,
     encode_mask,
     make_record,
+    read_source,
     write_results,
 )
 
@@ -159,3 +162,99 @@ def test_draws_on_pictures_of_any_size(size: tuple[int, int]) -> None:
     record = make_record(np.ones(size, dtype=np.float32), 0.9)
     picture = draw_overlay(np.zeros((*size, 3), np.uint8), [record], [(0, 0)], [1], (0, 0, 1, 1))
     assert picture.shape == (*size, 3)
+
+
+# Whose results a folder holds
+
+
+def save(path: Path, gray: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((8, 9, 3), gray, np.uint8)).save(path)
+    return path
+
+
+def test_images_of_one_stem_have_folders_of_their_own(tmp_path: Path) -> None:
+    names = ["shot.png", "shot.bmp", "x/shot.png", "y/shot.png"]
+    images = [save(tmp_path / name, 40 * index) for index, name in enumerate(names)]
+    out = tmp_path / "out"
+    expected = [out / name for name in ("shot", "shot.bmp", "shot.png", "shot_2")]
+    assert claim_folder(out, images[0]) == expected[0]
+    for image, folder in zip(images[1:], expected[1:], strict=True):
+        with pytest.warns(UserWarning, match=f"something else.*{folder.name}"):
+            assert claim_folder(out, image) == folder
+    # Each finds its own again, also by another path.
+    monday = tmp_path / "monday"
+    (tmp_path / "y").rename(monday)
+    with pytest.warns(UserWarning, match="shot_2"):
+        assert claim_folder(out, monday / "shot.png") == expected[3]
+    assert claim_folder(out, images[0]) == expected[0]
+    assert read_source(expected[3]) == {
+        "path": str(monday / "shot.png"),
+        "sha256": digest_source(images[0].parent / "monday/shot.png"),
+    }
+
+
+def test_other_contents_of_the_same_name_are_another_image(tmp_path: Path) -> None:
+    out, image = tmp_path / "out", save(tmp_path / "upload.png", 1)
+    assert claim_folder(out, image).name == "upload"
+    save(image, 2)
+    with pytest.warns(UserWarning, match="upload.png"):
+        assert claim_folder(out, image).name == "upload.png"
+
+
+def test_what_is_not_known_is_left_alone(tmp_path: Path) -> None:
+    image, out = save(tmp_path / "shot.png", 1), tmp_path / "out"
+    (out / "shot").mkdir(parents=True)
+    (out / "shot" / ".DS_Store").touch()
+    assert claim_folder(out, image) == out / "shot"  # as good as empty
+    (out / "shot" / "source.json").write_text("[]")
+    save(out / "shot.png", 3)
+    with pytest.warns(UserWarning, match="shot_2"):
+        assert claim_folder(out, image) == out / "shot_2"
+    (tmp_path / "noext").write_bytes(image.read_bytes())
+    with pytest.warns(UserWarning, match="noext_2"):
+        assert claim_folder(tmp_path, tmp_path / "noext") == tmp_path / "noext_2"
+
+
+def test_videos_and_folders_of_frames_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mobile_sam_plugin.results._WHOLE", 1000)
+    monkeypatch.setattr("mobile_sam_plugin.results._END", 400)
+    clip = tmp_path / "clip.mp4"
+    digests = set()
+    for content in (b"a" * 2000, b"b" + b"a" * 1999, b"a" * 1999 + b"b", b"a" * 2001):
+        clip.write_bytes(content)
+        digests.add(digest_source(clip))
+    for frames in (["0.png"], ["0.png", "1.png"], ["0.png", "2.png"]):
+        for name in frames:
+            save(tmp_path / "+".join(frames) / name, 7)
+        digests.add(digest_source(tmp_path / "+".join(frames)))
+    save(tmp_path / "0.png" / "0.png", 8)
+    digests.add(digest_source(tmp_path / "0.png"))
+    (tmp_path / "empty").mkdir()
+    digests.add(digest_source(tmp_path / "empty"))
+    assert len(digests) == 9
+
+
+# Cut-outs
+
+
+def test_cutouts_are_cropped_and_hold_nothing_of_the_background(tmp_path: Path) -> None:
+    image = np.random.default_rng(0).integers(1, 256, (60, 80, 3), dtype=np.uint8)
+    logits = [disc(20, 20, 12), np.full((60, 80), -9, np.float32), disc(75, 55, 9)]
+    records = [make_record(mask, 0.9) for mask in logits]
+    with pytest.warns(UserWarning, match="1 mask of no pixel has no cut-out"):
+        write_results(tmp_path, image, records, cutouts=True)
+    for index in (0, 2):
+        x, y, width, height = pycocotools.mask.toBbox(records[index]["segmentation"]).astype(int)
+        inside = logits[index][y : y + height, x : x + width] > 0
+        with Image.open(tmp_path / f"cutout_{index:03}.png") as cutout:
+            assert cutout.mode == "RGBA" and cutout.size == (width, height)
+            pixels = np.asarray(cutout)
+        crop = image[y : y + height, x : x + width]
+        np.testing.assert_array_equal(pixels[..., 3], inside * np.uint8(255))
+        np.testing.assert_array_equal(pixels[..., :3], crop * inside[..., None])
+    assert not (tmp_path / "cutout_001.png").exists()
+    write_results(tmp_path, image, records[:1])
+    assert not list(tmp_path.glob("cutout_*"))

@@ -238,10 +238,30 @@ def claim_folder(out: Path, source: Path, name: str | None = None) -> Path:
         The folder, which exists.
     """
     claim = {"path": str(source.resolve()), "sha256": digest_source(source)}
-    wanted = name or source.stem
-    numbered = (f"{source.stem}_{number}" for number in itertools.count(2))
-    names = itertools.chain(dict.fromkeys((wanted, source.name)), numbered)
-    folder = next(out / each for each in names if _claim(out / each, claim))
+    content = json.dumps(claim, indent=1).encode() + b"\n"
+    wanted, free = name or source.stem, None
+    names = dict.fromkeys((wanted, source.stem, source.name))
+    for number in itertools.count(2):
+        names[f"{source.stem}_{number}"] = None
+        if not (out / f"{source.stem}_{number}").exists():
+            break
+    for folder in map(out.joinpath, names):
+        earlier = read_source(folder)
+        if earlier is not None and earlier["sha256"] == claim["sha256"]:
+            if earlier != claim:  # it was moved
+                write_file(folder / SOURCE_FILE, content)
+            break
+        if free is None and _is_free(folder):
+            free = folder
+    else:
+        assert free is not None  # the last of the names is
+        folder = free
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(folder / SOURCE_FILE, "xb") as file:
+                file.write(content)
+        except FileExistsError:  # another process was faster
+            return claim_folder(out, source, name)
     if folder.name != wanted:
         warnings.warn(
             f"{str(out / wanted)!r} holds something else: the results of {str(source)!r} go into "
@@ -255,7 +275,7 @@ def read_source(folder: Path) -> dict[str, str] | None:
     """Whose results a folder holds by :func:`claim_folder`: ``path`` and ``sha256``, or None."""
     try:
         content = json.loads((folder / SOURCE_FILE).read_bytes())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     fits = isinstance(content, dict) and content.keys() >= {"path", "sha256"}
     return content if fits else None
@@ -284,25 +304,11 @@ def digest_source(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _claim(folder: Path, claim: dict[str, str]) -> bool:
-    """Whether a folder is the claim's, from now on or since an earlier run."""
-    if folder.exists() and not folder.is_dir():
-        return False
-    folder.mkdir(parents=True, exist_ok=True)
-    content = json.dumps(claim, indent=1).encode() + b"\n"
-    if all(path.name.startswith(".") for path in folder.iterdir()):
-        try:
-            with open(folder / SOURCE_FILE, "xb") as file:
-                file.write(content)
-            return True
-        except FileExistsError:  # another process was faster
-            pass
-    earlier = read_source(folder)
-    if earlier is None or earlier["sha256"] != claim["sha256"]:
-        return False
-    if earlier["path"] != claim["path"]:
-        write_file(folder / SOURCE_FILE, content)
-    return True
+def _is_free(folder: Path) -> bool:
+    """Whether there is nothing of that name, or a folder with no more than hidden files in it."""
+    if not folder.is_dir():
+        return not folder.exists()
+    return all(path.name.startswith(".") for path in folder.iterdir())
 
 
 def name_folders(paths: Sequence[AnyPath]) -> dict[AnyPath, str]:

@@ -1,6 +1,7 @@
 """Masks on disk: what ``mobile_sam_plugin.results`` writes and draws."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,16 @@ def test_images_of_one_stem_have_folders_of_their_own(tmp_path: Path) -> None:
         "path": str(monday / "shot.png"),
         "sha256": digest_source(images[0].parent / "monday/shot.png"),
     }
+
+
+def test_an_image_finds_its_folder_whatever_else_is_there_by_now(tmp_path: Path) -> None:
+    out, image = tmp_path / "out", save(tmp_path / "shot.png", 1)
+    assert claim_folder(out, image).name == "shot"
+    with pytest.warns(UserWarning, match="shot"):  # beside shot.jpg it would be named so
+        assert claim_folder(out, image, "shot.png").name == "shot"
+    shutil.rmtree(out / "shot")
+    assert claim_folder(out, image, "shot.png").name == "shot.png"
+    assert claim_folder(out, save(tmp_path / "x" / "shot.png", 2)).name == "shot"
 
 
 def test_other_contents_of_the_same_name_are_another_image(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path, PurePath
@@ -106,10 +106,16 @@ def read_image(file: BinaryIO, name: str) -> NDArray[np.uint8]:
         UserError: as :func:`open_image`.
     """
     with open_image(file, name) as opened:
-        # Older releases of Pillow give PNGs and PGMs of 16 bits as 32 of them.
-        if opened.mode == "I" and opened.format in ("PNG", "PPM"):
-            return as_pixels((np.asarray(opened) >> 8).astype(np.uint8))
-        return as_pixels(opened)
+        return opened_pixels(opened)
+
+
+def opened_pixels(opened: Image.Image) -> NDArray[np.uint8]:
+    """The pixels (H, W, 3), RGB, of an image that :func:`open_image` gave, as `read_image` does."""
+    # Pillow gives PGMs of 16 bits as 32 of them, older releases PNGs as well.
+    if opened.mode == "I" and opened.format in ("PNG", "PPM"):
+        upright = ImageOps.exif_transpose(opened)
+        return as_pixels((np.asarray(upright) >> 8).astype(np.uint8))
+    return as_pixels(opened)
 
 
 @contextmanager
@@ -188,12 +194,15 @@ def is_image_name(name: str) -> bool:
     return not base.startswith(".") and PurePath(base).suffix.lower() in image_suffixes()
 
 
-def list_images(folder: str | os.PathLike[str], recursive: bool = False) -> list[Path]:
+def list_images(
+    folder: str | os.PathLike[str], recursive: bool = False, beside: Container[str] = ()
+) -> list[Path]:
     """The images in a folder, sorted; one warning tells what other files are there, by kind.
 
     Args:
         folder: its path.
         recursive: whether the folders in it are searched, too, hidden ones left out.
+        beside: suffixes, in small letters, of files that belong beside the images, and are no news.
 
     Raises:
         NotADirectoryError: it is no folder.
@@ -210,7 +219,7 @@ def list_images(folder: str | os.PathLike[str], recursive: bool = False) -> list
         and not any(part.startswith(".") for part in path.relative_to(root).parts[:-1])
     ]
     images = [path for path in files if is_image_name(path.name)]
-    skipped = describe_skipped(path.name for path in files)
+    skipped = describe_skipped(path.name for path in files if path.suffix.lower() not in beside)
     if not images:
         raise UserError(
             f"there is no image in the folder {str(root)!r}{skipped and ': ' + skipped}"

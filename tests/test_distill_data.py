@@ -3,8 +3,10 @@
 import copy
 import json
 import os
+import pickle
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from mobile_sam_plugin.distill.data import (
     AnnotatedImage,
-    Readable,
     open_annotated_images,
     write_annotated_image,
 )
+from mobile_sam_plugin.distill.readable import Readable, check_fit
 from mobile_sam_plugin.distill.scenes import Scenes
 from mobile_sam_plugin.inputs import list_images
 from mobile_sam_plugin.results import encode_mask
@@ -120,17 +122,54 @@ def test_annotations_of_no_image_are_counted(coco: Path) -> None:
     content = copy.deepcopy(COCO)
     content["annotations"][1]["image_id"] = 123
     coco.write_text(json.dumps(content))
-    with pytest.warns(UserWarning, match="holds 1 annotations of images that it does not list"):
+    with pytest.warns(UserWarning, match="1 annotations of images that it does not list"):
         data = open_annotated_images(coco)
     assert [data[i].name for i in range(len(data))] == ["a.png", "sub/b.png"]
     assert len(data[0].masks) == 2
 
 
+def test_what_coco_has_besides_masks_is_left_out_and_counted(coco: Path) -> None:
+    content = copy.deepcopy(COCO)
+    for key, segmentation in enumerate(([], None, {}), start=20):
+        content["annotations"].append({"id": key, "image_id": 7, "segmentation": segmentation})
+    coco.write_text(json.dumps(content))
+    with pytest.warns(UserWarning) as caught:
+        data = open_annotated_images(coco)
+    (text,) = (str(each.message) for each in caught if each.category is UserWarning)
+    assert text.endswith(
+        "3 annotations without a segmentation, 2 regions of crowds, 2 images without a mask"
+    )
+    assert data[0].masks.shape == (3, HEIGHT, WIDTH)  # a box alone costs no other its mask
+    assert (data[0].empty, data[1].empty) == (0, 1)
+
+
+def test_ids_that_are_text_here_and_numbers_there(coco: Path) -> None:
+    content = copy.deepcopy(COCO)
+    content["images"][1]["id"] = "7"  # beside 7, which is another
+    content["annotations"][0]["image_id"] = "7"
+    content["annotations"][4]["image_id"] = "10"
+    coco.write_text(json.dumps(content))
+    data = open_annotated_images(coco)
+    found = {data[i].name: data[i].count for i in range(2)}
+    assert found == {"a.png": 2, "sub/b.png": 1} and len(data) == 3
+
+
+def test_sides_may_be_written_as_floats(coco: Path) -> None:
+    content = copy.deepcopy(COCO)
+    content["images"][0].update(height=float(HEIGHT), width=float(WIDTH))
+    coco.write_text(json.dumps(content))
+    assert open_annotated_images(coco)[0].masks.shape == (3, HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_json_in_other_encodings(coco: Path, encoding: str) -> None:
+    coco.write_text(coco.read_text(), encoding=encoding)
+    assert open_annotated_images(coco)[0].name == "a.png"
+
+
 @pytest.mark.parametrize(
     ("segmentation", "message"),
     [
-        (None, "no segmentation"),
-        ([], "no segmentation"),
         ([[1, 2, 3, 4]], "three pairs"),
         ([[1, 2, 3, 4, 5, 6, 7]], "three pairs"),
         ([1, 2, 3, 4, 5, 6], "three pairs"),
@@ -138,6 +177,7 @@ def test_annotations_of_no_image_are_counted(coco: Path) -> None:
         (5, "polygon cannot be read"),
         ([[0, 0, 1e9, 0, 1e9, 1e9]], "far outside of 40 x 30"),
         ([[0, 0, 5, float("nan"), 5, 5]], "far outside"),
+        ([[]], "three pairs"),
         ({"size": [30, 40]}, "counts cannot be read"),
         ({"size": [40, 30], "counts": [1200]}, r"size is \[40, 30\], but the image's \[30, 40\]"),
         ({"counts": [1200]}, "size is None"),
@@ -169,6 +209,8 @@ def test_a_broken_annotation_is_named(coco: Path, segmentation: Any, message: st
         ({"height": 31}, "a.png.* is 40 x 30 pixels, not 40 x 31 pixels"),
         ({"height": None}, "no image is 'a.png', 40 x None"),
         ({"width": "40"}, "no image is"),
+        ({"width": 40.5}, "no image is"),
+        ({"width": float("nan")}, "no image is"),
         ({"file_name": None}, "no image is None"),
     ],
 )
@@ -228,21 +270,22 @@ def test_a_broken_image_is_named(
 
 @given(arrays(bool, st.tuples(st.integers(1, 40), st.integers(1, 40))))
 def test_any_mask_survives_being_written(mask: NDArray[np.bool_]) -> None:
-    from mobile_sam_plugin.distill.data import _decode, _run_lengths
+    from mobile_sam_plugin.distill.data import _encode, _run_lengths
 
     compressed = encode_mask(mask)
-    np.testing.assert_array_equal(_decode(compressed, *mask.shape), mask)
-    np.testing.assert_array_equal(_decode(uncompressed(mask), *mask.shape), mask)
+    for segmentation in (compressed, uncompressed(mask)):
+        encoded = _encode(segmentation, *mask.shape)
+        np.testing.assert_array_equal(pycocotools.mask.decode(encoded), mask)
     lengths = uncompressed(mask)["counts"]
     np.testing.assert_array_equal(_run_lengths(compressed["counts"]), lengths)
 
 
 @given(st.text(alphabet=[chr(c) for c in range(40, 120)], max_size=12))
 def test_any_text_as_rle_is_a_mask_or_an_error(counts: str) -> None:
-    from mobile_sam_plugin.distill.data import _decode
+    from mobile_sam_plugin.distill.data import _encode
 
     try:
-        mask = _decode({"size": [5, 7], "counts": counts}, 5, 7)
+        mask = pycocotools.mask.decode(_encode({"size": [5, 7], "counts": counts}, 5, 7))
     except ValueError:
         return
     back = pycocotools.mask.encode(np.asfortranarray(mask, dtype=np.uint8))
@@ -339,6 +382,75 @@ def test_what_the_command_everything_wrote_is_read(
     data = open_annotated_images(tmp_path / "masks", images=tmp_path / "photographs")
     assert [data[i].name for i in range(len(data))] == ["cup.jpg"]
     np.testing.assert_array_equal(data[0].masks, masks)
+
+
+def test_suffixes_in_capital_letters(tmp_path: Path) -> None:
+    mask = rectangle(2, 2, 9, 9)
+    for image, values in (("a.JPG", "a.png"), ("b.jpg", "b.PNG"), ("c.jpg", "c/MASK.PNG")):
+        save_values(tmp_path / image, picture())
+        save_values(tmp_path / values, mask.astype(np.uint8))
+    save_values(tmp_path / "d.jpg", picture())
+    (tmp_path / "masks.json").write_text("[]")
+    with pytest.warns(UserWarning) as caught:
+        data = open_annotated_images(tmp_path)
+    assert [data[i].name for i in range(len(data))] == ["a.JPG", "b.jpg", "c.jpg"]
+    assert all(np.array_equal(data[i].masks[0], mask) for i in range(3))
+    (text,) = (str(each.message) for each in caught if each.category is UserWarning)
+    assert text.endswith("left out: 1 images without masks")  # d.jpg, and not what lies beside
+
+
+def test_a_mask_with_transparency(tmp_path: Path) -> None:
+    mask = rectangle(2, 2, 9, 9)
+    cut_out = np.dstack([picture(), mask.astype(np.uint8) * 255])
+    save_values(tmp_path / "a.jpg", picture())
+    save_values(tmp_path / "a" / "cat.png", cut_out)
+    with pytest.warns(UserWarning, match="is a cut-out"):
+        np.testing.assert_array_equal(open_annotated_images(tmp_path)[0].masks, [mask])
+
+
+def test_16_bits_become_8(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, HEIGHT * WIDTH).astype(np.uint16).reshape(HEIGHT, WIDTH)
+    header = f"P5 {WIDTH} {HEIGHT} 65535\n".encode()
+    (tmp_path / "a.pgm").write_bytes(header + ramp.astype(">u2").tobytes())
+    save_values(tmp_path / "a.png", rectangle(2, 2, 9, 9).astype(np.uint8))
+    expected = np.repeat((ramp >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    np.testing.assert_array_equal(open_annotated_images(tmp_path)[0].image, expected)
+
+
+def test_masks_are_made_when_they_are_asked_for(tmp_path: Path) -> None:
+    """Those of all objects at once took gigabytes; values and RLE take less than the picture."""
+    values = np.kron(np.arange(1, 785).reshape(28, 28), np.ones((9, 9), int)).astype(np.uint16)
+    side = len(values)
+    save_values(tmp_path / "map" / "a.jpg", np.zeros((side, side, 3), np.uint8))
+    save_values(tmp_path / "map" / "a.png", values)
+    item = open_annotated_images(tmp_path / "map")[0]
+    write_annotated_image(tmp_path, "sa_1", item)
+    for stored in (item, open_annotated_images(tmp_path)[0]):
+        assert len(pickle.dumps(stored)) < 3 * stored.image.nbytes < stored.masks.nbytes / 50
+        window = slice(4, 30), slice(100, 140)
+        visible = stored.find_visible(*window)
+        expected = [value - 1 for value in np.unique(values[window])]
+        assert visible.tolist() == expected
+        np.testing.assert_array_equal(stored.take([5, 700]), [values == 6, values == 701])
+        np.testing.assert_array_equal(stored.masks[300], values == 301)
+        whole = AnnotatedImage("whole", stored.image, stored.masks)
+        np.testing.assert_array_equal(whole.find_visible(*window), visible)
+        np.testing.assert_array_equal(whole.take([5, 700]), stored.take([5, 700]))
+
+
+def test_fingerprints_are_of_contents(coco: Path, tmp_path: Path) -> None:
+    scene = Scenes(1, 64)[0]
+    prints = {scene.fingerprint(), replace(scene, name="other").fingerprint()}
+    assert len(prints) == 1
+    prints |= {replace(scene, image=255 - scene.image).fingerprint()}
+    prints |= {replace(scene, masks=~scene.masks).fingerprint()}
+    assert len(prints) == 3
+    first = open_annotated_images(coco)[0].fingerprint()
+    assert open_annotated_images(coco)[0].fingerprint() == first
+    content = copy.deepcopy(COCO)
+    content["annotations"][0]["segmentation"][0][0] += 4
+    coco.write_text(json.dumps(content))
+    assert open_annotated_images(coco)[0].fingerprint() != first
 
 
 @pytest.mark.parametrize(
@@ -444,7 +556,7 @@ def test_broken_items_are_replaced_and_counted(partly_broken: Path) -> None:
     with pytest.warns(UserWarning) as caught:
         names = [data[i].name for i in range(len(data))]
     assert names == [f"sa_{i}.jpg" for i in (0, 3, 3, 3, 4, 0)]
-    assert data.skipped == 3
+    assert len(data.skipped) == 3
     texts = [str(each.message) for each in caught if each.category is UserWarning]
     assert [text.split(":")[0] for text in texts] == [
         "skipped item 1 of 6 (1 skipped so far)",
@@ -466,7 +578,7 @@ def test_strictly_a_broken_item_is_an_error(partly_broken: Path) -> None:
         data[1]
     with pytest.raises(ValueError, match="sa_2.jpg"):
         data[2]
-    assert data.skipped == 0
+    assert len(data.skipped) == 0
 
 
 def test_all_items_are_broken(partly_broken: Path) -> None:
@@ -474,16 +586,52 @@ def test_all_items_are_broken(partly_broken: Path) -> None:
         path.unlink()
     data = Readable(open_annotated_images(partly_broken))
     with (
-        pytest.warns(UserWarning, match="6 skipped so far"),
-        pytest.raises(ValueError, match="none of the 6 items can be read"),
+        pytest.warns(UserWarning, match="5 skipped so far"),
+        pytest.raises(ValueError, match="6 of 6 items are left out: 5 missing, 1 not read"),
     ):
         data[3]
+
+
+def test_items_that_do_not_fit_are_replaced_and_counted(partly_broken: Path) -> None:
+    def check(item: AnnotatedImage) -> None:
+        if item.name == "sa_3.jpg":
+            check_fit(1, 600, 224)
+
+    data = Readable(open_annotated_images(partly_broken), check=check)
+    with pytest.warns(UserWarning, match="1 skipped so far.: the image is too thin, 600 x 1"):
+        assert data[3].name == "sa_4.jpg"
+    with pytest.warns(UserWarning):
+        assert data[1].name == "sa_4.jpg"
+    told = "3 of 6 items are left out: 1 missing, 1 not fit for it, 1 not readable"
+    assert data.skipped.describe() == told
+    with pytest.warns(UserWarning, match=told):
+        data.skipped.tell()
+
+
+def test_too_many_broken_items_are_an_error_that_is_told_once() -> None:
+    class Gone:
+        def __len__(self) -> int:
+            return 500
+
+        def __getitem__(self, index: int) -> AnnotatedImage:
+            raise FileNotFoundError(f"no {index}")
+
+    with pytest.warns(UserWarning) as caught:
+        with pytest.raises(ValueError, match="32 of 500 .* too many .* the last: no 34"):
+            Readable[AnnotatedImage](Gone())[3]
+    assert len(caught) == 5
+
+
+def test_masks_without_a_pixel_are_counted(coco: Path) -> None:
+    data = Readable(open_annotated_images(coco))
+    assert [data[i].name for i in (0, 1, 1)] == ["a.png", "sub/b.png", "sub/b.png"]
+    assert data.skipped.describe() == "masks without a pixel are left out: 1"
 
 
 class Names(Dataset[str]):
     """The names alone, as a training's data set would read the items."""
 
-    def __init__(self, images: Readable) -> None:
+    def __init__(self, images: Readable[AnnotatedImage]) -> None:
         self.images = images
 
     def __len__(self) -> int:
@@ -498,4 +646,4 @@ def test_worker_processes_count_together(partly_broken: Path) -> None:
     data = Readable(open_annotated_images(partly_broken))
     names = [name for batch in DataLoader(Names(data), num_workers=2) for name in batch]
     assert names == [f"sa_{i}.jpg" for i in (0, 3, 3, 3, 4, 0)]
-    assert data.skipped == 3
+    assert len(data.skipped) == 3

@@ -375,10 +375,11 @@ def test_evaluation_is_deterministic(sam: Sam) -> None:
 
 
 def test_broken_images_are_skipped_or_raised(sam: Sam) -> None:
-    with pytest.warns(UserWarning, match="1 so far: picture 0 is damaged"):
+    with pytest.warns(UserWarning, match=r"image 0 of 3 \(1 skipped so far\): picture 0 is"):
         evaluation = evaluate(sam, Pictures(broken=0), measures=["box"])
     assert evaluation.unreadable == 1 and [image.index for image in evaluation.images] == [1, 2]
-    assert "1 unreadable" in evaluation.format_table()
+    assert evaluation.left_out == "1 of 3 images are left out: 1 not readable"
+    assert evaluation.left_out in evaluation.format_table()
     with pytest.raises(ValueError, match="picture 0 is damaged"):
         evaluate(sam, Pictures(broken=0), measures=["box"], strict=True)
 
@@ -398,10 +399,14 @@ def test_journal_is_continued_after_a_kill(sam: Sam, tmp_path: Path) -> None:
         file.write(b'{"index": 2, "na')  # a kill can come in the middle of a line
     continued = Pictures()
     evaluation = evaluate(sam, continued, measures=["click"], journal=journal)
-    assert continued.read == [0, 2]  # the first to compare it
+    assert continued.read == [0, 1, 2]  # all are compared
     assert evaluation == evaluate(sam, Pictures(), measures=["click"])
     assert len(journal.read_text().splitlines()) == 4
 
+    small = tiny_sam()
+    small.image_encoder.img_size = 512  # the model that gives other masks
+    with pytest.raises(ValueError, match="with other img_size: remove it"):
+        evaluate(small, Pictures(), measures=["click"], journal=journal)
     with pytest.raises(ValueError, match="with other measures, seed: remove it"):
         evaluate(sam, Pictures(), measures=["box"], seed=1, journal=journal)
     with pytest.raises(ValueError, match="with other student"):
@@ -411,12 +416,51 @@ def test_journal_is_continued_after_a_kill(sam: Sam, tmp_path: Path) -> None:
         evaluate(sam, Pictures(), measures=["click"], journal=journal)
 
 
+def test_journal_is_of_contents(sam: Sam, tmp_path: Path) -> None:
+    """Names stay, labels are mended: the old scores must not come back."""
+
+    journal = tmp_path / "images.jsonl"
+    items = [picture(0), picture(1)]
+    evaluate(sam, items, measures=["box"], journal=journal)
+    items[1] = replace(items[1], masks=items[1].masks[:, ::-1])
+    items.append(picture(2))
+    mended = evaluate(sam, items, measures=["box"], journal=journal)
+    assert mended == evaluate(sam, items, measures=["box"])
+    lines = [json.loads(line) for line in journal.read_text().splitlines()[1:]]
+    assert [line["index"] for line in lines] == [0, 1, 1, 2]  # the first was not measured again
+    # A place decides which prompts an image gets.
+    turned = evaluate(sam, items[::-1], measures=["click"], journal=tmp_path / "other.jsonl")
+    again = evaluate(sam, items, measures=["click"], journal=tmp_path / "other.jsonl")
+    assert again == evaluate(sam, items, measures=["click"]) != turned
+
+
+def test_an_image_that_does_not_fit_is_skipped(sam: Sam) -> None:
+    thin = AnnotatedImage(
+        "thin", np.zeros((1, 3000, 3), np.uint8), np.ones((1, 1, 3000), dtype=bool)
+    )
+    with pytest.warns(UserWarning, match="1 of 3 images are left out: 1 not fit for it"):
+        evaluation = evaluate(sam, [picture(0), thin, picture(1)], measures=["box"])
+    assert [image.index for image in evaluation.images] == [0, 2] and evaluation.unreadable == 1
+    with pytest.raises(ValueError, match="too thin, 3000 x 1"):
+        evaluate(sam, [picture(0), thin], measures=["box"], strict=True)
+
+
+@pytest.mark.parametrize("measure", ["click_best", "box"])
+def test_any_measure_of_one_prompt_is_drawn(sam: Sam, tmp_path: Path, measure: str) -> None:
+    evaluation = evaluate(sam, [picture(0)], measures=[measure])
+    draw_worst_and_best(evaluation, sam, [picture(0)], tmp_path / "drawn.png", count=1)
+    with Image.open(tmp_path / "drawn.png") as drawn:
+        assert min(drawn.size) > 200
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"measures": ["click", "clack"]}, "no measure 'clack', only click, click_best"),
         ({"measures": []}, "at least one measure"),
+        ({"measures": "click"}, "measures must be a list"),
         ({"masks_per_image": 0}, "at least 1, not 0"),
+        ({"seed": -1}, "seed must not be negative, but is -1"),
     ],
 )
 def test_mistakes_are_named(sam: Sam, arguments: dict, message: str) -> None:
@@ -498,7 +542,8 @@ def test_command_evaluates_a_folder(
     teacher = ["--teacher", "bundled", "--teacher-type", "vit_t"]
     assert main([*arguments, *teacher, "--out", str(out)]) == 0
     captured = capsys.readouterr()
-    assert "warning: image skipped, 1 so far" in captured.err
+    assert "warning: skipped image 2 of 3 (1 skipped so far)" in captured.err
+    assert "warning: 1 of 3 images are left out: 1 not readable" in captured.err
     evaluation = Evaluation.load(out)
     assert evaluation.format_table() in captured.out
     assert evaluation.scores["teacher_click"].mean == 1 and evaluation.unreadable == 1
@@ -507,6 +552,17 @@ def test_command_evaluates_a_folder(
 
     assert main([*arguments, "--seed", "1", "--out", str(out)]) == 2
     assert "with other seed, teacher: remove it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("measure", ["pair_500", "corrective_1"])
+def test_command_without_a_picture(
+    folder: Path, tmp_path: Path, measure: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["evaluate", str(folder), "--checkpoint", "bundled", "--measures", measure]
+    assert main([*arguments, "--limit", "1", "--out", str(tmp_path / "out")]) == 0
+    captured = capsys.readouterr()
+    assert "no worst_and_best.png: no mask has a score of" in captured.err
+    assert f"| {measure} |" in captured.out and (tmp_path / "out" / "evaluation.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .inputs import Checkpoint, Device, ModelType, load_sam
+from .inputs import Checkpoint, Device, MaxPixels, ModelType, load_sam
 
 
 def evaluate(
@@ -58,7 +58,8 @@ def evaluate(
         typer.Option(
             metavar="DIR",
             file_okay=False,
-            help="Where to write the results; a run that broke off is continued there.",
+            help="Where to write the results. A run that broke off is continued there: an image "
+            "whose pixels and masks are as they were is not measured again.",
             show_default="nowhere",
         ),
     ] = None,
@@ -66,6 +67,7 @@ def evaluate(
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop at a broken image instead of skipping it.")
     ] = False,
+    max_pixels: MaxPixels = None,
 ) -> None:
     """Measure how good a checkpoint's masks are, with 95 % intervals, and what its parts cost.
 
@@ -79,7 +81,7 @@ def evaluate(
 
     from ..distill.costs import count_costs
     from ..distill.data import open_annotated_images
-    from ..distill.evaluation import MEASURES, draw_worst_and_best
+    from ..distill.evaluation import MEASURES, draw_worst_and_best, find_drawable
     from ..distill.evaluation import evaluate as evaluate_model
 
     wanted = [name.strip() for name in measures.split(",")] if measures else MEASURES
@@ -104,6 +106,14 @@ def evaluate(
     typer.echo(evaluation.format_table())
     if out is not None:
         evaluation.save(out)
-        if not all(name.startswith("recall") for name in evaluation.scores):
-            draw_worst_and_best(evaluation, student, annotated, out / "worst_and_best.png")
+        picture = out / "worst_and_best.png"
+        if find_drawable(evaluation) is not None:
+            draw_worst_and_best(evaluation, student, annotated, picture)
+        else:
+            picture.unlink(missing_ok=True)
+            typer.echo(
+                f"mobile-sam: no {picture.name}: no mask has a score of click, click_best, box or "
+                "a pair",
+                err=True,
+            )
         typer.echo(out / "evaluation.json")

@@ -1,23 +1,25 @@
 """Images with masks, from the formats that they come in."""
 
+import hashlib
 import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import cv2
 import numpy as np
 import pycocotools.mask
 from numpy.typing import NDArray
-from PIL import ExifTags, ImageOps
+from PIL import ExifTags
 
 from ..errors import UserError
-from ..inputs import list_images, open_image
-from ..results import encode_mask, write_file
+from ..inputs import is_image_name, list_images, load_mask, open_image, opened_pixels
+from ..results import encode_image, encode_mask, write_file
+from .readable import Items
 
 _SCENES = 1000  # of the source "scenes"
 
@@ -26,27 +28,123 @@ _SCENES = 1000  # of the source "scenes"
 class AnnotatedImage:
     """An image and masks of things in it.
 
+    The masks of a file are made when they are asked for, and not kept: those of thousands of
+    objects do not fit into memory at once. :meth:`take` makes some of them, ``masks`` all.
+
     Attributes:
         name: tells it from the others of its set.
         image: (H, W, 3) uint8 RGB.
         masks: (N, H, W) bool, N at least 1, none of them empty. They may overlap, such as those of
             a thing and of its parts.
+        empty: how many more masks it was given, which have no pixel and are left out.
     """
 
     name: str
     image: NDArray[np.uint8]
     masks: NDArray[np.bool_]
+    empty: int = 0
+
+    @property
+    def count(self) -> int:
+        """N, how many masks there are."""
+        return len(self.masks)
+
+    def take(self, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Some of the masks, (n, H, W)."""
+        return self.masks[np.asarray(indices, dtype=np.int64)]
+
+    def find_visible(self, rows: slice, columns: slice) -> NDArray[np.int64]:
+        """The indices of the masks that have a pixel in a part of the image, in their order."""
+        return np.flatnonzero(self.masks[:, rows, columns].any((1, 2)))
+
+    def fingerprint(self) -> str:
+        """A checksum of its pixels and masks, whatever it is called."""
+        digest = hashlib.sha256(f"{self.image.shape} {self.count}".encode())
+        digest.update(np.ascontiguousarray(self.image))
+        for content in self._mask_contents():
+            digest.update(content)
+        return digest.hexdigest()
+
+    def _mask_contents(self) -> Iterable[Any]:
+        """Bytes that tell the masks."""
+        return (np.packbits(mask) for mask in self.masks)
 
 
-class AnnotatedImages(Protocol):
-    """A set of images with masks, of which one is read at a time.
+class _Labelled(AnnotatedImage):
+    """An image of which each pixel belongs to one mask at most, known by its value."""
 
-    An item that cannot be read raises a ValueError or an OSError that names it.
-    """
+    def __init__(self, name: str, image: NDArray[np.uint8], values: NDArray[Any]) -> None:
+        labels = np.unique(values)
+        # The base is frozen.
+        vars(self).update(name=name, image=image, _values=values, _labels=labels[labels != 0])
 
-    def __len__(self) -> int: ...
+    _values: NDArray[Any]
+    _labels: NDArray[Any]
 
-    def __getitem__(self, index: int) -> AnnotatedImage: ...
+    @property
+    def masks(self) -> NDArray[np.bool_]:  # type: ignore[override]
+        return self.take(range(self.count))
+
+    @property
+    def count(self) -> int:
+        return len(self._labels)
+
+    def take(self, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.bool_]:
+        masks = np.empty((len(indices), *self._values.shape), dtype=bool)
+        for mask, index in zip(masks, indices, strict=True):
+            np.equal(self._values, self._labels[index], out=mask)
+        return masks
+
+    def find_visible(self, rows: slice, columns: slice) -> NDArray[np.int64]:
+        return np.flatnonzero(np.isin(self._labels, np.unique(self._values[rows, columns])))
+
+    def _mask_contents(self) -> Iterable[Any]:
+        return (str(self._values.dtype).encode(), np.ascontiguousarray(self._values))
+
+
+class _Encoded(AnnotatedImage):
+    """An image with masks in COCO's RLE, compressed; those without a pixel are left out."""
+
+    def __init__(
+        self, name: str, image: NDArray[np.uint8], encoded: Sequence[dict[str, Any]], empty: int = 0
+    ) -> None:
+        filled = [rle for rle in encoded if pycocotools.mask.area(rle)]
+        empty += len(encoded) - len(filled)
+        vars(self).update(name=name, image=image, empty=empty, _encoded=filled)
+
+    _encoded: Sequence[dict[str, Any]]
+
+    @property
+    def masks(self) -> NDArray[np.bool_]:  # type: ignore[override]
+        return self.take(range(self.count))
+
+    @property
+    def count(self) -> int:
+        return len(self._encoded)
+
+    def take(self, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.bool_]:
+        masks = np.empty((len(indices), *self.image.shape[:2]), dtype=bool)
+        for mask, index in zip(masks, indices, strict=True):
+            mask[:] = pycocotools.mask.decode(self._encoded[index])
+        return masks
+
+    def find_visible(self, rows: slice, columns: slice) -> NDArray[np.int64]:
+        window = np.zeros(self.image.shape[:2], dtype=np.uint8, order="F")
+        window[rows, columns] = 1
+        inside = pycocotools.mask.encode(window)
+        common = (pycocotools.mask.merge([rle, inside], intersect=True) for rle in self._encoded)
+        # One at a time, since of a list of more than 255 it fails.
+        return np.flatnonzero([pycocotools.mask.area(rle) for rle in common])
+
+    def _mask_contents(self) -> Iterable[Any]:
+        return (bytes(rle["counts"]) for rle in self._encoded)
+
+
+AnnotatedImages = Items[AnnotatedImage]
+"""A set of images with masks, of which one is read at a time.
+
+An item that cannot be read raises a ValueError or an OSError that names it.
+"""
 
 
 def open_annotated_images(
@@ -70,18 +168,20 @@ def open_annotated_images(
                                    them, or all PNGs where none is.
     =============================  ===========================================================
 
-    Images without a mask are left out, and so are masks without a pixel. A photograph that its EXIF
+    Images without a mask are left out, which a warning counts, and so are masks without a pixel,
+    which :class:`AnnotatedImage` counts. A photograph that its EXIF
     data turn is taken as the masks want it: COCO and SA-1B as it is stored, unless the size in the
     JSON is that of the upright picture; PNG masks upright, as viewers and this package's command
-    line show it, unless their size is that of the stored one.
+    line show it, unless their size is that of the stored one. A PNG of one mask may also be a
+    picture in colour or with transparency, see :func:`~mobile_sam_plugin.inputs.load_mask`.
 
     Args:
         source: see above.
         images: the folder of the images, where they are not beside the JSON file or the PNG masks.
 
     Returns:
-        The set. Reading an item may raise what :class:`AnnotatedImages` says, and
-        :class:`Readable` helps.
+        The set. Reading an item may raise what :data:`AnnotatedImages` says, and
+        :class:`~.readable.Readable` helps.
 
     Raises:
         FileNotFoundError: there is no such source or folder of images.
@@ -107,66 +207,12 @@ def open_annotated_images(
         )
     records = sorted(path.rglob("sa_*.json"))
     if records:
+        if folder is None:
+            pictures = {image.with_suffix("") for image in path.rglob("sa_*.jpg")}
+            alone = pictures.difference(record.with_suffix("") for record in records)
+            _tell_left_out(path, Counter({"images without a json": len(alone)}))
         return _SegmentAnything(records, folder)
     return _PngMasks(path, folder or path)
-
-
-class Readable:
-    """The readable items of a set: in place of a broken one comes the next that is not broken.
-
-    It warns of each broken item once, also where worker processes share it, and counts them.
-
-    Args:
-        images: the set.
-        strict: raise the error of a broken item instead.
-
-    Example:
-        >>> data = Readable(open_annotated_images("photographs"))
-        >>> for index in range(len(data)):
-        ...     train_on(data[index])
-        >>> data.skipped
-        2
-    """
-
-    def __init__(self, images: AnnotatedImages, *, strict: bool = False) -> None:
-        self._images = images
-        self._strict = strict
-        self._broken = RawArray("b", len(images))
-
-    @property
-    def skipped(self) -> int:
-        """How many items have turned out to be broken, in all processes."""
-        return sum(self._broken)
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, index: int) -> AnnotatedImage:
-        """Reads an item.
-
-        Raises:
-            ValueError, OSError: the item is broken and this is strict, or all items are broken.
-        """
-        count = len(self)
-        if not -count <= index < count:
-            raise IndexError(f"there is no item {index} among {count}")
-        reason: Exception | None = None
-        for candidate in range(index % count, index % count + count):
-            place = candidate % count
-            if self._broken[place]:
-                continue
-            try:
-                return self._images[place]
-            except (ValueError, OSError) as error:
-                if self._strict:
-                    raise
-                reason = error
-                self._broken[place] = 1
-                warnings.warn(
-                    f"skipped item {place} of {count} ({self.skipped} skipped so far): {error}",
-                    stacklevel=2,
-                )
-        raise UserError(f"none of the {count} items can be read") from reason
 
 
 def write_annotated_image(
@@ -183,14 +229,13 @@ def write_annotated_image(
         The JSON file, which is written last: where it is, the image is, and both are whole.
 
     Raises:
-        ValueError: the name begins with something else.
+        ValueError: the name begins with something else, or JPEG cannot hold the image.
         OSError: it cannot be written.
     """
     if not name.startswith("sa_"):
         raise UserError(f"the name of a file of SA-1B begins with 'sa_', not {name!r}")
     height, width = annotated.image.shape[:2]
-    quality = [cv2.IMWRITE_JPEG_QUALITY, 95]
-    jpeg = cv2.imencode(".jpg", annotated.image[..., ::-1], quality)[1]
+    jpeg = encode_image(".jpg", annotated.image, cv2.IMWRITE_JPEG_QUALITY, 95)
     record = {
         "image": {"file_name": f"{name}.jpg", "height": height, "width": width},
         "annotations": [
@@ -204,7 +249,7 @@ def write_annotated_image(
         ],
     }
     path = Path(folder) / f"{name}.json"
-    write_file(path.with_suffix(".jpg"), bytes(jpeg))
+    write_file(path.with_suffix(".jpg"), jpeg)
     write_file(path, json.dumps(record).encode())
     return path
 
@@ -229,30 +274,33 @@ class _Coco:
         self._path = path
         self._folder = folder
         content = _load_json(path)
+        left_out: Counter[str] = Counter()
         try:
             images = {image["id"]: image for image in content["images"]}
+            left_out["images of an id that another has"] = len(content["images"]) - len(images)
+            # Some write the same id as a number here and as text there.
+            texts = {str(key): key for key in images}
             annotations: dict[Any, list[Any]] = {key: [] for key in images}
-            astray = 0
             for annotation in content["annotations"]:
+                key = annotation["image_id"]
+                key = key if key in images else texts.get(str(key))
                 if annotation.get("iscrowd"):
-                    continue
-                if annotation["image_id"] in annotations:
-                    annotations[annotation["image_id"]].append(
-                        {key: annotation.get(key) for key in ("id", "segmentation")}
-                    )
+                    left_out["regions of crowds"] += 1
+                elif key is None:
+                    left_out["annotations of images that it does not list"] += 1
+                elif not annotation.get("segmentation"):
+                    left_out["annotations without a segmentation"] += 1
                 else:
-                    astray += 1
+                    annotations[key].append(
+                        {name: annotation.get(name) for name in ("id", "segmentation")}
+                    )
         except (AttributeError, KeyError, TypeError) as error:
             raise UserError(
                 f"{str(path)!r} is not COCO's instances JSON, which holds 'images' and "
                 f"'annotations' with 'id' and 'image_id': {error!r}"
             ) from error
-        if astray:
-            warnings.warn(
-                f"{str(path)!r} holds {astray} annotations of images that it does not list; they "
-                "are left out",
-                stacklevel=3,
-            )
+        left_out["images without a mask"] = sum(not found for found in annotations.values())
+        _tell_left_out(path, left_out)
         self._items = [
             (image, json.dumps(annotations[key]).encode())
             for key, image in images.items()
@@ -298,49 +346,80 @@ class _PngMasks:
     def __init__(self, folder: Path, image_folder: Path) -> None:
         self._image_folder = image_folder
         self._items: list[tuple[Path, list[Path], bool]] = []
-        paths = list_images(image_folder, recursive=True)
+        # What `mobile-sam everything` writes beside masks is no news.
+        paths = list_images(image_folder, recursive=True, beside=(".json", ".npy"))
         # NAME.png beside NAME.jpg holds masks.
         pictures = {path.with_suffix("") for path in paths if path.suffix.lower() != ".png"}
+        values = {path.with_suffix(""): path for path in _list_pngs(folder.rglob("*"))}
+        without = []
+        of_masks: set[Path] = set()
         for path in paths:
             if path.suffix.lower() == ".png" and path.with_suffix("") in pictures:
                 continue
             place = folder / path.relative_to(image_folder)
             # `mobile-sam everything` keeps the suffix where two images share a stem.
-            for of_masks in (place.with_suffix(""), place):
-                if of_masks.is_dir():
-                    masks = sorted(of_masks.glob("mask_*.png")) or sorted(of_masks.glob("*.png"))
-                    if masks:
-                        self._items.append((path, masks, False))
-                        break
+            for masks_folder in (place.with_suffix(""), place):
+                if masks := _list_masks(masks_folder):
+                    self._items.append((path, masks, False))
+                    of_masks.add(masks_folder)
+                    break
             else:
-                values = place.with_suffix(".png")
-                if values.is_file() and values != path:
-                    self._items.append((path, [values], True))
+                mask = values.get(place.with_suffix(""))
+                if mask is not None and mask != path:
+                    self._items.append((path, [mask], True))
+                else:
+                    without.append(path)
         if not self._items:
             raise UserError(
                 f"no image in {str(image_folder)!r} has masks in {str(folder)!r}: NAME.png, or a "
                 "folder NAME/ of PNGs, or SA-1B's sa_*.json beside the images"
             )
+        alone = sum(path.parent not in of_masks for path in without)
+        _tell_left_out(image_folder, Counter({"images without masks": alone}))
 
     def __len__(self) -> int:
         return len(self._items)
 
     def __getitem__(self, index: int) -> AnnotatedImage:
         path, mask_paths, valued = self._items[index]
-        maps = [_read_values(mask_path) for mask_path in mask_paths]
-        for mask_path, values in zip(mask_paths, maps, strict=True):
-            if values.shape != maps[0].shape:
-                raise UserError(
-                    f"the mask {str(mask_path)!r} is {_size(values.shape)}, but "
-                    f"{str(mask_paths[0])!r} {_size(maps[0].shape)}"
-                )
-        image = _read_image(path, maps[0].shape, upright=True)
-        if valued:
-            masks = [maps[0] == value for value in np.unique(maps[0]) if value]
-        else:
-            masks = [values != 0 for values in maps]
         name = str(path.relative_to(self._image_folder))
-        return AnnotatedImage(name, image, _stack(masks, repr(str(mask_paths[0]))))
+        if valued:
+            values = _read_values(mask_paths[0])
+            item: AnnotatedImage = _Labelled(
+                name, _read_image(path, values.shape, upright=True), values
+            )
+        else:
+            encoded: list[dict[str, Any]] = []
+            for mask_path in mask_paths:
+                encoded.append(encode_mask(load_mask(mask_path)))
+                if encoded[-1]["size"] != encoded[0]["size"]:
+                    raise UserError(
+                        f"the mask {str(mask_path)!r} is {_size(encoded[-1]['size'])}, but "
+                        f"{str(mask_paths[0])!r} {_size(encoded[0]['size'])}"
+                    )
+            item = _Encoded(
+                name, _read_image(path, tuple(encoded[0]["size"]), upright=True), encoded
+            )
+        return _with_masks(item, repr(str(mask_paths[0])))
+
+
+def _list_pngs(paths: Iterable[Path]) -> list[Path]:
+    """Those of paths that are PNGs, sorted, which puts NAME.png behind NAME.PNG."""
+    pngs = (path for path in paths if path.suffix.lower() == ".png" and is_image_name(path.name))
+    return sorted(path for path in pngs if path.is_file())
+
+
+def _list_masks(folder: Path) -> list[Path]:
+    """The PNGs of one mask each in a folder, if it is one."""
+    pngs = _list_pngs(folder.iterdir()) if folder.is_dir() else []
+    return [path for path in pngs if path.name.startswith("mask_")] or pngs
+
+
+def _tell_left_out(source: Path, kinds: Counter[str]) -> None:
+    """Warns of what of a source is left out, by kind."""
+    told = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common() if count)
+    if told:
+        warnings.warn(f"of {str(source)!r} are left out: {told}", stacklevel=4)
 
 
 def _read_annotated(path: Path, folder: Path, image: Any, annotations: Any) -> AnnotatedImage:
@@ -356,29 +435,31 @@ def _read_annotated(path: Path, folder: Path, image: Any, annotations: Any) -> A
             f"{str(path)!r}: an image must have 'file_name', 'height' and 'width', and a list of "
             f"annotations: {error!r}"
         ) from error
-    if not isinstance(name, str) or not all(isinstance(side, int) for side in (height, width)):
+    sides = [side for side in (height, width) if isinstance(side, int | float) and side % 1 == 0]
+    if not isinstance(name, str) or len(sides) < 2:
         raise UserError(f"{str(path)!r}: no image is {name!r}, {width!r} x {height!r} pixels")
+    height, width = (int(side) for side in sides)  # some write 480.0
     where = f"{str(path)!r}, image {name!r}"
     pixels = _read_image(folder / name, (height, width), upright=False)
-    masks = []
+    encoded = []
     for key, segmentation in numbered:
+        if not segmentation:  # a box alone
+            continue
         try:
-            masks.append(_decode(segmentation, height, width))
+            encoded.append(_encode(segmentation, height, width))
         except ValueError as error:
             raise UserError(f"{where}, annotation {key}: {error}") from error
-    return AnnotatedImage(name, pixels, _stack(masks, where))
+    return _with_masks(_Encoded(name, pixels, encoded, empty=len(numbered) - len(encoded)), where)
 
 
-def _decode(segmentation: Any, height: int, width: int) -> NDArray[np.bool_]:
-    """A (H, W) mask of polygons, RLE or compressed RLE, as COCO defines them.
+def _encode(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+    """The compressed RLE of polygons, RLE or compressed RLE, as COCO defines them.
 
     Raises:
         ValueError: it is none of these, or of another size.
     """
-    if not segmentation:
-        raise UserError("there is no segmentation")
     if isinstance(segmentation, dict):
-        return _decode_rle(segmentation, height, width)
+        return _encode_rle(segmentation, height, width)
     try:
         polygons = [np.asarray(polygon, dtype=np.float64) for polygon in segmentation]
         extent = np.array((width, height), dtype=np.float64)
@@ -392,10 +473,11 @@ def _decode(segmentation: Any, height: int, width: int) -> NDArray[np.bool_]:
     except (TypeError, ValueError) as error:
         raise UserError(f"a polygon cannot be read: {error}") from error
     pieces = pycocotools.mask.frPyObjects([p.tolist() for p in polygons], height, width)
-    return np.asarray(pycocotools.mask.decode(pycocotools.mask.merge(pieces)), dtype=bool)
+    merged: dict[str, Any] = pycocotools.mask.merge(pieces)
+    return merged
 
 
-def _decode_rle(segmentation: dict[str, Any], height: int, width: int) -> NDArray[np.bool_]:
+def _encode_rle(segmentation: dict[str, Any], height: int, width: int) -> dict[str, Any]:
     size, counts = segmentation.get("size"), segmentation.get("counts")
     if size != [height, width]:
         raise UserError(f"the RLE's size is {size}, but the image's {[height, width]}")
@@ -411,11 +493,12 @@ def _decode_rle(segmentation: dict[str, Any], height: int, width: int) -> NDArra
         raise UserError(
             f"the RLE's counts cover {lengths.sum()} pixels instead of {height * width}"
         )
-    if not isinstance(counts, str):
-        segmentation = pycocotools.mask.frPyObjects(
-            {"size": size, "counts": lengths.tolist()}, height, width
-        )
-    return np.asarray(pycocotools.mask.decode(segmentation), dtype=bool)
+    if isinstance(counts, str):
+        return {"size": [height, width], "counts": counts.encode("ascii")}
+    encoded: dict[str, Any] = pycocotools.mask.frPyObjects(
+        {"size": [height, width], "counts": lengths.tolist()}, height, width
+    )
+    return encoded
 
 
 def _run_lengths(counts: str) -> NDArray[np.int64]:
@@ -462,11 +545,9 @@ def _read_image(path: Path, shape: tuple[int, ...], upright: bool) -> NDArray[np
             raise UserError(
                 f"the image {str(path)!r} is {_size(stored)}, not {_size(shape)} as its masks are"
             )
-        if upright and shape == turned or shape != stored:
-            image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I;16"):
-            return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
-        return np.asarray(image.convert("RGB"))
+        if not (upright and shape == turned or shape != stored):
+            image.getexif().pop(ExifTags.Base.Orientation, None)
+        return opened_pixels(image)
 
 
 def _read_values(path: Path) -> NDArray[Any]:
@@ -480,13 +561,12 @@ def _read_values(path: Path) -> NDArray[Any]:
         return np.asarray(image)
 
 
-def _stack(masks: Sequence[NDArray[np.bool_]], where: str) -> NDArray[np.bool_]:
-    """(N, H, W): those that are not empty."""
-    filled = [mask for mask in masks if mask.any()]
-    if not filled:
+def _with_masks(item: AnnotatedImage, where: str) -> AnnotatedImage:
+    """The item; UserError if it has no mask."""
+    if not item.count:
         raise UserError(f"{where}: no mask has a pixel")
-    return np.stack(filled)
+    return item
 
 
-def _size(shape: tuple[int, ...]) -> str:
+def _size(shape: Sequence[int]) -> str:
     return f"{shape[1]} x {shape[0]} pixels"

@@ -24,11 +24,9 @@ model takes its own: the one with the highest predicted IoU.
 """
 
 import dataclasses
-import hashlib
 import io
 import json
 import os
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +47,7 @@ from ..predictor import SamPredictor
 from ..results import draw_overlay, encode_mask, write_file
 from .costs import Cost
 from .data import AnnotatedImage, AnnotatedImages
+from .fingerprints import fingerprint
 from .measures import (
     PAIR_DISTANCES,
     Prompt,
@@ -59,6 +58,7 @@ from .measures import (
     intersection_over_union,
     make_prompt,
 )
+from .readable import Skipped, check_fit
 
 try:
     from matplotlib.figure import Figure
@@ -68,6 +68,7 @@ except ImportError as error:
 _ROUNDS = {f"corrective_{clicks}": clicks for clicks in (1, 2, 3, 4, 5)}
 _RECALLS = {f"recall_{masks}": masks for masks in (10, 100, 1000)}
 _PROMPTS = ("click", "box", *PAIR_DISTANCES)
+_DRAWN = ("click", "click_best", "box", *PAIR_DISTANCES)
 
 MEASURES = ("click", "click_best", "box", *PAIR_DISTANCES, *_ROUNDS, *_RECALLS)
 """All measures. With a teacher, ``click``, ``box`` and ``pair_...`` also give ``teacher_...``."""
@@ -106,12 +107,14 @@ class ImageScores:
         masks: indices of the masks that were prompted for.
         scores: a measure's value for each of these masks, None where there was no such prompt; for
             recall, a value for each mask of the image.
+        fingerprint: of the pixels and masks that were measured on; "" in results of older releases.
     """
 
     index: int
     name: str
     masks: list[int]
     scores: dict[str, list[float | None]]
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True)
@@ -121,8 +124,9 @@ class Evaluation:
     Attributes:
         scores: a score a measure.
         images: what they are the means of.
-        settings: the arguments, and fingerprints of the models and of the first image.
-        unreadable: how many images were skipped since they could not be read.
+        settings: the arguments, and fingerprints and image sizes of the models.
+        unreadable: how many images were skipped since they could not be used.
+        left_out: what was, by kind, for people to read; "" if nothing was.
         costs: of the parts of the student, if they were counted, see :func:`~.costs.count_costs`.
 
     Example:
@@ -135,6 +139,7 @@ class Evaluation:
     images: list[ImageScores]
     settings: dict[str, Any]
     unreadable: int = 0
+    left_out: str = ""
     costs: dict[str, Cost] = field(default_factory=dict)
 
     def format_table(self) -> str:
@@ -145,8 +150,8 @@ class Evaluation:
             if score.count:
                 mean, interval = f"{score.mean:.4f}", f"{score.low:.4f} to {score.high:.4f}"
             lines.append(f"| {name} | {mean} | {interval} | {score.count:,} | {score.skipped:,} |")
-        unreadable = f", {self.unreadable:,} unreadable" if self.unreadable else ""
-        lines += ["", f"{len(self.images):,} images{unreadable}."]
+        left_out = f"; {self.left_out}" if self.left_out else ""
+        lines += ["", f"{len(self.images):,} images{left_out}."]
         if self.costs:
             lines += ["", "| part | parameters | GMAC | ms |", "|---|---|---|---|"]
             lines += [
@@ -169,6 +174,7 @@ class Evaluation:
         summary = {
             "scores": {name: _as_json(score) for name, score in self.scores.items()},
             "unreadable": self.unreadable,
+            "left_out": self.left_out,
             "costs": {name: _as_json(cost) for name, cost in self.costs.items()},
         }
         _write_journal(folder / "images.jsonl", self.settings, self.images)
@@ -193,6 +199,7 @@ class Evaluation:
             images=images,
             settings=settings,
             unreadable=summary["unreadable"],
+            left_out=summary.get("left_out", ""),  # which older releases did not write
             costs={name: Cost(**cost) for name, cost in summary["costs"].items()},
         )
 
@@ -223,55 +230,67 @@ def evaluate(
         masks_per_image: how many masks of an image to prompt for, at most, drawn at random. Recall
             is of all masks.
         seed: of masks, prompts and bootstrap.
-        strict: raise where an image cannot be read, instead of skipping it with a warning.
+        strict: raise where an image cannot be used, instead of skipping it with a warning.
         journal: a file of JSON lines that the scores of each image are added to. Of images that it
-            holds already, from a run that broke off, they are taken from there.
+            holds already, from a run that broke off, they are taken from there, if neither pixels
+            nor masks have changed.
         progress: called with the number of images done and of all images.
 
     Raises:
-        ValueError: an unknown measure, no image or no mask in all of them, a journal of another
-            evaluation, or with ``strict`` a broken image.
+        ValueError: an unknown measure, no image or no mask in all of them, a journal of an
+            evaluation of another model, at another image size or with other arguments, most images
+            broken, or with ``strict`` one.
         OSError: with ``strict`` an image that cannot be read.
     """
-    _check_arguments(data, measures, masks_per_image)
+    _check_arguments(data, measures, masks_per_image, seed)
+    sizes = {"img_size": student.image_encoder.img_size}
+    if teacher is not None:
+        sizes["teacher_img_size"] = teacher.image_encoder.img_size
     settings: dict[str, Any] = {
         "measures": [name for name in MEASURES if name in measures],
         "masks_per_image": masks_per_image,
         "seed": seed,
-        "images": len(data),
-        "first_image": _fingerprint_first(data),
-        "student": _fingerprint(student.state_dict().values()),
-        "teacher": None if teacher is None else _fingerprint(teacher.state_dict().values()),
+        **sizes,
+        "student": fingerprint(student),
+        "teacher": None if teacher is None else fingerprint(teacher),
     }
-    known: dict[int, ImageScores] = {}
+    known: dict[tuple[int, str], ImageScores] = {}
     if journal is not None:
         known = _continue_journal(Path(journal), settings)
     examiner = _Examiner(student, teacher, settings["measures"], masks_per_image, seed)
     images: list[ImageScores] = []
-    unreadable = 0
+    skipped = Skipped(len(data), strict=strict, what="image")
     for index in range(len(data)):
-        if index in known:
-            images.append(known[index])
+        try:
+            item = data[index]
+            for size in sizes.values():
+                check_fit(*item.image.shape[:2], size)
+        except (OSError, ValueError) as error:
+            skipped.skip(index, error)
         else:
-            try:
-                item = data[index]
-            except (OSError, ValueError) as error:
-                if strict:
-                    raise
-                unreadable += 1
-                warnings.warn(f"image skipped, {unreadable} so far: {error}", stacklevel=2)
+            skipped.use(index, item.empty)
+            content = item.fingerprint()
+            if (index, content) in known:
+                images.append(known[index, content])
             else:
-                images.append(examiner.examine(index, item))
+                images.append(examiner.examine(index, item, content))
                 if journal is not None:
                     with open(journal, "ab") as file:
                         file.write(_line(dataclasses.asdict(images[-1])))
         if progress is not None:
             progress(index + 1, len(data))
+    skipped.tell()
     if not any(image.masks for image in images):
         raise UserError(
             f"there is no mask in the {len(images)} of {len(data)} images that could be read"
         )
-    return Evaluation(_summarize(images, examiner.names, seed), images, settings, unreadable)
+    return Evaluation(
+        _summarize(images, examiner.names, seed),
+        images,
+        settings,
+        len(skipped),
+        skipped.describe(),
+    )
 
 
 class _Examiner:
@@ -308,10 +327,10 @@ class _Examiner:
             if kind in measures or (kind == "click" and from_clicks & set(measures))
         ]
 
-    def examine(self, index: int, item: AnnotatedImage) -> ImageScores:
-        """Measures all on one image."""
-        count = min(len(item.masks), self.masks_per_image)
-        chosen = np.random.default_rng((self.seed, index)).permutation(len(item.masks))[:count]
+    def examine(self, index: int, item: AnnotatedImage, content: str) -> ImageScores:
+        """Measures all on one image; ``content`` is its fingerprint."""
+        count = min(item.count, self.masks_per_image)
+        chosen = np.random.default_rng((self.seed, index)).permutation(item.count)[:count]
         masks: list[int] = sorted(chosen.tolist())
         scores: dict[str, list[float | None]] = {}
         if masks and self.kinds:
@@ -320,11 +339,11 @@ class _Examiner:
                 self.teacher.set_image(item.image)
             for start in range(0, count, _MASKS_AT_ONCE):
                 few = masks[start : start + _MASKS_AT_ONCE]
-                for name, values in self._prompt(index, few, item.masks[few]).items():
+                for name, values in self._prompt(index, few, item.take(few)).items():
                     scores[name] = scores.get(name, []) + values
         if masks and set(self.names) & set(_RECALLS):
             scores |= self._search(item)
-        return ImageScores(index, item.name, masks, scores)
+        return ImageScores(index, item.name, masks, scores, content)
 
     def _prompt(
         self, index: int, masks: list[int], truth: NDArray[np.bool_]
@@ -380,7 +399,7 @@ class _Examiner:
     def _search(self, item: AnnotatedImage) -> dict[str, list[float | None]]:
         records = [record for record in self.generator.generate(item.image) if record["area"]]
         records.sort(key=lambda record: -record["predicted_iou"])
-        truth = [encode_mask(mask) for mask in item.masks]
+        truth = [encode_mask(item.take([mask])[0]) for mask in range(item.count)]
         ious = np.zeros((0, len(truth)))
         if records:
             found = [record["segmentation"] for record in records]
@@ -444,6 +463,16 @@ def _to_device(predictor: SamPredictor, numbers: NDArray[Any]) -> Tensor:
     return torch.as_tensor(numbers, dtype=torch.float, device=predictor.device)
 
 
+def find_drawable(evaluation: Evaluation) -> str | None:
+    """The measure that :func:`draw_worst_and_best` draws: the first of one prompt that has scores.
+
+    Returns:
+        ``click``, ``click_best``, ``box`` or one of the pairs; None if no mask has any of these.
+    """
+    scores = evaluation.scores
+    return next((name for name in _DRAWN if name in scores and scores[name].count), None)
+
+
 def draw_worst_and_best(
     evaluation: Evaluation,
     student: Sam,
@@ -453,8 +482,8 @@ def draw_worst_and_best(
 ) -> None:
     """Draws the masks that a model did worst and best on: image, truth, prediction with prompt.
 
-    By the first of ``click``, ``box`` and the pairs that was measured, one mask an image at most.
-    Only the part of the image around both masks is shown.
+    By the measure that :func:`find_drawable` tells, one mask an image at most. Only the part of the
+    image around both masks is shown.
 
     Args:
         evaluation: of that model on that data.
@@ -464,17 +493,18 @@ def draw_worst_and_best(
         count: how many of each.
 
     Raises:
-        ValueError: nothing of that was measured.
+        ValueError: there is no such measure.
     """
-    kinds = [kind for kind in _PROMPTS if kind in evaluation.scores]
-    if not kinds:
+    measure = find_drawable(evaluation)
+    if measure is None:
         raise UserError(f"there is no worst and best case of {', '.join(evaluation.scores)}")
+    kind = "click" if measure == "click_best" else measure
     cases = {}
     for title, choose in (("worst", min), ("best", max)):
         of_images = [
             (*choose(scored), image.index)
             for image in evaluation.images
-            if (scored := _scored_masks(image, kinds[0]))
+            if (scored := _scored_masks(image, measure))
         ]
         cases[title] = sorted(of_images, reverse=choose is max)[:count]
     rows = max(len(found) for found in cases.values())
@@ -486,13 +516,16 @@ def draw_worst_and_best(
     for column, (title, found) in zip((0, 3), cases.items(), strict=True):
         for row, (iou, mask, index) in enumerate(found):
             item = data[index]
-            prompt = make_prompt(
-                kinds[0], item.masks[mask], (evaluation.settings["seed"], index, mask)
-            )
+            truth = item.take([mask])[0]
+            prompt = make_prompt(kind, truth, (evaluation.settings["seed"], index, mask))
             assert prompt is not None  # it has a score
             predictor.set_image(item.image)
-            predicted = _predict(predictor, [prompt]).best_masks[0]
-            rows_seen, columns_seen = _window(item.masks[mask] | predicted)
+            found_masks = _predict(predictor, [prompt])
+            predicted = found_masks.best_masks[0]
+            if measure == "click_best":
+                candidates = found_masks.masks[0]
+                predicted = candidates[intersection_over_union(candidates, truth).argmax()]
+            rows_seen, columns_seen = _window(truth | predicted)
             image = item.image[rows_seen, columns_seen]
             shift = np.array([columns_seen.start, rows_seen.start])
             shifted = Prompt(
@@ -501,8 +534,8 @@ def draw_worst_and_best(
                 None if prompt.box is None else prompt.box - np.tile(shift, 2),
             )
             pictures = {
-                f"{title} {kinds[0]}: IoU {iou:.3f}": image,
-                "true mask": _overlay(image, item.masks[mask][rows_seen, columns_seen]),
+                f"{title} {measure}: IoU {iou:.3f}": image,
+                "true mask": _overlay(image, truth[rows_seen, columns_seen]),
                 "predicted": _overlay(image, predicted[rows_seen, columns_seen], shifted),
             }
             for offset, (name, picture) in enumerate(pictures.items()):
@@ -590,7 +623,11 @@ def _values(images: Iterable[ImageScores], name: str) -> list[float]:
     return [value for image in images for value in image.scores.get(name, []) if value is not None]
 
 
-def _check_arguments(data: AnnotatedImages, measures: Sequence[str], masks_per_image: int) -> None:
+def _check_arguments(
+    data: AnnotatedImages, measures: Sequence[str], masks_per_image: int, seed: int
+) -> None:
+    if isinstance(measures, str):
+        raise UserError(f"measures must be a list of names such as ['click'], not {measures!r}")
     for name in measures:
         if name not in MEASURES:
             raise UserError(f"there is no measure {name!r}, only {', '.join(MEASURES)}")
@@ -598,28 +635,17 @@ def _check_arguments(data: AnnotatedImages, measures: Sequence[str], masks_per_i
         raise UserError(f"name at least one measure: {', '.join(MEASURES)}")
     if masks_per_image < 1:
         raise UserError(f"masks_per_image must be at least 1, not {masks_per_image}")
+    if seed < 0:
+        raise UserError(f"seed must not be negative, but is {seed}")
     if len(data) == 0:
         raise UserError("there is no image to evaluate on")
 
 
-def _fingerprint(tensors: Iterable[Tensor]) -> str:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(values.numpy().tobytes())
-    return digest.hexdigest()[:16]
+def _continue_journal(path: Path, settings: dict[str, Any]) -> dict[tuple[int, str], ImageScores]:
+    """Makes a journal ready to be added to, and returns what it holds.
 
-
-def _fingerprint_first(data: AnnotatedImages) -> str:
-    try:
-        item = data[0]
-    except (OSError, ValueError):
-        return "unreadable"
-    return _fingerprint(torch.from_numpy(np.array(a, order="C")) for a in (item.image, item.masks))
-
-
-def _continue_journal(path: Path, settings: dict[str, Any]) -> dict[int, ImageScores]:
-    """Makes a journal ready to be added to, and returns what it holds, by the image's index."""
+    Keys are an image's place, which its prompts depend on, and its contents.
+    """
     images: list[ImageScores] = []
     if path.exists() and path.stat().st_size:
         others, images = _read_journal(path)
@@ -631,7 +657,7 @@ def _continue_journal(path: Path, settings: dict[str, Any]) -> dict[int, ImageSc
             )
     path.parent.mkdir(parents=True, exist_ok=True)
     _write_journal(path, settings, images)
-    return {image.index: image for image in images}
+    return {(image.index, image.fingerprint): image for image in images}
 
 
 def _read_journal(path: Path) -> tuple[dict[str, Any], list[ImageScores]]:

@@ -1,0 +1,178 @@
+"""Items that cannot be used: left out, counted by kind, told, and too many of them an error."""
+
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from multiprocessing.sharedctypes import RawArray
+from typing import Generic, Protocol, TypeVar
+
+from ..errors import UserError
+from ..inputs import input_size
+
+_TOLD = 5  # by their reasons; of those behind them only the number
+_SAMPLE = 32  # items, of which more than half must not be broken
+_UNTRIED, _USED = 0, 1
+_KINDS = {2: "missing", 3: "not fit for it", 4: "not readable"}
+
+ItemT = TypeVar("ItemT", covariant=True)
+
+
+class Unfit(UserError):
+    """What was read is whole, but cannot be used for what it was read for."""
+
+
+class Items(Protocol[ItemT]):
+    """A set of which one item is read at a time.
+
+    An item that cannot be used raises a ValueError or an OSError that names it.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> ItemT: ...
+
+
+def check_fit(height: int, width: int, size: int) -> None:
+    """Raises Unfit if nothing is left of an image's short side when the long one is ``size``."""
+    try:
+        input_size(height, width, size)
+    except UserError as error:
+        raise Unfit(str(error)) from error
+
+
+class Skipped:
+    """Which items of a set were left out, and why; worker processes share it.
+
+    Args:
+        count: of all items.
+        strict: raise the error of an item instead.
+        what: an item is, for messages.
+        told: of how many a warning tells, each by its reason.
+    """
+
+    def __init__(
+        self, count: int, *, strict: bool = False, what: str = "item", told: int = _TOLD
+    ) -> None:
+        self.strict = strict
+        self._what = what
+        self._told = told
+        self._states = RawArray("b", count)
+        self._empty_masks = RawArray("i", count)
+
+    def __len__(self) -> int:
+        return sum(state > _USED for state in self._states)
+
+    def __contains__(self, place: int) -> bool:
+        return self._states[place] > _USED
+
+    def use(self, place: int, empty_masks: int = 0) -> None:
+        """Notes that an item could be used, but for so many masks without a pixel."""
+        self._states[place] = _USED
+        self._empty_masks[place] = empty_masks
+
+    def skip(self, place: int, error: Exception) -> None:
+        """Leaves an item out.
+
+        Raises:
+            Exception: the error itself, if this is strict.
+            UserError: most items are broken, of as many as were tried.
+        """
+        if self.strict:
+            raise error
+        kind = 3 if isinstance(error, Unfit) else 2 if isinstance(error, FileNotFoundError) else 4
+        self._states[place] = kind
+        count, broken = len(self._states), len(self)
+        tried = sum(state != _UNTRIED for state in self._states)
+        if 2 * broken > tried and tried >= min(_SAMPLE, count):
+            raise UserError(
+                f"{self.describe()}, out of {tried:,} that were tried, which is too many to go on "
+                f"without them; the last: {error}"
+            ) from error
+        if broken <= self._told:
+            warnings.warn(
+                f"skipped {self._what} {place} of {count} ({broken} skipped so far): {error}",
+                stacklevel=3,
+            )
+
+    def describe(self) -> str:
+        """How many were left out, by kind, and how many masks; "" if none was.
+
+        Example:
+            >>> skipped.describe()
+            '3 of 110,000 images are left out: 2 not readable, 1 missing'
+        """
+        states = bytes(self._states)
+        kinds = Counter({kind: states.count(code) for code, kind in _KINDS.items()})
+        parts = []
+        if len(self):
+            by_kind = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common() if count)
+            plural = self._what + "s" * (len(states) > 1)
+            parts.append(f"{len(self):,} of {len(states):,} {plural} are left out: {by_kind}")
+        if empty := sum(self._empty_masks):
+            parts.append(f"masks without a pixel are left out: {empty:,}")
+        return "; ".join(parts)
+
+    def tell(self) -> None:
+        """Warns of all that was left out, if anything was."""
+        if told := self.describe():
+            warnings.warn(told, stacklevel=2)
+
+
+class Readable(Generic[ItemT]):
+    """The usable items of a set: in place of a broken one comes the next that is not broken.
+
+    Args:
+        items: the set.
+        strict: raise the error of a broken item instead.
+        check: is called with each item that was read, and raises :class:`Unfit` if it does not do.
+        what: an item is, for messages.
+
+    Attributes:
+        skipped (Skipped): the broken ones that have been met, in all processes.
+
+    Example:
+        >>> data = Readable(open_annotated_images("photographs"))
+        >>> for index in range(len(data)):
+        ...     train_on(data[index])
+        >>> len(data.skipped)
+        2
+    """
+
+    def __init__(
+        self,
+        items: Items[ItemT],
+        *,
+        strict: bool = False,
+        check: Callable[[ItemT], None] | None = None,
+        what: str = "item",
+    ) -> None:
+        self._items = items
+        self._check = check
+        self.skipped = Skipped(len(items), strict=strict, what=what)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> ItemT:
+        """Reads an item.
+
+        Raises:
+            ValueError, OSError: the item is broken and this is strict, or most items are broken.
+        """
+        count = len(self)
+        if not -count <= index < count:
+            raise IndexError(f"there is no item {index} among {count}")
+        for candidate in range(index % count, index % count + count):
+            place = candidate % count
+            if place in self.skipped:
+                continue
+            try:
+                item = self._items[place]
+                if self._check is not None:
+                    self._check(item)
+            except (ValueError, OSError) as error:
+                self.skipped.skip(place, error)
+            else:
+                self.skipped.use(place, getattr(item, "empty", 0))
+                return item
+        raise UserError(self.skipped.describe())

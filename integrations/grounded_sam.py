@@ -27,7 +27,8 @@ from mobile_sam_plugin.errors import UserError
 from mobile_sam_plugin.inputs import ImageSource, load_image
 
 from .instances import Instances, as_predictor, check_thresholds
-from .pretrained import check_length, load_pretrained
+from .pretrained import check_length, load_pretrained, place_inputs
+from .texts import split_prompts as split_prompts
 
 DEFAULT_DETECTOR = "IDEA-Research/grounding-dino-tiny"
 
@@ -65,7 +66,7 @@ class Detector(Protocol):
 
         Args:
             image: (H, W, 3) RGB.
-            prompts: phrases, of which none holds a full stop.
+            prompts: phrases, none of them empty.
             box_threshold: the lowest score, in [0, 1].
             text_threshold: the score from which on a word belongs to a box's phrase, in [0, 1]. A
                 detector that scores whole phrases has no use for it.
@@ -142,7 +143,8 @@ class GroundedMobileSam:
 
         Args:
             image: an image, or a list of them, which are done one after another.
-            prompts: phrases, as a list or as one text with full stops between them.
+            prompts: phrases, as a list, or as one text with full stops, commas or line ends between
+                them, see :func:`~mobile_sam_plugin.integrations.texts.split_prompts`.
             box_threshold: the lowest score of an object, in [0, 1]. OWLv2 scores lower than
                 Grounding DINO: try 0.1.
             text_threshold: the score from which on a word belongs to an object's label, in [0, 1].
@@ -153,7 +155,7 @@ class GroundedMobileSam:
             prompts, ``scores`` are the detector's. A list of this for a list of images.
 
         Raises:
-            TypeError: prompts that are no text.
+            TypeError: prompts that are no text, or a threshold that is no number.
             ValueError: an empty prompt, a prompt given twice or longer than the detector reads, a
                 threshold outside [0, 1], or a detector that returns nonsense.
             FileNotFoundError, TypeError, ValueError: an image that cannot be read, as
@@ -161,6 +163,7 @@ class GroundedMobileSam:
         """
         phrases = split_prompts(prompts)
         thresholds = box_threshold, text_threshold, nms_threshold
+        _check_thresholds(*thresholds)
         if isinstance(image, list | tuple):
             return [self._predict(one, phrases, *thresholds) for one in image]
         return self._predict(image, phrases, *thresholds)
@@ -207,11 +210,7 @@ class GroundedMobileSam:
             ValueError: a prompt longer than the detector reads, a threshold outside [0, 1], or a
                 detector that returns nonsense.
         """
-        check_thresholds(
-            box_threshold=box_threshold,
-            text_threshold=text_threshold,
-            nms_threshold=nms_threshold,
-        )
+        _check_thresholds(box_threshold, text_threshold, nms_threshold)
         detections = self.detector(image, prompts, box_threshold, text_threshold)
         found = _check_detections(detections, prompts, type(self.detector).__name__)
         height, width = image.shape[:2]
@@ -297,10 +296,15 @@ class TransformersDetector:
             ValueError: a prompt is longer than the model reads.
         """
         self._check_length(prompts)
-        inputs = self.processor(
-            images=Image.fromarray(image), text=[list(prompts)], return_tensors="pt"
-        ).to(self.model.device)
+        text = _caption(prompts) if self._scores_words else [list(prompts)]
+        inputs = place_inputs(
+            self.processor(images=Image.fromarray(image), text=text, return_tensors="pt"),
+            self.model,
+        )
         outputs = self.model(**inputs)
+        for name, value in outputs.items():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                outputs[name] = value.float()  # in half precision boxes would be off by pixels
         if self._scores_words:
             return self._read_word_scores(
                 outputs, inputs["input_ids"][0], image, prompts, box_threshold, text_threshold
@@ -344,7 +348,7 @@ class TransformersDetector:
         prompt_of_token = (ends.cumsum(0) - ends.long()).clamp(max=len(prompts) - 1)
         is_word = ~torch.isin(tokens, torch.tensor([stop, *around], device=tokens.device))
 
-        scores = outputs.logits[0, :, : len(tokens)].float().sigmoid()
+        scores = outputs.logits[0, :, : len(tokens)].sigmoid()
         best, best_token = scores.max(dim=1)
         kept = best > box_threshold
         classes = prompt_of_token[best_token[kept]]
@@ -355,7 +359,7 @@ class TransformersDetector:
             for words, index in zip(in_phrase, classes.tolist(), strict=True)
         ]
         return Detections(
-            _to_numpy(cxcywh_to_xyxy(outputs.pred_boxes[0][kept].float(), image.shape[:2])),
+            _to_numpy(cxcywh_to_xyxy(outputs.pred_boxes[0][kept], image.shape[:2])),
             _to_numpy(best[kept]),
             phrases,
             classes.cpu().numpy(),
@@ -398,36 +402,6 @@ class GroundingDinoDetector:
             text_threshold=text_threshold,
         )
         return Detections(detections.xyxy, detections.confidence, phrases)
-
-
-def split_prompts(prompts: str | Sequence[str]) -> list[str]:
-    """Returns the phrases in a text, between its full stops, or in several texts.
-
-    Example:
-        >>> split_prompts("a dog. the red car.")
-        ['a dog', 'the red car']
-
-    Raises:
-        TypeError: neither a text nor a list of them.
-        ValueError: no phrase, an empty text among several, or a phrase twice.
-    """
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    phrases = []
-    for text in texts:
-        if not isinstance(text, str):
-            raise TypeError(f"a prompt must be a text, not {type(text).__name__}")
-        parts = [part.strip() for part in text.split(".")]
-        if not any(parts):
-            raise UserError(f"the prompt {text!r} is empty: name what is to be found")
-        phrases += [part for part in parts if part]
-    if not phrases:
-        raise UserError("there is no prompt: name what is to be found")
-    seen: set[str] = set()
-    for phrase in phrases:
-        if phrase.lower() in seen:
-            raise UserError(f"the prompt {phrase!r} is given twice")
-        seen.add(phrase.lower())
-    return phrases
 
 
 def match_phrases(phrases: Sequence[str], classes: Sequence[str]) -> NDArray[np.int64]:
@@ -478,16 +452,27 @@ def setup_model() -> MobileSam:
     return build_sam_vit_t(None)
 
 
+def _check_thresholds(box_threshold: float, text_threshold: float, nms_threshold: float) -> None:
+    check_thresholds(
+        box_threshold=box_threshold, text_threshold=text_threshold, nms_threshold=nms_threshold
+    )
+
+
 def _caption(prompts: Sequence[str]) -> str:
-    """The form in which Grounding DINO was trained to read several phrases."""
-    return ". ".join(prompt.lower() for prompt in prompts) + "."
+    """The form in which Grounding DINO was trained to read several phrases.
+
+    It takes full stops and question marks for the ends of phrases, so none may be within one.
+    """
+    phrases = (" ".join(re.sub("[.?]", " ", prompt).lower().split()) for prompt in prompts)
+    return ". ".join(phrases) + "."
 
 
 def _check_detections(detections: Detections, prompts: Sequence[str], detector: str) -> Detections:
     """The detections as arrays, with class ids.
 
     Raises:
-        ValueError: they are no XYXY boxes with a score and a phrase each.
+        ValueError: they are no XYXY boxes with a score and a phrase each, or class ids of no
+            prompt.
     """
     boxes, scores, phrases, class_ids = detections
     boxes = np.asarray(boxes, dtype=np.float32)
@@ -509,6 +494,12 @@ def _check_detections(detections: Detections, prompts: Sequence[str], detector: 
     for values, name in ((boxes, "box"), (scores, "score")):
         if not np.isfinite(values).all():
             raise UserError(f"the detector {detector} returned a {name} with NaN or infinity")
+    strange = class_ids[(class_ids < -1) | (class_ids >= len(prompts))]
+    if strange.size:
+        raise UserError(
+            f"the detector {detector} returned the class id {strange[0]}, there are "
+            f"{len(prompts)} prompts"
+        )
     swapped = (boxes[:, :2] > boxes[:, 2:]).any(axis=1)
     if swapped.any():
         raise UserError(

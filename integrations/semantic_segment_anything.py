@@ -32,7 +32,8 @@ from .instances import (
     everything_mode,
     voc_colors,
 )
-from .pretrained import check_length, load_pretrained
+from .pretrained import check_length, load_pretrained, place_inputs
+from .texts import check_texts
 
 DEFAULT_CLASSIFIER = "openai/clip-vit-base-patch32"
 
@@ -171,14 +172,15 @@ class SemanticMobileSam:
         self,
         image: ImageSource,
         classes: Sequence[str],
-        masks: NDArray[np.bool_] | None = None,
+        masks: NDArray[np.bool_] | Sequence[NDArray[np.bool_]] | None = None,
     ) -> SemanticInstances:
         """Names masks.
 
         Args:
             image: an array, a PIL image or a path.
             classes: names; CLIP reads "a photo of a" before them.
-            masks: (N, H, W), those of :meth:`segment` or of anything else; of everything if None.
+            masks: (N, H, W), or a list of N, those of :meth:`segment` or of anything else; of
+                everything if None.
 
         Returns:
             The masks in their order: ``labels`` and ``class_ids`` are the likeliest classes,
@@ -211,7 +213,7 @@ class SemanticMobileSam:
         self,
         image: ImageSource,
         text: str,
-        masks: NDArray[np.bool_] | None = None,
+        masks: NDArray[np.bool_] | Sequence[NDArray[np.bool_]] | None = None,
         limit: int = 5,
     ) -> Instances:
         """Finds the masks that fit a sentence best.
@@ -219,7 +221,8 @@ class SemanticMobileSam:
         Args:
             image: an array, a PIL image or a path.
             text: what CLIP reads, for example "a photo of a red cup".
-            masks: (N, H, W), those of :meth:`segment` or of anything else; of everything if None.
+            masks: (N, H, W), or a list of N, those of :meth:`segment` or of anything else; of
+                everything if None.
             limit: how many masks at most.
 
         Returns:
@@ -227,13 +230,15 @@ class SemanticMobileSam:
             segment-anything-with-clip.
 
         Raises:
-            TypeError, ValueError, FileNotFoundError: as :meth:`predict`; an empty text, or a limit
-            below 1.
+            TypeError, ValueError, FileNotFoundError: as :meth:`predict`; a text that is empty or no
+            text, or a limit that is no whole number or below 1.
         """
         if not isinstance(text, str):
             raise TypeError(f"the text must be a str, not {type(text).__name__}")
         if not text.strip():
             raise UserError("the text is empty: tell what is to be found")
+        if not isinstance(limit, int | np.integer):
+            raise TypeError(f"the limit must be a whole number, not {limit!r}")
         if limit < 1:
             raise UserError(f"the limit must be at least 1, not {limit}")
         pixels = load_image(image)
@@ -250,22 +255,29 @@ class SemanticMobileSam:
         )
 
     def _check_masks(
-        self, pixels: NDArray[np.uint8], masks: NDArray[np.bool_] | None
+        self,
+        pixels: NDArray[np.uint8],
+        masks: NDArray[np.bool_] | Sequence[NDArray[np.bool_]] | None,
     ) -> NDArray[np.bool_]:
         """The masks given, or those of everything."""
         if masks is None:
             return self.segment(pixels)
-        if masks.dtype != bool:
-            raise TypeError(f"the masks must be boolean, not {masks.dtype}")
-        if masks.ndim != 3 or masks.shape[1:] != pixels.shape[:2]:
-            raise UserError(
-                f"the masks must have the shape (N, {pixels.shape[0]}, {pixels.shape[1]}) for this "
-                f"image, not {masks.shape}"
-            )
-        empty = np.flatnonzero(~masks.any(axis=(1, 2)))
+        size = pixels.shape[:2]
+        expected = f"the masks must have the shape (N, {size[0]}, {size[1]}) for this image"
+        try:
+            found = np.asarray(masks)
+        except ValueError as error:
+            raise UserError(f"{expected}, not shapes of several kinds") from error
+        if not found.size:
+            found = np.zeros((0, *size), dtype=bool)
+        if found.dtype != bool:
+            raise TypeError(f"the masks must be boolean, not {found.dtype}")
+        if found.ndim != 3 or found.shape[1:] != size:
+            raise UserError(f"{expected}, not {found.shape}")
+        empty = np.flatnonzero(~found.any(axis=(1, 2)))
         if empty.size:
             raise UserError(f"mask {empty[0]} is empty")
-        return masks
+        return found
 
     def _compare(
         self, pixels: NDArray[np.uint8], masks: NDArray[np.bool_], texts: list[str]
@@ -324,17 +336,30 @@ class ClipClassifier:
         Raises:
             ValueError: a text is longer than the model reads.
         """
-        tokenizer, device = self.processor.tokenizer, self.model.device
-        limit = self.model.config.text_config.max_position_embeddings
+        tokenizer, config = self.processor.tokenizer, self.model.config
+        limit = config.text_config.max_position_embeddings
         check_length(texts, limit, tokenizer)
-        tokens = tokenizer(list(texts), padding=True, return_tensors="pt").to(device)
+        # SigLIP was trained on texts filled up to full length, and reads what fills them.
+        full = config.model_type.startswith("siglip")
+        tokens = place_inputs(
+            tokenizer(
+                list(texts),
+                padding="max_length" if full else True,
+                max_length=limit if full else None,
+                return_tensors="pt",
+            ),
+            self.model,
+        )
         text_embeddings = _normalized(self.model.get_text_features(**tokens))
+        bias = getattr(self.model, "logit_bias", 0)
         logits = []
         for batch in _batches(images, self.batch_size):
             # A square, since the processor cuts the largest one out of the middle.
-            inputs = self.processor(images=list(map(_pad, batch)), return_tensors="pt").to(device)
+            pictures = self.processor(images=list(map(_pad, batch)), return_tensors="pt")
+            inputs = place_inputs(pictures, self.model)
             embeddings = _normalized(self.model.get_image_features(**inputs))
-            logits.append(embeddings @ text_embeddings.T * self.model.logit_scale.exp())
+            similarity = embeddings @ text_embeddings.T
+            logits.append(similarity * self.model.logit_scale.exp() + bias)
         return torch.cat(logits).float().cpu().numpy()
 
 
@@ -354,13 +379,11 @@ def masked_crop(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np
 
 
 def _check_classes(classes: Sequence[str]) -> list[str]:
-    if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
-        raise TypeError(f"classes must be a list of texts, not {classes!r}")
-    names = [name.strip() for name in classes]
+    names = [name.strip() for name in check_texts("classes", classes)]
     if not names:
         raise UserError("there are no classes: name at least one")
     if "" in names:
-        raise UserError(f"a class is empty: {list(classes)!r}")
+        raise UserError(f"a class is empty: {names!r}")
     repeated = [name for name in names if names.count(name) > 1]
     if repeated:
         raise UserError(f"the class {repeated[0]!r} is given twice")

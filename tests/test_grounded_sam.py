@@ -5,6 +5,7 @@ Their boxes mean nothing; what is tested is what becomes of them.
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from torchvision.ops import box_convert, box_iou
 
 from mobile_sam_plugin import MobileSam, SamPredictor
 from mobile_sam_plugin.cli import main
+from mobile_sam_plugin.errors import UserError
 from mobile_sam_plugin.integrations.grounded_sam import (
     Detections,
     Detector,
@@ -247,6 +249,25 @@ def test_omdet_turbo(tmp_path: Path, coffee: Pixels) -> None:
     assert len(detector(coffee, prompts, 0.99, 0.25).boxes) == 0
 
 
+@pytest.mark.parametrize("kind", ["GroundingDino", "Owlv2", "OmDetTurbo"])
+def test_detectors_in_half_precision(
+    folders: dict[str, Path], cup: Pixels, tmp_path: Path, kind: str
+) -> None:
+    """As they are saved by those who save space."""
+    if kind == "OmDetTurbo":
+        save_omdet_detector(tmp_path)
+    else:
+        shutil.copytree(folders[kind], tmp_path, dirs_exist_ok=True)
+    whole = TransformersDetector(tmp_path)
+    expected = whole(cup, PROMPTS, 0.0, 0.25)
+    whole.model.half().save_pretrained(tmp_path)
+    half = TransformersDetector(tmp_path)
+    assert half.model.dtype == torch.float16
+    found = half(cup, PROMPTS, 0.0, 0.25)
+    assert found.boxes.dtype == found.scores.dtype == np.float32
+    assert found.scores.max() == pytest.approx(expected.scores.max(), abs=0.01)
+
+
 def test_prompts_that_the_model_would_cut_off(folders: dict[str, Path], cup: Pixels) -> None:
     grounding_dino = TransformersDetector(folders["GroundingDino"])
     many = [f"dog {'a ' * number}" for number in range(1, 22)]
@@ -349,8 +370,9 @@ def test_list_of_images(predictor: SamPredictor, cup: Pixels, tmp_path: Path) ->
         (([[0, 0, 5, 5]], [0.5, 0.4], ["dog"]), "1 boxes, 2 scores, 1 phrases"),
         (([[0, 0, 5, 5]], [0.5], []), "0 phrases"),
         (([[0, 0, 5]], [0.5], ["dog"]), r"\(1, 3\)"),
+        (([[0, 0, 5, 5]], [0.5], ["dog"], [1]), "class id 1, there are 1 prompts"),
     ],
-    ids=["NaN", "infinity", "score", "swapped", "scores", "phrases", "shape"],
+    ids=["NaN", "infinity", "score", "swapped", "scores", "phrases", "shape", "class"],
 )
 def test_detectors_that_return_nonsense(
     predictor: SamPredictor, cup: Pixels, found: Any, words: str
@@ -401,17 +423,58 @@ for count in (8, 120):
 # Texts
 
 
-def test_split_prompts() -> None:
-    assert split_prompts("a dog. the red car.") == ["a dog", "the red car"]
-    assert split_prompts("A Dog") == ["A Dog"]
-    assert split_prompts([" a dog. ", "the red car . tree"]) == ["a dog", "the red car", "tree"]
-    for prompts in ("", " . ", ["a dog", " "], []):
-        with pytest.raises(ValueError, match="name what is to be found"):
+@pytest.mark.parametrize(
+    ("prompts", "expected"),
+    [
+        ("a dog. the red car.", ["a dog", "the red car"]),
+        ("dog . cat", ["dog", "cat"]),
+        ("A Dog", ["A Dog"]),
+        ("DOG.", ["DOG"]),
+        ("dog, cat; a red\tcar\n\ntree\r\n", ["dog", "cat", "a red car", "tree"]),
+        ("狗。猫。", ["狗", "猫"]),
+        ("犬、猫，鳥；魚．", ["犬", "猫", "鳥", "魚"]),
+        ("कुत्ता। बिल्ली।", ["कुत्ता", "बिल्ली"]),
+        ("كلب، قطة؛ طائر۔", ["كلب", "قطة", "طائر"]),
+        ("a 3.5 inch disk. no. 5.", ["a 3.5 inch disk", "no", "5"]),
+        ("version 2.a cat.5", ["version 2", "a cat", "5"]),
+        ("a ３．５ inch disk", ["a ３．５ inch disk"]),
+        (["St. Bernard", "cat"], ["St. Bernard", "cat"]),
+        ([" a dog. ", "the red  car . tree", "salt, pepper"],
+         ["a dog", "the red car . tree", "salt, pepper"]),
+        (("a dog",), ["a dog"]),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_split_prompts(prompts: Any, expected: list[str]) -> None:
+    assert split_prompts(prompts) == expected
+
+
+def test_prompts_that_are_none() -> None:
+    for prompts in ("", " . ", ",\n", ["a dog", " "], ["."], []):
+        with pytest.raises(UserError, match="name what is to be found"):
             split_prompts(prompts)
-    with pytest.raises(ValueError, match="'A dog' is given twice"):
-        split_prompts("a dog. A dog.")
-    with pytest.raises(TypeError, match="not int"):
-        split_prompts(["a dog", 3])
+    for twice in ("a dog. A dog.", "a dog, a  dog", ["a dog", "a dog."]):
+        with pytest.raises(UserError, match="'[Aa] dog' is given twice"):
+            split_prompts(twice)
+    with pytest.raises(TypeError, match="prompts must be .* list of texts: item 1 .* not int"):
+        split_prompts(["a dog", 3])  # type: ignore[list-item]
+    for wrong in (None, 5, b"a dog", {"a dog": 1}):
+        kind = type(wrong).__name__
+        with pytest.raises(TypeError, match=f"prompts must be a text or a list .* not {kind}"):
+            split_prompts(wrong)  # type: ignore[arg-type]
+
+
+def test_full_stops_in_prompts_do_not_shift_the_classes(
+    folders: dict[str, Path], cup: Pixels
+) -> None:
+    """Grounding DINO takes them, and question marks, for the ends of phrases."""
+    detector = TransformersDetector(folders["GroundingDino"])
+    plain = detector(cup, ["a red dog", "the car"], 0.3, 0.4)
+    stopped = detector(cup, ["a red? dog", "the. car"], 0.3, 0.4)
+    assert plain.class_ids is not None and {*plain.class_ids.tolist()} == {0, 1}
+    np.testing.assert_array_equal(stopped.class_ids, plain.class_ids)
+    np.testing.assert_allclose(stopped.scores, plain.scores)
+    assert [re.sub("[?.]", "", phrase) for phrase in stopped.phrases] == plain.phrases
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """Names for masks: CLIP with random weights, and what becomes of what it says."""
 
 import json
+import shutil
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,11 @@ import torch
 import transformers
 from numpy.typing import NDArray
 from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from mobile_sam_plugin import MobileSam
 from mobile_sam_plugin.cli import main
+from mobile_sam_plugin.errors import UserError
 from mobile_sam_plugin.inputs import load_image
 from mobile_sam_plugin.integrations.instances import voc_colors
 from mobile_sam_plugin.integrations.semantic_segment_anything import (
@@ -24,6 +28,7 @@ from mobile_sam_plugin.integrations.semantic_segment_anything import (
     masked_crop,
 )
 
+from .hub import Client, Cut, Hub
 from .vocabularies import SMALL_LAYER, clip_text_config, save_clip_tokenizer
 
 Pixels = NDArray[np.uint8]
@@ -212,7 +217,8 @@ def test_search_puts_the_best_first(
         (["red", " "], ValueError, "empty"),
         (["red", "blue", "red "], ValueError, "'red' is given twice"),
         ("red", TypeError, "list of texts"),
-        (["red", 3], TypeError, "list of texts"),
+        (["red", 3], TypeError, "classes must be a list of texts: item 1 .* not int"),
+        (None, TypeError, "classes must be a list of texts, not NoneType"),
     ],
     ids=str,
 )
@@ -235,6 +241,8 @@ def test_bad_searches(semantic: SemanticMobileSam, scene: Pixels, masks: NDArray
         semantic.search(scene, ["red"], masks)
     with pytest.raises(ValueError, match="at least 1, not 0"):
         semantic.search(scene, "red", masks, limit=0)
+    with pytest.raises(TypeError, match="limit must be a whole number, not 2.5"):
+        semantic.search(scene, "red", masks, limit=2.5)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["pred_iou_thresh", "stability_score_thresh", "box_nms_thresh"])
@@ -253,6 +261,20 @@ def test_bad_masks(semantic: SemanticMobileSam, scene: Pixels, masks: NDArray[np
         semantic.predict(scene, ["red"], masks.astype(np.uint8))
     with pytest.raises(ValueError, match="mask 1 is empty"):
         semantic.predict(scene, ["red"], masks & [[[True]], [[False]], [[True]]])
+    with pytest.raises(UserError, match=r"\(N, 90, 120\) for this image, not shapes of several"):
+        semantic.predict(scene, ["red"], [masks[0], masks[1, 1:]])
+    with pytest.raises(TypeError, match="boolean, not int64"):
+        semantic.predict(scene, ["red"], 5)  # type: ignore[arg-type]
+
+
+def test_masks_may_be_a_list(
+    semantic: SemanticMobileSam, scene: Pixels, masks: NDArray[np.bool_]
+) -> None:
+    found = semantic.predict(scene, ["red", "green", "blue"], [*masks])
+    np.testing.assert_array_equal(found.masks, masks)
+    assert found.labels == ["blue", "green", "red"]
+    assert len(semantic.search(scene, "red", [*masks], limit=2)) == 2
+    assert len(semantic.predict(scene, ["red"], [])) == 0
 
 
 @pytest.mark.parametrize(
@@ -298,6 +320,95 @@ def test_clip_sees_the_ends_of_long_crops(clip_folder: Path) -> None:
 def test_clip_refuses_texts_that_it_would_cut_off(clip_folder: Path, coffee: Pixels) -> None:
     with pytest.raises(ValueError, match="too long: it has 5[0-9] tokens, the model reads 40"):
         ClipClassifier(clip_folder)([coffee], ["a cup", "x" * 50])
+
+
+def test_siglip_reads_texts_of_full_length(tmp_path: Path, coffee: Pixels) -> None:
+    """As it was trained: what fills a text up is a part of it."""
+    words = "a photo of cat dog the small brown on red mat".split()
+    vocabulary = {word: place for place, word in enumerate(["</s>", "<unk>", *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    torch.manual_seed(0)
+    model = transformers.SiglipModel(
+        transformers.SiglipConfig(
+            text_config={"vocab_size": 32, "max_position_embeddings": 20, **SMALL_LAYER},
+            vision_config={"image_size": 32, "patch_size": 16, **SMALL_LAYER},
+        )
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    model.save_pretrained(tmp_path)
+    transformers.SiglipProcessor(
+        transformers.SiglipImageProcessor(size={"height": 32, "width": 32}),
+        transformers.PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer,
+            pad_token="</s>",
+            unk_token="<unk>",
+            model_input_names=["input_ids"],
+        ),
+    ).save_pretrained(tmp_path)
+
+    classifier = ClipClassifier(tmp_path)
+    image, texts = coffee[:64, :64], ["a photo of a cat", "a small brown dog on the red mat"]
+    inputs = classifier.processor(
+        images=[Image.fromarray(image)],
+        text=texts,
+        padding="max_length",
+        max_length=20,
+        return_tensors="pt",
+    )
+    with torch.no_grad():
+        expected = classifier.model(**inputs).logits_per_image
+    np.testing.assert_allclose(classifier([image], texts), expected, atol=1e-4)
+    # Beside a longer text a text means the same as alone.
+    np.testing.assert_allclose(classifier([image], texts[:1]), expected[:, :1], atol=1e-4)
+
+
+def test_clip_in_half_precision(clip_folder: Path, coffee: Pixels, tmp_path: Path) -> None:
+    whole = ClipClassifier(clip_folder)
+    shutil.copytree(clip_folder, tmp_path / "half")
+    transformers.CLIPModel.from_pretrained(clip_folder).half().save_pretrained(tmp_path / "half")
+    half = ClipClassifier(tmp_path / "half")
+    assert half.model.dtype == torch.float16
+    texts = ["a cup", "a table"]
+    np.testing.assert_allclose(half([coffee], texts), whole([coffee], texts), atol=0.1)
+
+
+def load_from_hub(names: list[str]) -> list[tuple[str, str]]:
+    """The class of the error that each ends with, and its message; in a process of its own."""
+    time.sleep = lambda seconds: None  # the pauses between the client's attempts
+    told = []
+    for name in names:
+        try:
+            ClipClassifier(name)
+            told.append(("", ""))
+        except Exception as error:
+            told.append((type(error).__name__, str(error)))
+    return told
+
+
+def test_what_the_hub_does_not_give_is_told_by_its_class(clip_folder: Path, tmp_path: Path) -> None:
+    files = {path.name: path.read_bytes() for path in clip_folder.iterdir()}
+    with Hub() as hub:
+        hub.commit("of/all", files)
+        hub.commit("of/few", files, gated=True)
+        without = {name: content for name, content in files.items() if "safetensors" not in name}
+        hub.commit("of/nothing", without)
+        hub.cuts = [Cut(1000, "close")] * 6  # as often as the client tries
+        names = ["of/none", "of/few", "of/nothing", "of/all", "of/all"]
+        none, few, nothing, cut, whole = Client(hub.url, tmp_path / "hub")(load_from_hub, names)
+        (tmp_path / "file").write_text("where the cache should be")
+        ((cache, message),) = Client(hub.url, tmp_path / "file")(load_from_hub, ["of/all"])
+    assert none[0] == "FileNotFoundError" and "'of/none'" in none[1]
+    assert few[0] == "PermissionError" and "is gated: accept its terms at http" in few[1]
+    assert nothing[0] == "FileNotFoundError" and "safetensors" in nothing[1]
+    assert cut[0] == "ConnectionError" and "'of/all'" in cut[1] and "try again" in cut[1]
+    assert whole == ("", "")
+    assert cache in ("FileExistsError", "NotADirectoryError") and "'of/all'" in message
+    # Nobody listens there any more.
+    ((name, message),) = Client(hub.url, tmp_path / "other")(load_from_hub, ["of/all"])
+    assert name == "ConnectionError" and hub.url in message and "'of/all'" in message
 
 
 def test_clip_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from .mobile_sam import MobileSam
     from .model import accelerate
     from .predictor import SamPredictor
-    from .registry import register, replace, sam_model_registry
+    from .registry import sam_model_registry
+    from .replacement import register, replace
 
 __version__ = "0.1.0"
 
@@ -30,8 +31,8 @@ _MODULES = {
     "accelerate": "model",
     "annotate": "annotation",
     "build_sam_vit_t": "build",
-    "register": "registry",
-    "replace": "registry",
+    "register": "replacement",
+    "replace": "replacement",
     "sam_model_registry": "registry",
 }
 

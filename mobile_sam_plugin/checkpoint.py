@@ -27,6 +27,7 @@ from huggingface_hub.constants import ENDPOINT
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
+    HfHubHTTPError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -40,6 +41,13 @@ logger = logging.getLogger(__name__)
 
 HUB_FILE = "model.safetensors"
 BUNDLED_FILE = Path(__file__).parent / "weights" / "mobile_sam.safetensors"
+
+# What a transfer ends with when it breaks off: the Hub's own error, the root of those of the HTTP
+# library that it builds on (httpx or requests, by its release), and what hf_xet raises.
+_TRANSFER_ERRORS = (
+    *(kind for kind in HfHubHTTPError.__mro__ if kind.__module__ != "builtins"),
+    RuntimeError,
+)
 
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 _HUB_NAME = re.compile(r"hf://(?P<repo>[^/@]+/[^/@]+)(/(?P<file>[^@]+))?(@(?P<revision>.+))?")
@@ -60,6 +68,17 @@ DEFAULT_CHECKPOINT = _DefaultCheckpoint("hf://nielsr/mobilesam")
 """Upstream's weights on the Hub, unless ``MOBILE_SAM_CHECKPOINT`` names others."""
 
 
+def resolve_default(checkpoint: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """The name of the checkpoint that a name stands for: another one only for the default.
+
+    Args:
+        checkpoint: any name of a checkpoint, or :data:`DEFAULT_CHECKPOINT`.
+    """
+    if isinstance(checkpoint, _DefaultCheckpoint):
+        return os.environ.get("MOBILE_SAM_CHECKPOINT") or str(checkpoint)
+    return checkpoint
+
+
 def locate_checkpoint(checkpoint: str | os.PathLike[str] = DEFAULT_CHECKPOINT) -> Path:
     """Finds the file that a checkpoint's name stands for, and downloads it where need be.
 
@@ -76,8 +95,7 @@ def locate_checkpoint(checkpoint: str | os.PathLike[str] = DEFAULT_CHECKPOINT) -
         ConnectionError: the Hub cannot be reached and the file is not in its cache.
         ValueError: a malformed ``hf://`` name.
     """
-    if isinstance(checkpoint, _DefaultCheckpoint):
-        checkpoint = os.environ.get("MOBILE_SAM_CHECKPOINT") or str(checkpoint)
+    checkpoint = resolve_default(checkpoint)
     if checkpoint == "bundled":
         return BUNDLED_FILE
     if isinstance(checkpoint, str) and checkpoint.startswith("hf:"):
@@ -151,16 +169,17 @@ def download(
             f"name one that it has, as hf://{repo_id}/FILE"
         ) from error
     except ValueError as error:
+        if isinstance(error.__cause__, (OSError, *_TRANSFER_ERRORS)):  # with force_download
+            raise _broken_off(repo_id, filename, at, error.__cause__) from error
         raise UserError(
             f"{repo_id!r} and {filename!r} name no file on the Hub: {_first_line(error)}"
         ) from error
-    except Exception as error:  # the HTTP library, and so its errors, differ between hub releases
-        if isinstance(error, OSError) and error.errno is not None:
+    except _TRANSFER_ERRORS as error:
+        raise _broken_off(repo_id, filename, at, error) from error
+    except OSError as error:
+        if error.errno is not None:
             raise  # a full disk or a cache that may not be written, not the network
-        raise ConnectionError(
-            f"{filename!r} of {repo_id!r}{at} could not be downloaded: try again "
-            f"({_first_line(error)})"
-        ) from error
+        raise _broken_off(repo_id, filename, at, error) from error  # of the wrong size, say
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -178,6 +197,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     Raises:
         ValueError: the file is empty, damaged, no checkpoint (a web page, say), or a pickle that
             holds more than tensors.
+        OSError: the file cannot be read.
+        MemoryError: there is too little memory for its tensors.
     """
     path = Path(path)
     with open(path, "rb") as file:
@@ -322,6 +343,14 @@ def load_checkpoint(model: torch.nn.Module, path: str | os.PathLike[str]) -> Non
     logger.info("MobileSAM weights: %s", path)
 
 
+def require_suffix(path: Path) -> None:
+    """Raises ValueError unless :func:`save_checkpoint` can write a file of that name."""
+    if path.suffix not in _SUFFIXES:
+        raise UserError(
+            f"{str(path)!r} has no suffix of a checkpoint: end it in {', '.join(_SUFFIXES)}"
+        )
+
+
 def save_checkpoint(
     tensors: Mapping[str, Tensor],
     path: str | os.PathLike[str],
@@ -347,10 +376,7 @@ def save_checkpoint(
             format cannot name one or the original ``mobile_sam`` cannot have one.
     """
     path = Path(path)
-    if path.suffix not in _SUFFIXES:
-        raise UserError(
-            f"{str(path)!r} has no suffix of a checkpoint: end it in {', '.join(_SUFFIXES)}"
-        )
+    require_suffix(path)
     if backbone is not None and path.suffix != ".safetensors":
         raise UserError(
             f"{str(path)!r} cannot name the backbone {backbone!r}, without which it could not be "
@@ -416,9 +442,12 @@ def _has_backbone(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def _read_torch(path: Path) -> Any:
+    failure: Exception
     try:
         with open(path, "rb") as file:  # given a path, torch.load goes by its suffix
             return torch.load(file, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         if found is None:
@@ -428,7 +457,25 @@ def _read_torch(path: Path) -> Any:
             "is not loaded: save its state_dict() alone where you trust it, best as .safetensors"
         ) from error
     except Exception as error:  # a damaged pickle makes the reader stumble in any way
-        raise UserError(_damaged(path, error)) from error
+        failure = error.with_traceback(None)  # lets go of the tensors that were read
+    if isinstance(failure, MemoryError | RuntimeError) and not _fits_memory(path):
+        raise MemoryError(
+            f"checkpoint {str(path)!r} ({path.stat().st_size:,} bytes) needs more memory than "
+            "there is"
+        ) from failure
+    raise UserError(_damaged(path, failure)) from failure
+
+
+def _fits_memory(path: Path) -> bool:
+    """Whether there is memory for the file's tensors, which no class of torch's errors tells.
+
+    A damaged file may ask for any amount, a whole one for its size, and for a part once more.
+    """
+    try:
+        torch.empty(2 * path.stat().st_size, dtype=torch.uint8)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _damaged(path: Path, error: Exception) -> str:
@@ -438,7 +485,13 @@ def _damaged(path: Path, error: Exception) -> str:
     )
 
 
-def _first_line(error: Exception) -> str:
+def _broken_off(repo_id: str, filename: str, at: str, error: BaseException) -> ConnectionError:
+    return ConnectionError(
+        f"{filename!r} of {repo_id!r}{at} could not be downloaded: try again ({_first_line(error)})"
+    )
+
+
+def _first_line(error: BaseException) -> str:
     return str(error).split("\n")[0][:200]
 
 

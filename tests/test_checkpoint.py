@@ -5,6 +5,8 @@ import json
 import os
 import pickle
 import struct
+import subprocess
+import sys
 from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -335,6 +337,42 @@ def test_download_that_ended_early(
     with pytest.raises(ValueError, match="damaged or truncated") as raised:
         read_checkpoint(path)
     assert_mentions(raised, repr(str(path)), f"{length:,} bytes", "download it again")
+
+
+TOO_LITTLE_MEMORY = """
+import resource, sys
+from mobile_sam_plugin.checkpoint import read_checkpoint
+
+in_use = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (in_use + 50_000_000,) * 2)
+try:
+    read_checkpoint(sys.argv[1])
+except MemoryError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited by Linux's means")
+@pytest.mark.parametrize("write", [write_zip, write_legacy])
+def test_too_little_memory_is_no_damage(tmp_path: Path, write: Writer) -> None:
+    path = tmp_path / "large.pt"
+    write({"weight": torch.zeros(25_000_000)}, path)
+    command = (sys.executable, "-c", TOO_LITTLE_MEMORY, str(path))
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "large.pt' (100,0" in done.stdout and "needs more memory" in done.stdout, done.stderr
+
+
+def test_disk_that_fails_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch.load lets an error of the file through; no disk of a test fails when asked to."""
+
+    def fail(file: Any, **options: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    write_zip(few_tensors(), tmp_path / "weights.pt")
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(OSError) as raised:
+        read_checkpoint(tmp_path / "weights.pt")
+    assert raised.value.errno == errno.EIO
 
 
 def tensors_or_value_error(path: Path, content: bytes) -> dict[str, Tensor] | None:

@@ -429,6 +429,43 @@ def test_download_prints_a_path_and_nothing_else(capsys: Captured) -> None:
     check_mistake(capsys.readouterr(), "--revision")
 
 
+def test_download_writes_a_file_for_programs_that_look_for_one(
+    tmp_path: Path, capsys: Captured
+) -> None:
+    target = tmp_path / "checkpoints" / "mobile_sam.pt"
+    command = ["download", "bundled", "--to", str(target)]
+    assert main(command) == 0
+    assert capsys.readouterr() == (f"{target}\n", "")
+    assert isinstance(build_sam_vit_t(target), segment_anything.modeling.Sam)
+    before = target.read_bytes()
+    assert set(torch.load(target, weights_only=True)) == set(read_checkpoint(BUNDLED_FILE))
+    assert main([*command, "--for", "upstream"]) == 2
+    check_mistake(capsys.readouterr(), "mobile_sam.pt' exists: give --overwrite")
+    assert target.read_bytes() == before
+    assert main([*command, "--for", "upstream", "--overwrite"]) == 0
+    assert len(torch.load(target, weights_only=True)) == len(read_checkpoint(BUNDLED_FILE)) + 4
+    assert [path.name for path in target.parent.iterdir()] == [target.name]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--to", "{tmp}/weights.onnx"], "weights.onnx"),
+        (["--to", "{tmp}"], "--to"),
+        (["--for", "upstream"], "--for"),
+        (["--overwrite"], "--overwrite"),
+    ],
+    ids=str,
+)
+def test_download_names_mistakes_before_it_downloads(
+    tmp_path: Path, capsys: Captured, options: list[str], words: str
+) -> None:
+    given = [option.format(tmp=tmp_path) for option in options]
+    assert main(["download", "hf://no/such", *given]) == 2
+    check_mistake(capsys.readouterr(), words)
+    assert list(tmp_path.iterdir()) == []
+
+
 # All of them
 
 

@@ -15,6 +15,7 @@ from mobile_sam_plugin import MobileSam, build_sam_vit_t
 from mobile_sam_plugin.checkpoint import (
     BUNDLED_FILE,
     HUB_FILE,
+    download,
     locate_checkpoint,
     read_checkpoint,
 )
@@ -196,6 +197,32 @@ def test_from_pretrained_offline_without_a_cache(client: Client) -> None:
     with pytest.raises(ConnectionError) as raised:
         client(pretrained, UPSTREAM, HF_HUB_OFFLINE="1")
     assert_mentions(raised, HUB_FILE, UPSTREAM, "connect and try again")
+
+
+def downloaded_again(repo_id: str) -> str:
+    return str(download(repo_id, force_download=True))
+
+
+@pytest.mark.parametrize("variables", [{}, {"HF_HUB_OFFLINE": "1"}], ids=["refused", "offline"])
+def test_no_connection_to_download_again(
+    hub: Hub, client: Client, weights: bytes, variables: dict[str, str]
+) -> None:
+    """The client tells it as a ValueError, whose cause is the connection."""
+    hub.commit(UPSTREAM, {HUB_FILE: weights})
+    client(located, f"hf://{UPSTREAM}")
+    hub.stop()
+    with pytest.raises(ConnectionError) as raised:
+        client(downloaded_again, UPSTREAM, **variables)
+    assert_mentions(raised, HUB_FILE, UPSTREAM, "try again")
+
+
+def with_an_unknown_option(repo_id: str) -> str:
+    return str(download(repo_id, no_such_option=True))
+
+
+def test_bugs_are_no_lost_connections(hub: Hub, client: Client) -> None:
+    with pytest.raises(TypeError, match="no_such_option"):
+        client(with_an_unknown_option, UPSTREAM)
 
 
 def test_cut_connection_is_resumed(hub: Hub, client: Client, weights: bytes) -> None:

@@ -4,6 +4,8 @@ import inspect
 import logging
 import subprocess
 import sys
+from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -17,6 +19,7 @@ from mobile_sam_plugin import (
     replace,
     sam_model_registry,
 )
+from mobile_sam_plugin.checkpoint import BUNDLED_FILE
 
 
 def run_python(code: str) -> str:
@@ -110,10 +113,70 @@ def test_replace_builds_mobile_sam_and_says_what_it_ignores(
             (record,) = caplog.records
             assert "ignoring its checkpoint 'no/such/sam_vit_h_4b8939.pth'" in record.getMessage()
         assert segment_anything.sam_model_registry["vit_b"] is before["vit_b"]
-        assert segment_anything.sam_model_registry["default"] is before["default"]
     assert segment_anything.sam_model_registry == before
     assert segment_anything.build_sam_vit_h is before["vit_h"]
     assert sam_model_registry["vit_h"] is before["vit_h"]
+
+
+def names_of(builder: object) -> set[str]:
+    """Where in segment_anything and its registry a function is, by all names."""
+    modules = (segment_anything, import_module("segment_anything.build_sam"))
+    tables = (*map(vars, modules), segment_anything.sam_model_registry)
+    names = ("package", "module", "registry")
+    return {
+        f"{where}.{name}"
+        for where, table in zip(names, tables, strict=True)
+        for name, value in table.items()
+        if value is builder
+    }
+
+
+@pytest.mark.parametrize("model_type", ["vit_h", "default"])
+def test_replace_goes_with_the_builder_under_all_its_names(model_type: str) -> None:
+    """Upstream's build_sam, build_sam_vit_h and "default" are one function; scripts use each."""
+    upstream = segment_anything.build_sam
+    before = names_of(upstream)
+    assert before >= {"package.build_sam", "module.build_sam_vit_h", "registry.default"}
+    with replace(model_type, checkpoint="bundled"):
+        from segment_anything import build_sam
+        from segment_anything.build_sam import build_sam_vit_h
+
+        assert build_sam is build_sam_vit_h is not upstream
+        assert names_of(build_sam) == before and names_of(upstream) == set()
+        assert isinstance(build_sam(checkpoint="sam_vit_h_4b8939.pth"), MobileSam)
+    assert names_of(upstream) == before and names_of(build_sam) == set()
+
+
+def test_replace_restores_modules_that_were_loaded_meanwhile(
+    vendored: ModuleType, tmp_path: Path
+) -> None:
+    (tmp_path / "sam" / "segment_anything" / "late.py").write_text("from . import build_sam_vit_l")
+    own = vendored.build_sam_vit_l
+    with replace("vit_l", into=vendored):
+        late = import_module("sam.segment_anything.late")
+        assert late.build_sam_vit_l is vendored.build_sam_vit_l is not own
+    assert late.build_sam_vit_l is own
+
+
+def test_register_overrides_under_all_names(vendored: ModuleType) -> None:
+    """As the original mobile_sam has it: a registry entry, and a function of the package."""
+    own = vendored.build_sam_vit_b
+    vars(vendored)["build_sam_vit_t"] = vendored.sam_model_registry["vit_t"] = lambda checkpoint: (
+        own
+    )
+    register(vendored, override=True)
+    assert vars(vendored)["build_sam_vit_t"] is build_sam_vit_t
+    assert vendored.sam_model_registry["vit_b"] is vendored.build_sam_vit_b is own
+
+
+def test_replace_names_the_checkpoint_that_it_loads(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MOBILE_SAM_CHECKPOINT", str(BUNDLED_FILE))
+    with replace("vit_h"):
+        segment_anything.build_sam()
+    assert f"building MobileSAM ({BUNDLED_FILE}) in place of vit_h" in caplog.text
+    assert str(DEFAULT_CHECKPOINT) not in caplog.text
 
 
 def test_replace_is_also_a_function_and_nests(vendored: ModuleType) -> None:

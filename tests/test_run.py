@@ -1,12 +1,14 @@
 """``mobile-sam run`` against python itself: a program cannot tell which of them runs it."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
+import segment_anything
 
 from mobile_sam_plugin.cli import main
 
@@ -96,8 +98,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def outcome(*command: str, cwd: Path) -> tuple[int, str, str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+def outcome(*command: str, cwd: Path, **variables: str) -> tuple[int, str, str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
     process = subprocess.run(
         command,
         cwd=cwd,
@@ -195,10 +197,135 @@ def test_imports_nothing_that_the_script_does_not(folder: Path) -> None:
     assert outcome(*RUN, "--replace", "vit_h", "script.py", cwd=folder) == (0, "set()\n", "")
 
 
+BUILDERS = """
+import segment_anything
+from segment_anything.build_sam import build_sam_vit_h
+
+def builders(_):
+    registry = segment_anything.sam_model_registry
+    functions = (registry["vit_h"], registry["vit_t"], segment_anything.build_sam, build_sam_vit_h)
+    return [function.__module__ for function in functions]
+"""
+REPLACED, REGISTERED = "mobile_sam_plugin.replacement", "mobile_sam_plugin.build"
+STARTERS = {
+    **{
+        method: f"""
+            import multiprocessing
+            from builders import builders
+            if __name__ == "__main__":
+                with multiprocessing.get_context("{method}").Pool(1) as pool:
+                    print(*pool.map(builders, [0]))
+            """
+        for method in ("forkserver", "spawn")
+    },
+    "subprocess": """
+        import subprocess, sys
+        child = "import builders; print(builders.builders(0))"
+        grandchild = "import subprocess, sys; subprocess.run([sys.executable, *sys.argv[1:]])"
+        subprocess.run([sys.executable, "-c", grandchild, "-c", child])
+        """,
+    "torch.distributed.run": """
+        import os, runpy, sys
+        if "RANK" in os.environ:
+            import builders
+            print(builders.builders(0))
+        else:
+            sys.argv[1:] = ["--standalone", "--nproc-per-node", "1", __file__]
+            runpy.run_module("torch.distributed.run", run_name="__main__")
+        """,
+}
+
+
+@pytest.mark.parametrize("starter", STARTERS)
+def test_reaches_the_processes_that_a_script_starts(folder: Path, starter: str) -> None:
+    (folder / "builders.py").write_text(BUILDERS)
+    (folder / "script.py").write_text(dedent(STARTERS[starter]))
+    code, stdout, stderr = outcome(*RUN, "--replace", "vit_h", "script.py", cwd=folder)
+    assert (code, stdout) == (0, f"{[REPLACED, REGISTERED, REPLACED, REPLACED]}\n"), stderr
+
+
+def test_processes_of_a_script_are_otherwise_as_python_starts_them(folder: Path) -> None:
+    (folder / "other").mkdir()
+    (folder / "other" / "sitecustomize.py").write_text("print(__name__, __file__, __spec__.name)")
+    (folder / "script.py").write_text(
+        dedent("""
+            import subprocess, sys
+            child = "import sitecustomize, sys; print(sys.path, sitecustomize.__file__)"
+            print(subprocess.run([sys.executable, "-c", child], capture_output=True, text=True))
+        """)
+    )
+    path = f"{folder / 'other'}{os.pathsep}{ROOT}"
+    expected = outcome(sys.executable, "script.py", cwd=folder, PYTHONPATH=path)
+    assert str(folder / "other" / "sitecustomize.py") in expected[1]
+    assert outcome(*RUN, "script.py", cwd=folder, PYTHONPATH=path) == expected
+
+
+def test_a_script_may_import_this_package_first(folder: Path) -> None:
+    (folder / "script.py").write_text(
+        "from mobile_sam_plugin import replace, sam_model_registry as ours\n"
+        "import segment_anything\n"
+        "print(segment_anything.build_sam.__module__, ours['vit_t'].__module__)"
+    )
+    expected = (0, f"{REPLACED} {REGISTERED}\n", "")
+    assert outcome(*RUN, "--replace", "vit_h", "script.py", cwd=folder) == expected
+
+
+COPIES = """
+import mobile_sam
+from sam.segment_anything import build_sam
+from sam.segment_anything.build_sam import sam_model_registry
+print(mobile_sam.build_sam_vit_t.__module__, mobile_sam.sam_model_registry["vit_t"].__module__)
+print(build_sam.__module__, sam_model_registry["vit_t"].__module__)
+"""
+
+
+@pytest.fixture
+def copies(folder: Path) -> Path:
+    """A script with a vendored copy of segment_anything, and a renamed one with its own vit_t."""
+    upstream = Path(segment_anything.__file__).parent
+    shutil.copytree(upstream, folder / "sam" / "segment_anything")
+    shutil.copytree(upstream, folder / "mobile_sam")
+    with open(folder / "mobile_sam" / "__init__.py", "a") as file:
+        file.write("\nbuild_sam_vit_t = sam_model_registry['vit_t'] = lambda checkpoint: None\n")
+    (folder / "script.py").write_text(COPIES)
+    return folder
+
+
+def test_registers_and_replaces_in_copies(copies: Path) -> None:
+    options = ["--in", "mobile_sam", "--replace", "default", "--in", "sam.segment_anything"]
+    code, stdout, stderr = outcome(*RUN, *options, "script.py", cwd=copies)
+    assert (code, stderr) == (0, "")
+    assert stdout.split() == [REGISTERED, REGISTERED, REPLACED, REGISTERED]
+
+
+def test_says_which_copies_it_could_not_change(copies: Path) -> None:
+    (copies / "script.py").write_text(
+        "import sam.segment_anything, neighbour, mobile_sam, atexit\n"
+        "atexit.register(print, 'done')\nraise SystemExit(3)"
+    )
+    with open(copies / "mobile_sam" / "__init__.py", "a") as file:
+        file.write("del sam_model_registry['vit_l']")
+    options = ["--in", "sam_hq", "--in", "neighbour", "--in", "mobile_sam", "--replace", "vit_l"]
+    code, stdout, stderr = outcome(*RUN, *options, "script.py", cwd=copies)
+    assert (code, stdout) == (3, "done\n")
+    for line, words in zip(
+        stderr.splitlines(),
+        (
+            "--in sam_hq was not imported; imported were: ",
+            "--in neighbour has no dict sam_model_registry; imported were: ",
+            "--in mobile_sam has no vit_l to replace, only default, vit_h, vit_b, vit_t",
+        ),
+        strict=True,
+    ):
+        assert line.startswith(f"mobile-sam: warning: {words}")
+        assert "sam.segment_anything" in line
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ([], "Missing argument"),
+        (["--in", "sam/segment_anything", "script.py"], "such as sam.segment_anything"),
         (["missing.py"], "missing.py: No such file"),
         (["."], ".: Is a directory"),
         (["--replace", "vit_x", "script.py"], "vit_x"),

@@ -24,6 +24,16 @@ class Target(str, Enum):
     upstream = "upstream"
 
 
+For = Annotated[
+    Target | None,
+    typer.Option(
+        "--for",
+        help="'upstream' adds the unused classification head, four tensors, without which the "
+        "original mobile_sam and Ultralytics refuse a file.",
+    ),
+]
+
+
 def info(
     checkpoint: Annotated[
         str | None,
@@ -77,14 +87,7 @@ def convert(
     dtype: Annotated[
         Dtype | None, typer.Option(help="The type to convert to.", show_default="as it is")
     ] = None,
-    for_: Annotated[
-        Target | None,
-        typer.Option(
-            "--for",
-            help="'upstream' adds the unused classification head that the strict loader of the "
-            "original mobile_sam wants.",
-        ),
-    ] = None,
+    for_: For = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace OUT if it exists.")
     ] = False,
@@ -93,6 +96,65 @@ def convert(
 
     The checkpoint is verified first. Only going from float32 to float16 loses anything.
     """
+    _write(source, target, dtype, for_, overwrite)
+    typer.echo(f"{target}  {target.stat().st_size:,} bytes")
+
+
+def download(
+    checkpoint: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="CHECKPOINT",
+            help="hf://owner/repo[/file][@revision], or 'bundled'.",
+            show_default="hf://nielsr/mobilesam",
+        ),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="A branch, tag or commit.", show_default="the default branch")
+    ] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            dir_okay=False,
+            help="Write it to this file as well, in the format of its suffix: .pt, .pth, .bin or "
+            ".safetensors.",
+        ),
+    ] = None,
+    for_: For = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the file of --to if it exists.")
+    ] = False,
+) -> None:
+    """Download a checkpoint and print its path.
+
+    It goes into the cache of the Hugging Face Hub, and is not downloaded again if it is there. With
+    --to it is verified and written to a file, for programs that look for one before they load it.
+    """
+    from .. import DEFAULT_CHECKPOINT
+    from ..checkpoint import locate_checkpoint
+
+    if to is None:
+        for given, option in ((for_, "--for"), (overwrite, "--overwrite")):
+            if given:
+                raise typer.BadParameter("it goes with --to FILE", param_hint=option)
+    name = checkpoint or DEFAULT_CHECKPOINT
+    if revision is not None:
+        if not name.startswith("hf://") or "@" in name:
+            raise typer.BadParameter(
+                f"{name!r} is no hf:// name without a revision", param_hint="--revision"
+            )
+        name = f"{name}@{revision}"
+    if to is None:
+        typer.echo(locate_checkpoint(name))
+        return
+    _write(name, to, None, for_, overwrite)
+    typer.echo(to)
+
+
+def _write(
+    source: str, target: Path, dtype: Dtype | None, for_: Target | None, overwrite: bool
+) -> None:
+    """Verifies a checkpoint and writes it to a file, in the format of its suffix."""
     if target.exists() and not overwrite:
         raise FileExistsError(f"{str(target)!r} exists: give --overwrite to replace it")
 
@@ -103,10 +165,12 @@ def convert(
         locate_checkpoint,
         read_backbone,
         read_checkpoint,
+        require_suffix,
         save_checkpoint,
         verify_checkpoint,
     )
 
+    require_suffix(target)  # before anything is downloaded
     path = locate_checkpoint(source)
     tensors = read_checkpoint(path)
     backbone = read_backbone(path)
@@ -118,37 +182,6 @@ def convert(
         for_upstream=for_ is Target.upstream,
         backbone=backbone,
     )
-    typer.echo(f"{target}  {target.stat().st_size:,} bytes")
-
-
-def download(
-    checkpoint: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="CHECKPOINT",
-            help="hf://owner/repo[/file][@revision].",
-            show_default="hf://nielsr/mobilesam",
-        ),
-    ] = None,
-    revision: Annotated[
-        str | None, typer.Option(help="A branch, tag or commit.", show_default="the default branch")
-    ] = None,
-) -> None:
-    """Download a checkpoint and print its path.
-
-    It goes into the cache of the Hugging Face Hub, and is not downloaded again if it is there.
-    """
-    from .. import DEFAULT_CHECKPOINT
-    from ..checkpoint import locate_checkpoint
-
-    name = checkpoint or DEFAULT_CHECKPOINT
-    if revision is not None:
-        if not name.startswith("hf://") or "@" in name:
-            raise typer.BadParameter(
-                f"{name!r} is no hf:// name without a revision", param_hint="--revision"
-            )
-        name = f"{name}@{revision}"
-    typer.echo(locate_checkpoint(name))
 
 
 def _list_devices() -> list[str]:

@@ -1,5 +1,6 @@
 """``mobile-sam run``: an unmodified SAM script, with MobileSAM in its registry."""
 
+import atexit
 import builtins
 import os
 import runpy
@@ -13,9 +14,9 @@ from types import ModuleType
 from typing import Annotated, Any
 
 import typer
-import wrapt
 from typer.core import TyperCommand
 
+from ..import_hooks import ImportHooks
 from .inputs import CHECKPOINT_NAMES
 
 
@@ -39,7 +40,7 @@ class RunCommand(TyperCommand):
         while rest and rest[0].startswith("-"):
             option = rest.pop(0)
             spelled_out.append(option)
-            if option in ("--replace", "--checkpoint"):
+            if option in ("--replace", "--in", "--checkpoint"):
                 spelled_out += rest[:1]
                 del rest[:1]
             while option == "--replace" and rest and rest[0] in list(ReplaceableType):
@@ -65,6 +66,16 @@ def run(
             "vit_b. The checkpoint that it gives for them is ignored.",
         ),
     ] = None,
+    in_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--in",
+            metavar="MODULE",
+            help="A copy of segment_anything that the script imports, by its full name: "
+            "mobile_sam, sam.segment_anything. vit_t is registered in it, and --replace goes for "
+            "it, as for segment_anything. May be given several times.",
+        ),
+    ] = None,
     checkpoint: Annotated[
         str | None,
         typer.Option(
@@ -78,30 +89,39 @@ def run(
     """Run an unmodified SAM script with vit_t registered.
 
     The script runs as python itself would run it, with the same sys.argv, __main__, sys.path and
-    exit code. Everything behind its name belongs to it.
+    exit code. Everything behind its name belongs to it. What is registered and replaced is so in
+    the python processes that it starts as well.
     """
+    for name in in_ or ():
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise typer.BadParameter(
+                f"{name!r} is no module: write its name as in the script's import, "
+                "such as sam.segment_anything",
+                param_hint="--in",
+            )
     weights = None
     if checkpoint is not None:
         from ..checkpoint import locate_checkpoint
 
         # Found now, since a script may change folders, and would end with a traceback if it is not.
         weights = str(locate_checkpoint(checkpoint).absolute())
-        os.environ["MOBILE_SAM_CHECKPOINT"] = weights
-    if replace:
-        # Once the script has imported segment_anything, if it does.
-        types = [model_type.value for model_type in replace]
-        wrapt.when_imported("segment_anything")(lambda _: _replace_types(types, weights))
     if module:
-        return partial(_run_module, script, arguments or [])
-    with open(script, "rb") as file:
-        source = file.read()
-    return partial(_run_script, script, source, arguments or [])
+        program = partial(_run_module, script, arguments or [])
+    else:
+        with open(script, "rb") as file:
+            program = partial(_run_script, script, file.read(), arguments or [])
+    if weights is not None:
+        os.environ["MOBILE_SAM_CHECKPOINT"] = weights
+    hooks = ImportHooks(in_ or (), [model_type.value for model_type in replace or ()], weights)
+    hooks.install()
+    hooks.hand_down()
+    atexit.register(_tell_problems, hooks)
+    return program
 
 
-def _replace_types(types: list[str], weights: str | None) -> None:
-    from .. import DEFAULT_CHECKPOINT, replace
-
-    replace(*types, checkpoint=weights or DEFAULT_CHECKPOINT)
+def _tell_problems(hooks: ImportHooks) -> None:
+    for problem in hooks.problems():
+        print(f"mobile-sam: warning: --in {problem}", file=sys.stderr)
 
 
 def _run_script(script: str, source: bytes, arguments: list[str]) -> None:

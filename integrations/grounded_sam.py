@@ -26,7 +26,7 @@ from mobile_sam_plugin import MobileSam, build_sam_vit_t
 from mobile_sam_plugin.errors import UserError
 from mobile_sam_plugin.inputs import ImageSource, load_image
 
-from .instances import Instances, as_predictor, check_thresholds
+from .instances import Instances, as_predictor, check_thresholds, path_of
 from .pretrained import check_length, load_pretrained, place_inputs
 from .texts import split_prompts as split_prompts
 
@@ -186,6 +186,8 @@ class GroundedMobileSam:
             labels=found.phrases,
             class_ids=found.class_ids,
             image=pixels,
+            classes=prompts,
+            image_path=path_of(image),
         )
 
     def detect(

@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,12 +20,15 @@ from typing_extensions import Self
 from mobile_sam_plugin import SamAutomaticMaskGenerator, SamPredictor
 from mobile_sam_plugin.errors import MissingExtra, UserError
 from mobile_sam_plugin.inputs import ImageSource, load_image
-from mobile_sam_plugin.results import encode_mask, write_file
+from mobile_sam_plugin.polygons import Losses, labelme_content, relative_path
+from mobile_sam_plugin.results import encode_mask, write_file, write_masks
 
 if TYPE_CHECKING:
     import supervision
 
-_MASK_FILE = re.compile(r"mask_\d{3,}\.png")
+_UNNAMED = "instances.png"
+"""The name of an image that came from no file."""
+_NO_CLASS = "none of them"
 
 
 def as_predictor(
@@ -92,8 +94,10 @@ class Instances:
         scores: (N,) float32, of the detector, the classifier or the mask.
         labels: N phrases or names of classes.
         class_ids: (N,) int64, indices into the classes that were asked for, -1 for none of them.
+        classes: the names of those classes.
         ids: (N,) int64, the same for the same object in every frame of a video.
         image: (H, W, 3) uint8 RGB, what they were found in, for pictures of them; it is no copy.
+        image_path: where that lies, if it came from a file.
 
     Example:
         >>> objects = GroundedMobileSam(sam).predict("street.jpg", "a dog. the red car.")
@@ -110,6 +114,8 @@ class Instances:
     class_ids: NDArray[np.int64] | None = None
     ids: NDArray[np.int64] | None = None
     image: NDArray[np.uint8] | None = None
+    classes: Sequence[str] = ()
+    image_path: str | None = None
 
     def __post_init__(self) -> None:
         count = len(self.labels)
@@ -175,40 +181,76 @@ class Instances:
             data={"class_name": np.array(self.labels, dtype=str)},
         )
 
-    def to_coco(self, image_id: int = 1, first_annotation_id: int = 1) -> dict[str, Any]:
+    def to_coco(
+        self,
+        image_id: int = 1,
+        first_annotation_id: int = 1,
+        file_name: str | None = None,
+        polygons: bool = False,
+    ) -> dict[str, Any]:
         """Returns them as a COCO data set of one image, which ``json`` can write.
+
+        Categories are what was asked for, in its order from 1, whatever was found of it, so that
+        those of several images agree; where nothing was asked for, the distinct labels.
 
         Args:
             image_id: the image's number in the data set.
             first_annotation_id: the first object's; the next have the next.
+            file_name: the image's; by default that of ``image_path``, or else "instances.png".
+            polygons: whether masks are polygons in place of RLE. Holes are lost then, and masks of
+                no pixel; a warning tells of how many.
 
         Returns:
-            ``images``, ``categories``, one for each distinct label, and ``annotations``, with
-            masks as compressed RLE, boxes as XYWH, ``score``, and ``track_id`` if tracked.
+            ``images``, ``categories`` and ``annotations``, with masks as compressed RLE or
+            polygons, boxes as XYWH, ``label``, ``score``, and ``track_id`` if tracked.
         """
         height, width = self.image_size
-        names = list(dict.fromkeys(self.labels))
+        categories, category_ids = self._categories()
         annotations: list[dict[str, Any]] = []
+        losses = Losses()
         for index, (box, mask) in enumerate(zip(self.boxes.tolist(), self.masks, strict=True)):
+            segmentation = losses.coco_polygons(mask) if polygons else encode_mask(mask)
+            if not segmentation:
+                continue
             x0, y0, x1, y1 = box
             annotation = {
                 "id": first_annotation_id + index,
                 "image_id": image_id,
-                "category_id": 1 + names.index(self.labels[index]),
+                "category_id": category_ids[index],
                 "bbox": [x0, y0, x1 - x0, y1 - y0],
                 "area": int(np.count_nonzero(mask)),
-                "segmentation": encode_mask(mask),
+                "segmentation": segmentation,
                 "iscrowd": 0,
+                "label": self.labels[index],
                 "score": float(self.scores[index]),
             }
             if self.ids is not None:
                 annotation["track_id"] = int(self.ids[index])
             annotations.append(annotation)
+        losses.warn()
+        if file_name is None:
+            file_name = _UNNAMED if self.image_path is None else Path(self.image_path).name
+        image = {"id": image_id, "file_name": file_name, "height": height, "width": width}
         return {
-            "images": [{"id": image_id, "height": height, "width": width}],
-            "categories": [{"id": 1 + index, "name": name} for index, name in enumerate(names)],
+            "images": [image],
+            "categories": [{"id": number, "name": name} for number, name in categories.items()],
             "annotations": annotations,
         }
+
+    def _categories(self) -> tuple[dict[int, str], list[int]]:
+        """The names of all categories by their ids, from 1, and the id of each object's."""
+        if self.class_ids is None:
+            ids = {label: place for place, label in enumerate(dict.fromkeys(self.labels), 1)}
+            return {place: label for label, place in ids.items()}, [ids[x] for x in self.labels]
+        names = dict(enumerate(self.classes, 1))
+        class_ids = self.class_ids.tolist()
+        for class_id, label in zip(class_ids, self.labels, strict=True):
+            if class_id >= 0:
+                names.setdefault(1 + class_id, label)
+        none = 1 + max(names, default=0)
+        if -1 in class_ids:
+            names[none] = _NO_CLASS
+        return dict(sorted(names.items())), [none if x < 0 else 1 + x for x in class_ids]
 
     def overlay(self, image: ImageSource | None = None) -> NDArray[np.uint8]:
         """Returns the image with masks, boxes, labels and scores drawn over it, (H, W, 3) RGB.
@@ -222,8 +264,8 @@ class Instances:
             ValueError: the image has another size than the masks, or there is none.
         """
         picture = self._load_same_size(image).copy()
-        numbers = range(len(self)) if self.ids is None else self.ids.tolist()
-        colors = voc_colors(2 + max(numbers, default=0))[1:]
+        numbers = range(1, 1 + len(self)) if self.ids is None else self.ids.tolist()
+        colors = voc_colors(1 + max(numbers, default=0))
         # Large ones first, so that small ones stay visible.
         for index in np.argsort([-np.count_nonzero(mask) for mask in self.masks]):
             _draw_mask(picture, self.masks[index], colors[numbers[index]])
@@ -247,36 +289,70 @@ class Instances:
             )
         return pixels
 
-    def save(self, folder: str | os.PathLike[str], image: ImageSource | None = None) -> list[Path]:
-        """Writes the objects into a folder, in place of those of an earlier call.
+    def save(
+        self,
+        folder: str | os.PathLike[str],
+        image: ImageSource | None = None,
+        *,
+        cutouts: bool = False,
+        polygons: bool = False,
+        labelme: bool = False,
+    ) -> list[Path]:
+        """Writes the objects into a folder, in place of earlier results in it.
 
         ``mask_000.png`` and so on (0 and 255), ``overlay.png``, and ``instances.json``, which is
-        what :meth:`to_coco` returns. A file appears whole or not at all, ``instances.json`` last.
+        what :meth:`to_coco` returns. It names the file that the image came from; an image that came
+        from none is written beside it as ``instances.png``. A file appears whole or not at all,
+        ``instances.json`` last.
 
         Args:
             folder: made if need be.
             image: as of :meth:`overlay`.
+            cutouts: whether there is ``cutout_000.png`` and so on as well: RGBA, cropped to the
+                mask, transparent around it.
+            polygons: as of :meth:`to_coco`.
+            labelme: whether there is ``labelme.json`` as well, which labelme opens. Holes are lost
+                in it, too.
 
         Returns:
-            The paths of all these files.
+            The paths of all these files, those of the masks first.
 
         Raises:
             ValueError: as :meth:`overlay`.
         """
         overlay = self.overlay(image)
+        pixels = self._load_same_size(image)
+        source = self.image_path or path_of(image)
         target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
-        (target / "instances.json").unlink(missing_ok=True)
-        for path in target.iterdir():
-            if _MASK_FILE.fullmatch(path.name):
-                path.unlink()
-        paths = [target / f"mask_{index:03}.png" for index in range(len(self))]
-        for path, mask in zip(paths, self.masks, strict=True):
-            write_file(path, encode_png(mask.astype(np.uint8) * 255))
-        paths += [target / "overlay.png", target / "instances.json"]
-        write_file(paths[-2], encode_png(overlay))
-        write_file(paths[-1], json.dumps(self.to_coco(), allow_nan=False).encode())
+        coco = self.to_coco(file_name=Path(source or _UNNAMED).name, polygons=polygons)
+        masks = write_masks(target, self.masks, pixels if cutouts else None)
+        paths = masks + sorted(target.glob("cutout_*.png")) + [target / "overlay.png"]
+        write_file(paths[-1], encode_png(overlay))
+        if source is None:
+            paths.append(target / _UNNAMED)
+            write_file(paths[-1], encode_png(pixels))
+        if labelme:
+            names, category_ids = self._categories()
+            labels = (names[number] for number in category_ids)
+            path = _UNNAMED if source is None else relative_path(source, target)
+            losses = Losses()
+            content = labelme_content(
+                zip(labels, self.masks, strict=True), self.image_size, path, losses
+            )
+            if not polygons:  # else it has been told
+                losses.warn()
+            paths.append(target / "labelme.json")
+            write_file(paths[-1], json.dumps(content).encode())
+        paths.append(target / "instances.json")
+        write_file(paths[-1], json.dumps(coco, allow_nan=False).encode())
         return paths
+
+
+def path_of(image: ImageSource | None) -> str | None:
+    """The path of an image's file, None if it came from none; of PIL's images where it is known."""
+    if isinstance(image, str | os.PathLike):
+        return os.fspath(image)
+    return str(getattr(image, "filename", "")) or None
 
 
 def encode_png(pixels: NDArray[np.uint8], palette: NDArray[np.uint8] | None = None) -> bytes:

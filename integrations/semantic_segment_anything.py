@@ -30,6 +30,7 @@ from .instances import (
     boxes_of,
     encode_png,
     everything_mode,
+    path_of,
     voc_colors,
 )
 from .pretrained import check_length, load_pretrained, place_inputs
@@ -58,13 +59,7 @@ class Classifier(Protocol):
 
 @dataclass(eq=False)
 class SemanticInstances(Instances):
-    """Masks with a class each.
-
-    Attributes:
-        classes: the names that ``class_ids`` stand for.
-    """
-
-    classes: Sequence[str] = ()
+    """Masks with a class each."""
 
     def semantic_map(self) -> NDArray[np.int64]:
         """Returns the class of every pixel, (H, W), -1 where there is no mask.
@@ -206,6 +201,7 @@ class SemanticMobileSam:
             labels=[names[i] for i in class_ids],
             class_ids=class_ids,
             image=pixels,
+            image_path=path_of(image),
             classes=names,
         )
 
@@ -252,6 +248,7 @@ class SemanticMobileSam:
             scores=scores[best],
             labels=[text] * len(best),
             image=pixels,
+            image_path=path_of(image),
         )
 
     def _check_masks(

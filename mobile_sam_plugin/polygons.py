@@ -4,14 +4,20 @@ A polygon has no holes, so that those of a mask are filled. Parts that touch at 
 part, as for OpenCV, and its outline then passes that corner twice.
 """
 
-from collections.abc import Sequence
+import os
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePath
 from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 BoolArray = NDArray[np.bool_]
+
+_LABELME_VERSION = "5.5.0"  # the first whose shapes have all of the fields written here
 
 # The neighbours of a pixel, XY, in the order in which OpenCV looks for the next one on a contour:
 # against the clock on the screen. Even ones share a side with it, odd ones a corner.
@@ -63,32 +69,98 @@ def outline(mask: BoolArray) -> NDArray[np.float64]:
     return np.concatenate([parts[0], *([start] if around else []), *around])
 
 
-def coco_polygons(mask: BoolArray) -> list[list[int]]:
-    """:func:`outer_polygons` as COCO's ``segmentation``: x0, y0, x1, y1 and so on of each part."""
-    return [polygon.ravel().tolist() for polygon in outer_polygons(mask)]
+@dataclass
+class Losses:
+    """What polygons do not tell of masks, counted, so that it can be told.
+
+    Attributes:
+        with_holes: masks with holes, which are filled.
+        empty: masks of no pixel, which have no polygon.
+    """
+
+    with_holes: int = 0
+    empty: int = 0
+
+    def outer_polygons(self, mask: BoolArray) -> list[NDArray[np.int64]]:
+        """:func:`outer_polygons`, what is lost in them counted."""
+        polygons = outer_polygons(mask)
+        self.with_holes += bool(sum(map(_area, polygons)) > np.count_nonzero(mask))
+        self.empty += not polygons
+        return polygons
+
+    def coco_polygons(self, mask: BoolArray) -> list[list[int]]:
+        """The same as COCO's ``segmentation``: x0, y0, x1, y1 and so on of each part."""
+        return [polygon.ravel().tolist() for polygon in self.outer_polygons(mask)]
+
+    def add(self, others: "Losses") -> None:
+        """Counts those of other masks in."""
+        self.with_holes += others.with_holes
+        self.empty += others.empty
+
+    def warn(self) -> None:
+        """Tells it in a warning, if anything was lost."""
+        losses = []
+        if self.with_holes:
+            losses.append(f"the holes of {count_masks(self.with_holes)} are filled")
+        if self.empty:
+            losses.append(f"{count_masks(self.empty)} of no pixel left out")
+        if losses:
+            warnings.warn(f"polygons are outer outlines: {', '.join(losses)}", stacklevel=3)
 
 
-def has_holes(mask: BoolArray, polygons: Sequence[ArrayLike] | None = None) -> bool:
-    """Whether the polygons of a mask fill pixels that are none of it.
+def labelme_content(
+    masks: Iterable[tuple[str, BoolArray]],
+    image_size: tuple[int, int],
+    image_path: str,
+    losses: Losses,
+) -> dict[str, Any]:
+    """What labelme opens and edits: a polygon for each part of a mask.
+
+    The parts of one mask share a ``group_id``. Holes are lost; masks of no pixel have no shape.
 
     Args:
-        mask: (H, W).
-        polygons: its :func:`outer_polygons` or :func:`coco_polygons`, if they are known.
+        masks: a label and a (H, W) mask each.
+        image_size: (height, width).
+        image_path: where labelme finds the image: relative to the folder of the json, or absolute.
+        losses: counts what is lost.
+
+    Returns:
+        What ``json`` can write.
     """
-    if polygons is None:
-        polygons = outer_polygons(mask)
-    filled = sum(_area(np.reshape(polygon, (-1, 2))) for polygon in polygons)
-    return bool(filled > np.count_nonzero(mask))
+    shapes = []
+    for number, (label, mask) in enumerate(masks, 1):
+        polygons = losses.outer_polygons(mask)
+        shapes += [
+            {
+                "label": label,
+                "points": polygon.tolist(),
+                "group_id": number if len(polygons) > 1 else None,
+                "description": "",
+                "shape_type": "polygon",
+                "flags": {},
+                "mask": None,
+            }
+            for polygon in polygons
+        ]
+    return {
+        "version": _LABELME_VERSION,
+        "flags": {},
+        "shapes": shapes,
+        "imagePath": image_path,
+        "imageData": None,
+        "imageHeight": image_size[0],
+        "imageWidth": image_size[1],
+    }
 
 
-def describe_losses(with_holes: int, empty: int) -> str:
-    """What polygons do not tell of so many masks with holes, and so many of no pixel; or ""."""
-    losses = []
-    if with_holes:
-        losses.append(f"the holes of {count_masks(with_holes)} are filled")
-    if empty:
-        losses.append(f"{count_masks(empty)} of no pixel {'are' if empty > 1 else 'is'} left out")
-    return f"polygons are outer outlines: {' and '.join(losses)}" if losses else ""
+def relative_path(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> str:
+    """Where a file is, as seen from a folder, with ``/``; absolute where no way leads there."""
+    place = Path(path)
+    place = place.parent.resolve() / place.name  # `..` leads out of what a link points to
+    try:
+        return PurePath(os.path.relpath(place, Path(folder).resolve())).as_posix()
+    except ValueError:  # on another drive
+        return place.as_posix()
 
 
 def count_masks(number: int) -> str:

@@ -13,7 +13,7 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
@@ -23,7 +23,7 @@ import pycocotools.mask
 from numpy.typing import ArrayLike, NDArray
 
 from .errors import UserError
-from .polygons import count_masks
+from .polygons import Losses, count_masks
 
 Record = dict[str, Any]
 Color = tuple[int, int, int]
@@ -32,7 +32,9 @@ AnyPath = TypeVar("AnyPath", bound=PurePath)
 SOURCE_FILE = "source.json"
 """What a folder of results tells by which image or video they are of."""
 
-_RESULTS = re.compile(r"mask_\d{3,}(\.png|_logits\.npy)|cutout_\d{3,}\.png|labelme\.json")
+_RESULTS = re.compile(
+    r"mask_\d{3,}(\.png|_logits\.npy)|cutout_\d{3,}\.png|instances\.png|labelme\.json"
+)
 _LISTS = ("masks.json", "instances.json")
 _WHOLE = 1 << 26  # bytes of the largest file that is read whole to know it again
 _END = 1 << 20  # bytes at either end of a larger one
@@ -202,6 +204,66 @@ def write_masks(
             stacklevel=2,
         )
     return paths
+
+
+def to_coco(
+    records: Sequence[Record],
+    image_size: tuple[int, int],
+    file_name: str,
+    losses: Losses | None = None,
+) -> dict[str, Any]:
+    """A COCO data set of one image, of which all masks are of the category "object".
+
+    Args:
+        records: of its masks.
+        image_size: (height, width).
+        file_name: the image's.
+        losses: as of :func:`coco_annotation`.
+    """
+    height, width = image_size
+    annotations = (coco_annotation(record, 1, n, losses) for n, record in enumerate(records, 1))
+    return {
+        "images": [{"id": 1, "file_name": file_name, "height": height, "width": width}],
+        "categories": [{"id": 1, "name": "object"}],
+        "annotations": list(filter(None, annotations)),
+    }
+
+
+def coco_annotation(
+    record: Record, image_id: int, annotation_id: int, losses: Losses | None = None
+) -> Record | None:
+    """COCO's annotation of a record.
+
+    Args:
+        record: with COCO RLE.
+        image_id, annotation_id: their numbers in the data set.
+        losses: if given, masks become polygons, and it counts what is lost in them.
+
+    Returns:
+        It, with the scores of the record; None of a mask of no pixel, if that is to be polygons.
+    """
+    segmentation: Any = record["segmentation"]
+    if losses is not None:
+        segmentation = losses.coco_polygons(decode_mask(record))
+        if not segmentation:
+            return None
+    scores = ("predicted_iou", "stability_score", "score")
+    return {
+        "id": annotation_id,
+        "image_id": image_id,
+        "category_id": record.get("category_id", 1),
+        "segmentation": segmentation,
+        "area": record["area"],
+        "bbox": coco_box(record),
+        "iscrowd": 0,
+        **{name: record[name] for name in scores if name in record},
+    }
+
+
+def coco_box(record: Mapping[str, Any]) -> list[float]:
+    """XYWH as COCO has it, where SAM's width and height are less by 1."""
+    box: list[float] = pycocotools.mask.toBbox(record["segmentation"]).tolist()
+    return box
 
 
 def cut_out(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:

@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools.coco import COCO
 
-from mobile_sam_plugin import MobileSam, SamPredictor
+from mobile_sam_plugin import MobileSam, SamPredictor, annotate
 from mobile_sam_plugin.inputs import load_image
 from mobile_sam_plugin.integrations.instances import (
     Instances,
     as_predictor,
     boxes_of,
     encode_png,
+    path_of,
     voc_colors,
 )
 
@@ -187,6 +188,104 @@ def test_coco_reads_them(tmp_path: Path) -> None:
     assert coco.loadAnns(100)[0]["bbox"] == [4, 10, 56, 40]
 
 
+def test_categories_are_what_was_asked_for() -> None:
+    asked = {"classes": ["the red car", "cat", "dog"], "labels": ["red car", "cat", "car"]}
+    first = objects(**asked, class_ids=np.array([0, 1, 0])).to_coco()
+    second = objects(**asked, class_ids=np.array([0, 1, 0]))[1].to_coco()
+    assert first["categories"] == second["categories"]
+    assert [category["name"] for category in first["categories"]] == asked["classes"]
+    assert [category["id"] for category in first["categories"]] == [1, 2, 3]
+    assert [each["category_id"] for each in first["annotations"]] == [1, 2, 1]
+    assert [each["label"] for each in first["annotations"]] == asked["labels"]
+    assert second["annotations"][0]["category_id"] == 2
+
+    other = objects(**asked, class_ids=np.array([-1, 1, 0])).to_coco()
+    assert [category["id"] for category in other["categories"]] == [1, 2, 3, 4]
+    assert [each["category_id"] for each in other["annotations"]] == [4, 2, 1]
+    unnamed = objects(labels=["b", "a", "a"], class_ids=np.array([5, 2, 2])).to_coco()
+    assert unnamed["categories"] == [{"id": 3, "name": "a"}, {"id": 6, "name": "b"}]
+    assert [each["category_id"] for each in unnamed["annotations"]] == [6, 3, 3]
+
+
+@pytest.mark.parametrize("polygons", [False, True])
+def test_supervision_and_annotate_read_what_is_saved(
+    tmp_path: Path, own_sam: MobileSam, polygons: bool
+) -> None:
+    Image.fromarray(picture()).save(tmp_path / "photo.png")
+    for found, folder, images in (
+        (objects(image=picture()), tmp_path / "array", tmp_path / "array"),
+        (objects(image_path=str(tmp_path / "photo.png")), tmp_path / "file", tmp_path),
+    ):
+        found.save(folder, picture(), polygons=polygons)
+        path = folder / "instances.json"
+        data = supervision.DetectionDataset.from_coco(str(images), str(path), force_masks=True)
+        ((_, pixels, detections),) = data
+        np.testing.assert_array_equal(pixels[..., ::-1], picture())
+        assert detections.mask is not None
+        # It paints polygons with OpenCV, which takes the pixels behind the edges as well.
+        extra = detections.mask & ~found.masks
+        assert (detections.mask | ~found.masks).all() and polygons == extra.any()
+        assert extra.sum() < 0.05 * found.masks.sum()
+        (result,) = annotate(path, None, model=own_sam, mode="boxes", images=images)
+        assert result.error is None
+        assert [record["category"] for record in result.records] == found.labels
+
+
+def test_polygons_tell_what_they_lose(tmp_path: Path) -> None:
+    masks = objects().masks
+    masks[0, 20:30, 20:30] = False
+    masks[1] = False
+    found = objects(masks=masks, image=picture())
+    with pytest.warns(UserWarning, match="holes of 1 mask are filled, 1 mask of no pixel") as told:
+        found.save(tmp_path, polygons=True, labelme=True)
+    assert len(told) == 1
+    first, last = found.to_coco()["annotations"][::2]
+    kept = json.loads((tmp_path / "instances.json").read_text())["annotations"]
+    assert [each["id"] for each in kept] == [first["id"], last["id"]]
+    assert kept[0]["area"] == first["area"] == masks[0].sum()
+    assert kept[0]["segmentation"] == [[4, 10, 4, 50, 60, 50, 60, 10]]
+
+
+def test_labelme_finds_the_image(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    photo = tmp_path / "photos" / "a.png"
+    Image.fromarray(picture()).save(photo)
+    folder = tmp_path / "out" / "a"
+    objects(classes=["dog", "car"], class_ids=np.array([0, 1, 0]), image_path=str(photo)).save(
+        folder, photo, labelme=True
+    )
+    content = json.loads((folder / "labelme.json").read_text())
+    assert content["imagePath"] == "../../photos/a.png" and content["imageData"] is None
+    assert (content["imageHeight"], content["imageWidth"]) == SIZE
+    assert [shape["label"] for shape in content["shapes"]] == ["dog", "car", "dog"]
+    objects(image=picture()).save(folder, labelme=True)
+    assert json.loads((folder / "labelme.json").read_text())["imagePath"] == "instances.png"
+    np.testing.assert_array_equal(load_image(folder / "instances.png"), picture())
+
+
+def test_cutouts(tmp_path: Path) -> None:
+    paths = objects().save(tmp_path, picture(), cutouts=True)
+    names = [f"{kind}_{index:03}.png" for kind in ("mask", "cutout") for index in range(3)]
+    assert [path.name for path in paths[:6]] == names
+    with Image.open(paths[3]) as cutout:
+        np.testing.assert_array_equal(np.asarray(cutout)[..., :3], picture()[10:50, 4:60])
+
+
+@pytest.mark.parametrize("number", [1, 2, 7, 255])
+def test_an_object_has_one_colour_in_maps_and_overlays(number: int) -> None:
+    tracked = objects(ids=np.array([300, 301, number]), image=np.zeros((*SIZE, 3), np.uint8))
+    expected = (voc_colors(256)[number] * 0.5).round()
+    np.testing.assert_array_equal(tracked[2].overlay()[55, 75], expected)
+
+
+def test_paths_of_images(tmp_path: Path) -> None:
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as opened:
+        images: list[Any] = [str(tmp_path / "a.png"), tmp_path / "a.png", opened]
+        assert [path_of(image) for image in images] == [str(tmp_path / "a.png")] * 3
+    assert path_of(picture()) is path_of(Image.fromarray(picture())) is path_of(None) is None
+
+
 def test_overlay_draws_masks_boxes_and_labels() -> None:
     image = np.full((*SIZE, 3), 200, dtype=np.uint8)
     drawn = objects().overlay(image)
@@ -224,15 +323,15 @@ def test_overlay_of_boxes_far_outside_and_of_none() -> None:
 
 def test_save_replaces_an_earlier_result(tmp_path: Path) -> None:
     folder = tmp_path / "out" / "objects"
-    assert len(objects().save(folder, picture())) == 5
+    assert len(objects().save(folder, picture(), cutouts=True, labelme=True)) == 10
     (folder / "notes.txt").write_text("mine")
-    paths = objects()[1].save(str(folder), Image.fromarray(picture()))
+    paths = objects(image_path="photos/a.png")[1].save(str(folder), Image.fromarray(picture()))
     assert [path.name for path in paths] == ["mask_000.png", "overlay.png", "instances.json"]
     assert {path.name for path in folder.iterdir()} == {*(p.name for p in paths), "notes.txt"}
     mask = np.asarray(Image.open(paths[0]))
     np.testing.assert_array_equal(mask, objects().masks[1] * np.uint8(255))
     np.testing.assert_array_equal(load_image(paths[1]), objects()[1].overlay(picture()))
-    assert json.loads(paths[2].read_text()) == objects()[1].to_coco()
+    assert json.loads(paths[2].read_text()) == objects()[1].to_coco(file_name="a.png")
 
 
 def test_save_of_another_image_leaves_what_was_there(tmp_path: Path) -> None:

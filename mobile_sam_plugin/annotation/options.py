@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import UserError
+from ..polygons import Losses
 from ..results import Record
 
 MODES = ("everything", "boxes", "text")
@@ -79,7 +80,9 @@ class ImageResult:
             detector's ``score``.
         error: why there are none.
         categories: id to name, all of the run in their order.
-        with_holes: masks whose holes are lost in the outlines that were written.
+        unnamed: objects that are left out since what the detector calls them is none of the
+            prompts.
+        losses: what is lost in the outlines that were written.
     """
 
     key: str
@@ -89,4 +92,5 @@ class ImageResult:
     records: list[Record] = field(default_factory=list)
     error: str | None = None
     categories: Mapping[int, str] = field(default_factory=dict)
-    with_holes: int = 0
+    unnamed: int = 0
+    losses: Losses = field(default_factory=Losses)

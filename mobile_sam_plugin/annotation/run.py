@@ -13,7 +13,7 @@ from segment_anything.modeling import Sam
 
 from .. import __version__
 from ..errors import UserError
-from ..polygons import describe_losses
+from ..polygons import Losses
 from . import writers
 from .options import ImageResult, Options
 from .pipeline import ordered_map, run_local
@@ -175,15 +175,15 @@ class AnnotationRun:
         """
         self._begin()
         interruption: BaseException | None = None
-        with_holes = empty = 0
+        losses, unnamed = Losses(), 0
         with ExitStack() as stack:
             errors: IO[bytes] | None = None
             try:
                 for result in results:
                     if result.error is None:
                         self.done += 1
-                        with_holes += result.with_holes
-                        empty += sum(not record["area"] for record in result.records)
+                        unnamed += result.unnamed
+                        losses.add(result.losses)
                     else:
                         self.failed += 1
                         if self.folder is not None:
@@ -199,9 +199,13 @@ class AnnotationRun:
                     raise
                 interruption = error
         self._finish()
-        losses = describe_losses(with_holes, empty)
-        if losses and self.folder is not None and "yolo" in self.options.formats:
-            warnings.warn(losses, stacklevel=2)
+        if unnamed:
+            warnings.warn(
+                f"left out: {unnamed} objects that the detector calls by none of the prompts; "
+                "lower text_threshold",
+                stacklevel=2,
+            )
+        losses.warn()
         if interruption is not None:
             raise interruption
 

@@ -21,7 +21,6 @@ from ..checkpoint import fingerprint
 from ..errors import UserError
 from ..inputs import as_finite, input_size
 from ..mask_postprocessing import MaskUpscaler
-from ..polygons import has_holes
 from ..predictor import SamPredictor
 from ..results import Record, decode_mask
 from . import writers
@@ -157,7 +156,7 @@ class Segmenter:
             elif self._options.mode == "boxes":
                 records = self._segment_prompts(item, predictor)
             else:
-                records = self._segment_words(loaded.pixels, predictor)
+                records = self._segment_words(loaded.pixels, predictor, result)
         except (ValueError, TypeError) as error:
             result.error = f"{item.path!r}: {error}"
             return result
@@ -184,7 +183,9 @@ class Segmenter:
             record["category"] = self._categories[prompt.category_id]
         return records
 
-    def _segment_words(self, pixels: NDArray[np.uint8], predictor: SamPredictor) -> list[Record]:
+    def _segment_words(
+        self, pixels: NDArray[np.uint8], predictor: SamPredictor, result: ImageResult
+    ) -> list[Record]:
         options = self._options
         with self._lock:  # tokenizers are not made for threads
             found = self._grounded.detect(
@@ -195,8 +196,11 @@ class Segmenter:
                 options.nms_threshold,
             )
         assert found.class_ids is not None
-        records = self._segment_boxes(found.boxes, predictor)
-        for record, class_id, score in zip(records, found.class_ids, found.scores, strict=True):
+        named = found.class_ids >= 0
+        result.unnamed = int(np.count_nonzero(~named))
+        records = self._segment_boxes(found.boxes[named], predictor)
+        class_ids, scores = found.class_ids[named], found.scores[named]
+        for record, class_id, score in zip(records, class_ids, scores, strict=True):
             record["category_id"] = 1 + int(class_id)
             record["category"] = options.prompts[class_id]
             record["score"] = float(score)
@@ -269,7 +273,8 @@ def _write(
         folder.write(f"ids/{item.name}.png", writers.encode_ids(result))
     if "yolo" in options.formats:
         folder.write(f"labels/{item.name}.txt", writers.encode_yolo(result))
-        result.with_holes = sum(has_holes(decode_mask(record)) for record in result.records)
+        for record in result.records:
+            result.losses.outer_polygons(decode_mask(record))
     if "overlay" in options.formats and item.index % options.overlay_every == 0:
         overlay = f"overlays/{item.name}{writers.overlay_suffix(result)}"
         folder.write(overlay, writers.encode_overlay(pixels, result))

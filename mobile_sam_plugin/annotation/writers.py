@@ -6,18 +6,16 @@ of all images are made from it.
 
 import json
 import shutil
-import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
-import pycocotools.mask
 from numpy.typing import NDArray
 
 from ..errors import MissingExtra
-from ..polygons import coco_polygons, describe_losses, has_holes, outer_polygons, outline
-from ..results import decode_mask, draw_overlay, encode_image
+from ..polygons import Losses, labelme_content, outline
+from ..results import coco_annotation, coco_box, decode_mask, draw_overlay, encode_image
 from .options import ImageResult
 from .storage import Folder
 
@@ -28,7 +26,6 @@ IMAGE_FOLDERS = ("sa1b", "ids", "labels", "overlays")
 
 _ROWS_PER_GROUP = 20_000
 _LONGEST_OF_JPEG = 65_500  # pixels, of libjpeg
-_LABELME_VERSION = "5.5.0"  # the first whose shapes have all of these fields
 
 
 def record_file(name: str) -> str:
@@ -105,46 +102,15 @@ def write_yolo_names(folder: Folder, categories: Mapping[int, str]) -> None:
 
 
 def encode_labelme(result: ImageResult, image_path: str) -> bytes:
-    """The json of an image that labelme opens and edits: a polygon for each part of a mask.
-
-    Labels are the categories, or "object" where there are none. The parts of one mask share a
-    ``group_id``. Holes are lost; masks of no pixel have no shape.
+    """The json of an image for labelme; labels are the categories, or "object" without any.
 
     Args:
         result: of an image.
         image_path: where labelme finds the image: relative to the folder of the json, or absolute.
     """
-    shapes = []
-    for number, record in enumerate(result.records, 1):
-        polygons = outer_polygons(decode_mask(record))
-        shapes += [
-            {
-                "label": record.get("category", "object"),
-                "points": polygon.tolist(),
-                "group_id": number if len(polygons) > 1 else None,
-                "description": "",
-                "shape_type": "polygon",
-                "flags": {},
-                "mask": None,
-            }
-            for polygon in polygons
-        ]
-    content = {
-        "version": _LABELME_VERSION,
-        "flags": {},
-        "shapes": shapes,
-        "imagePath": image_path,
-        "imageData": None,
-        "imageHeight": result.height,
-        "imageWidth": result.width,
-    }
-    return json.dumps(content).encode()
-
-
-def coco_box(record: Mapping[str, Any]) -> list[float]:
-    """XYWH as COCO has it, where SAM's width and height are less by 1."""
-    box: list[float] = pycocotools.mask.toBbox(record["segmentation"]).tolist()
-    return box
+    masks = ((record.get("category", "object"), decode_mask(record)) for record in result.records)
+    size = result.height, result.width
+    return json.dumps(labelme_content(masks, size, image_path, Losses())).encode()
 
 
 def write_coco(
@@ -158,12 +124,11 @@ def write_coco(
     Args:
         folder: of the run.
         records: what :func:`encode_record` wrote, of each image.
-        categories: id to name. Others that the records refer to are listed behind them.
+        categories: id to name.
         polygons: whether masks are written as polygons in place of RLE. Holes are lost then, and
             masks of no pixel; a warning tells of how many.
     """
-    used: dict[int, str] = {}
-    with_holes = empty = 0
+    losses = Losses()
     with folder.create(COCO_FILE) as file, folder.scratch() as annotations:
         file.write(b'{"images": [')
         between, between_masks = b"\n", b"\n"
@@ -173,40 +138,18 @@ def write_coco(
             file.write(between + json.dumps(entry).encode())
             between = b",\n"
             for record in content["annotations"]:
-                category = record.get("category_id", 1)
-                used.setdefault(category, record.get("category", "object"))
-                segmentation: Any = record["segmentation"]
-                if polygons:
-                    mask = decode_mask(record)
-                    segmentation = coco_polygons(mask)
-                    with_holes += has_holes(mask, segmentation)
-                    if not segmentation:
-                        empty += 1
-                        continue
-                annotation = {
-                    "id": record["id"],
-                    "image_id": image["image_id"],
-                    "category_id": category,
-                    "segmentation": segmentation,
-                    "area": record["area"],
-                    "bbox": coco_box(record),
-                    "iscrowd": 0,
-                    "predicted_iou": record["predicted_iou"],
-                    "stability_score": record["stability_score"],
-                }
-                if "score" in record:
-                    annotation["score"] = record["score"]
-                annotations.write(between_masks + json.dumps(annotation).encode())
-                between_masks = b",\n"
+                annotation = coco_annotation(
+                    record, image["image_id"], record["id"], losses if polygons else None
+                )
+                if annotation is not None:
+                    annotations.write(between_masks + json.dumps(annotation).encode())
+                    between_masks = b",\n"
         file.write(b'\n],\n"annotations": [')
         annotations.seek(0)
         shutil.copyfileobj(annotations, file)
-        others = {number: name for number, name in used.items() if number not in categories}
-        listed = [{"id": number, "name": name} for number, name in {**categories, **others}.items()]
+        listed = [{"id": number, "name": name} for number, name in categories.items()]
         file.write(b'\n],\n"categories": ' + json.dumps(listed).encode() + b"}\n")
-    losses = polygons and describe_losses(with_holes, empty)
-    if losses:
-        warnings.warn(losses, stacklevel=2)
+    losses.warn()
 
 
 def write_parquet(folder: Folder, records: Iterable[Mapping[str, Any]]) -> None:

@@ -1,15 +1,24 @@
 """``mobile-sam everything``: all masks of an image, or of each image in a folder."""
 
+import json
+import os
 import sys
+import traceback
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import UserError
 from . import search_options
-from .inputs import Checkpoint, Device, Out, load_model
+from .inputs import Checkpoint, Cutout, Device, Labelme, MaxPixels, Out, load_model
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ..polygons import Losses
 
 
 def everything(
@@ -31,6 +40,17 @@ def everything(
     crop_overlap_ratio: search_options.CropOverlapRatio = None,
     crop_n_points_downscale_factor: search_options.CropNPointsDownscaleFactor = None,
     min_mask_region_area: search_options.MinMaskRegionArea = None,
+    cutout: Cutout = False,
+    polygons: Annotated[
+        bool,
+        typer.Option(
+            "--polygons",
+            help="Also write instances.json, a COCO data set whose masks are polygons; holes are "
+            "filled.",
+        ),
+    ] = False,
+    labelme: Labelme = False,
+    max_pixels: MaxPixels = None,
     checkpoint: Checkpoint = None,
     device: Device = "auto",
 ) -> None:
@@ -40,7 +60,7 @@ def everything(
     the image>/: a PNG a mask, overlay.png, and masks.json with COCO RLE and the fields of SAM's
     scripts/amg.py.
 
-    An image of a folder that cannot be read is reported and left out, and the exit code is then 1.
+    An image of a folder that cannot be done is reported and left out, and the exit code is then 1.
     """
     given = search_options.given(
         points_per_side=points_per_side,
@@ -60,7 +80,8 @@ def everything(
 
     from .. import SamAutomaticMaskGenerator
     from ..inputs import list_images, load_image
-    from ..results import name_folders, write_results
+    from ..polygons import Losses
+    from ..results import claim_folder, name_folders, write_results
 
     paths = list_images(images) if images.is_dir() else [images]
     model = load_model(checkpoint, device)
@@ -74,31 +95,78 @@ def everything(
     # In layer N of the crops there are 4^N.
     clicks = sum(4**layer * len(grid) for layer, grid in enumerate(generator.point_grids))
     folders = name_folders(paths)
-    failed = False
+    failed, losses = False, Losses()
     with tqdm(total=len(paths) * clicks, unit="click", disable=None) as bar:
+
+        def report(path: Path, error: Exception) -> None:
+            if path == images:
+                raise error
+            bar.write(f"mobile-sam: {_describe(path, error)}", file=sys.stderr)
+
         for index, path in enumerate(paths):
             bar.set_description(f"{path.name} ({index + 1}/{len(paths)})")
             try:
                 pixels = load_image(path)
                 records = generator.generate(pixels, partial(_advance, bar, index * clicks))
-            except (OSError, ValueError) as error:
-                if path == images:
-                    raise
-                bar.write(f"mobile-sam: {error}", file=sys.stderr)
+            except Exception as error:  # of whatever kind, the other images have none of it
+                report(path, error)
                 failed = True
-            else:
-                # With both thresholds at 0 the generator lets masks of no pixel pass.
-                records = [record for record in records if record["area"]]
-                folder = out / folders[path]
-                write_results(folder, pixels, records)
-                bar.write(f"{folder / 'masks.json'}  {_summarize(records, generator)}")
+                continue
+            # With both thresholds at 0 the generator lets masks of no pixel pass.
+            records = [record for record in records if record["area"]]
+            try:
+                folder = claim_folder(out, path, folders[path])
+                write_results(folder, pixels, records, cutouts=cutout)
+            except UserError as error:  # a full disk ends it
+                report(path, error)
+                failed = True
+                continue
+            if polygons or labelme:
+                losses.add(_write_polygons(folder, path, pixels, records, polygons, labelme))
+            bar.write(f"{folder / 'masks.json'}  {_summarize(records, generator)}")
+    losses.warn()
     if failed:
         raise typer.Exit(1)
+
+
+def _write_polygons(
+    folder: Path,
+    image: Path,
+    pixels: "NDArray[np.uint8]",
+    records: list[dict[str, Any]],
+    coco: bool,
+    labelme: bool,
+) -> "Losses":
+    """Writes what is asked for of COCO's and labelme's json, and returns what is lost in either."""
+    from ..polygons import Losses, labelme_content, relative_path
+    from ..results import decode_mask, to_coco, write_file
+
+    height, width = pixels.shape[:2]
+    losses = Losses()
+    if coco:
+        content = to_coco(records, (height, width), image.name, losses)
+        write_file(folder / "instances.json", json.dumps(content).encode())
+    if labelme:
+        masks = (("object", decode_mask(record)) for record in records)
+        losses = Losses()
+        content = labelme_content(masks, (height, width), relative_path(image, folder), losses)
+        write_file(folder / "labelme.json", json.dumps(content).encode())
+    return losses
 
 
 def _advance(bar: Any, before: int, done: int, _: int) -> None:
     """Moves the one bar for all images, before this one of which there were so many clicks."""
     bar.update(before + done - bar.n)
+
+
+def _describe(path: Path, error: Exception) -> str:
+    """An image's error, with its class where it is none that was expected, and its traceback."""
+    message = str(error)
+    if not isinstance(error, OSError | UserError):
+        if os.environ.get("MOBILE_SAM_DEBUG"):
+            traceback.print_exception(error)
+        message = f"{type(error).__name__}: {error}"
+    return message if str(path) in message else f"{str(path)!r}: {message}"
 
 
 def _summarize(records: list[dict[str, Any]], generator: Any) -> str:

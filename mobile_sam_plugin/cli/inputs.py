@@ -90,6 +90,23 @@ MaxPixels = Annotated[
 ]
 
 
+Cutout = Annotated[
+    bool,
+    typer.Option(
+        "--cutout",
+        help="Also write cutout_000.png and so on: the object alone, cropped, around it "
+        "transparent.",
+    ),
+]
+Labelme = Annotated[
+    bool,
+    typer.Option(
+        "--labelme",
+        help="Also write labelme.json, polygons that labelme opens and edits; holes are filled.",
+    ),
+]
+
+
 class ModelType(str, Enum):
     """The types in SAM's registry."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import UserError
-from .inputs import Checkpoint, ImageFile, Out, Points, load_model
+from .inputs import Checkpoint, Cutout, ImageFile, Out, Points, load_model
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,6 +51,7 @@ def segment(
             "highest predicted IoU, else the one that SAM makes for unambiguous prompts.",
         ),
     ] = False,
+    cutout: Cutout = False,
     checkpoint: Checkpoint = None,
     backend: Annotated[
         Backend,
@@ -99,7 +100,7 @@ def segment(
     import numpy as np
 
     from ..inputs import load_image
-    from ..results import make_record, write_results
+    from ..results import claim_folder, make_record, write_results
 
     coords = np.array([click[:2] for click in clicks]).reshape(-1, 2)
     labels = np.array([click[2] for click in clicks], dtype=int)
@@ -118,7 +119,7 @@ def segment(
     )
     kept = range(len(scores)) if multimask else [int(scores.argmax())]
     records = [make_record(logits[i], scores[i], coords) for i in kept]
-    folder = out / image.stem
+    folder = claim_folder(out, image)
     paths = write_results(
         folder,
         pixels,
@@ -127,9 +128,12 @@ def segment(
         point_coords=coords,
         point_labels=labels,
         box=corners,
+        cutouts=cutout,
     )
     for path, record in zip(paths, records, strict=True):
         typer.echo(f"{path}  area {record['area']}  predicted IoU {record['predicted_iou']:.3f}")
+    for path in sorted(folder.glob("cutout_*.png")):
+        typer.echo(path)
     typer.echo(folder / "overlay.png")
     typer.echo(folder / "masks.json")
 

@@ -4,7 +4,17 @@ from typing import Annotated
 
 import typer
 
-from .inputs import Checkpoint, Detector, Device, ImageFile, Out, load_model
+from .inputs import (
+    Checkpoint,
+    Cutout,
+    Detector,
+    Device,
+    ImageFile,
+    Labelme,
+    MaxPixels,
+    Out,
+    load_model,
+)
 
 
 def text(
@@ -32,22 +42,34 @@ def text(
             min=0, max=1, help="Box IoU from which on two objects of a class are duplicates."
         ),
     ] = 0.8,
+    cutout: Cutout = False,
+    polygons: Annotated[
+        bool,
+        typer.Option(
+            "--polygons", help="Masks in instances.json as polygons, whose holes are filled."
+        ),
+    ] = False,
+    labelme: Labelme = False,
+    max_pixels: MaxPixels = None,
     checkpoint: Checkpoint = None,
     device: Device = "auto",
 ) -> None:
     """Segment what a text names, as Grounded-SAM.
 
     Writes into DIR/<name of the image>/: a PNG a mask, overlay.png with masks, boxes and labels,
-    and instances.json, a COCO data set.
+    and instances.json, a COCO data set whose categories are the parts of TEXT.
     """
     from ..inputs import load_image
     from ..integrations.grounded_sam import DEFAULT_DETECTOR, GroundedMobileSam, split_prompts
+    from ..results import claim_folder
 
     phrases = split_prompts(prompts)
     pixels = load_image(image)
     grounded = GroundedMobileSam(load_model(checkpoint, device), detector or DEFAULT_DETECTOR)
     objects = grounded.predict(pixels, phrases, box_threshold, text_threshold, nms_threshold)
-    paths = objects.save(out / image.stem)
+    objects.image_path = str(image)
+    folder = claim_folder(out, image)
+    paths = objects.save(folder, cutouts=cutout, polygons=polygons, labelme=labelme)
     for path, label, score in zip(paths, objects.labels, objects.scores, strict=False):
         typer.echo(f"{path}  {label}  score {score:.3f}")
     if not len(objects):

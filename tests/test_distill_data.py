@@ -130,7 +130,8 @@ def test_annotations_of_no_image_are_counted(coco: Path) -> None:
 
 def test_what_coco_has_besides_masks_is_left_out_and_counted(coco: Path) -> None:
     content = copy.deepcopy(COCO)
-    for key, segmentation in enumerate(([], None, {}), start=20):
+    nothing: list[Any] = [None, [], {}]
+    for key, segmentation in enumerate(nothing, start=20):
         content["annotations"].append({"id": key, "image_id": 7, "segmentation": segmentation})
     coco.write_text(json.dumps(content))
     with pytest.warns(UserWarning) as caught:
@@ -595,7 +596,7 @@ def test_all_items_are_broken(partly_broken: Path) -> None:
 def test_items_that_do_not_fit_are_replaced_and_counted(partly_broken: Path) -> None:
     def check(item: AnnotatedImage) -> None:
         if item.name == "sa_3.jpg":
-            check_fit(1, 600, 224)
+            check_fit(np.zeros((1, 600, 3), np.uint8), 224)
 
     data = Readable(open_annotated_images(partly_broken), check=check)
     with pytest.warns(UserWarning, match="1 skipped so far.: the image is too thin, 600 x 1"):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from mobile_sam_plugin import MobileSam, SamPredictor, sam_model_registry
 from mobile_sam_plugin.checkpoint import read_checkpoint
 from mobile_sam_plugin.cli.distill import app
 from mobile_sam_plugin.distill.batches import MaskExamples, Steps, shuffled_index
-from mobile_sam_plugin.distill.data import AnnotatedImage
+from mobile_sam_plugin.distill.data import AnnotatedImage, write_annotated_image
 from mobile_sam_plugin.distill.embeddings import embed
 from mobile_sam_plugin.distill.objectives import (
     Batch,
@@ -48,6 +49,8 @@ from mobile_sam_plugin.distill.objectives import (
 from mobile_sam_plugin.distill.options import Options
 from mobile_sam_plugin.distill.scenes import Scenes, make_scene
 from mobile_sam_plugin.distill.training import ramped_average, train
+from mobile_sam_plugin.inputs import list_images
+from mobile_sam_plugin.results import encode_mask
 
 from .test_embeddings import launched
 
@@ -395,9 +398,9 @@ def test_ramped_average() -> None:
 
 
 def test_whole_numbers_are_not_averaged() -> None:
-    model = nn.BatchNorm1d(2)
+    model: Any = nn.BatchNorm1d(2)
     model.register_buffer("indices", torch.arange(196), persistent=False)
-    average = AveragedModel(model, multi_avg_fn=ramped_average(0.999), use_buffers=True)
+    average: Any = AveragedModel(model, multi_avg_fn=ramped_average(0.999), use_buffers=True)
     for count in range(1, 31):
         nn.init.constant_(model.num_batches_tracked, count)
         average.update_parameters(model)
@@ -603,11 +606,194 @@ def test_broken_images_are_skipped_or_end_the_run(
     for path in (embeddings.parent / "images").iterdir():
         (images / path.name).write_bytes(b"" if path.stem in "25" else path.read_bytes())
     short = replace(options, steps=4, images=str(images))
-    with pytest.warns(UserWarning, match="2 skipped so far"):
+    with pytest.warns(UserWarning, match="2 of 8 images are left out: 2 not readable"):
         train(short, tmp_path / "run")
     with pytest.raises(ValueError, match="no image that can be read here"):
         train(replace(short, strict=True), tmp_path / "strict")
     assert not (tmp_path / "strict" / "options.json").exists()
+
+
+def test_processes_without_a_shared_disk_go_on_from_one_state(tmp_path: Path) -> None:
+    """The second has a folder of its own, without the state that the first goes on from."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for index in range(8):
+        write_annotated_image(data, f"sa_{index}", Scenes(8, SIZE)[index])
+    options = Options(
+        "supervised",
+        str(data),
+        steps=3,
+        image_size=SIZE,
+        batch_size=4,
+        parts="decoder",  # batch norms see the images of one process
+        corrective_clicks=0,  # each process draws its own
+        warmup_steps=1,
+        save_every=1,
+        log_every=1,
+        workers=0,
+        strict=True,
+    )
+    train(options, tmp_path / "one")
+    broken = data / f"sa_{shuffled_index(4, 8, seed=0)}.jpg"  # of the second step
+    whole = broken.read_bytes()
+    broken.unlink()
+    with pytest.raises(FileNotFoundError):
+        train(options, tmp_path / "first")
+    broken.write_bytes(whole)
+    assert torch.load(tmp_path / "first" / "state.pt", weights_only=True)["step"] == 1
+
+    first = launched(0, 2)
+    processes = [
+        _start_training(options, tmp_path / "first", first),
+        _start_training(options, tmp_path / "second", first | {"RANK": "1", "LOCAL_RANK": "1"}),
+    ]
+    assert [process.wait(300) for process in processes] == [0, 0]
+    expected, found = _losses(tmp_path / "one"), _losses(tmp_path / "first")
+    assert found == pytest.approx(expected, rel=1e-3) and len(found) == 3
+    assert not list((tmp_path / "second").glob("*"))
+
+
+def test_other_embeddings_under_the_same_name_are_refused(
+    options: Options, embeddings: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "embeddings"
+    shutil.copytree(embeddings, store)
+    short = replace(options, data=str(store), steps=1, warmup_steps=0, accumulate=1)
+    train(short, tmp_path / "run")
+    shutil.rmtree(store)
+    embed(_tiny_teacher(), [embeddings.parent / "images" / "1.png"], store)
+    with pytest.raises(ValueError, match="began with other embeddings than are there now"):
+        train(short, tmp_path / "run")
+
+
+def test_another_teacher_than_that_of_the_embeddings_is_refused(
+    options: Options, embeddings: Path, tmp_path: Path
+) -> None:
+    torch.save(_tiny_teacher().state_dict(), tmp_path / "teacher.pt")
+    short = replace(options, steps=1, warmup_steps=0, accumulate=1)
+    train(replace(short, teacher=str(tmp_path / "teacher.pt")), tmp_path / "run")
+    with pytest.raises(ValueError, match="of another teacher, '', than 'bundled'"):
+        train(replace(short, teacher="bundled"), tmp_path / "other")
+
+
+def test_a_gradient_that_is_not_finite_reaches_no_weight(
+    options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss is finite; of the second step one gradient is infinite, or of all steps."""
+    from mobile_sam_plugin.distill import training
+
+    build, steps = training._build_student, {2}
+
+    def build_with_hook(options: Options) -> MobileSam:
+        student = build(options)
+        calls = iter(range(1, 100))
+        weight = student.image_encoder.neck[2].weight
+        weight.register_hook(lambda g: g * math.inf if next(calls) in steps else g)
+        return student
+
+    monkeypatch.setattr(training, "_build_student", build_with_hook)
+    short = replace(options, steps=3, warmup_steps=0, accumulate=1, evaluate_every=1)
+    with pytest.warns(UserWarning) as caught:
+        train(short, tmp_path / "run")
+    told = [str(each.message) for each in caught if each.category is UserWarning]
+    assert "step 2 is left out: its gradient is not finite" in told
+    assert "1 of 3 steps are left out, since their gradients were not finite" in told
+    for tensors in (
+        read_checkpoint(tmp_path / "run" / "last.safetensors"),
+        torch.load(tmp_path / "run" / "state.pt", weights_only=True)["model"],
+    ):
+        assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+
+    steps.update(range(1, 100))
+    with pytest.raises(FloatingPointError, match="11 steps in a row are not finite"):
+        train(replace(short, steps=12), tmp_path / "hopeless")
+    best = tmp_path / "hopeless" / "best.safetensors"
+    assert all(torch.isfinite(tensor).all() for tensor in read_checkpoint(best).values())
+
+
+def test_images_that_do_not_fit_are_skipped(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for index, scene in enumerate(Scenes(3, SIZE)[i] for i in range(3)):
+        write_annotated_image(data, f"sa_{index}", scene)
+    thin = AnnotatedImage("", np.zeros((1, 600, 3), np.uint8), np.ones((1, 1, 600), bool))
+    write_annotated_image(data, "sa_3", thin)
+    options = Options(
+        *("supervised", str(data)),
+        **{"steps": 2, "image_size": SIZE, "batch_size": 4, "prompts_per_image": 1},
+        **{"evaluation_data": str(data), "parts": "decoder", "workers": 1, "evaluate_every": 1},
+    )
+    with pytest.warns(UserWarning) as caught:
+        train(options, tmp_path / "run")
+    told = [str(each.message) for each in caught]
+    assert told.count("1 of 4 images are left out: 1 not fit for it") == 3  # 2 evaluations, the run
+    with pytest.raises(ValueError, match=r"^the image is too thin, 600 x 1 pixels"):
+        train(replace(options, strict=True), tmp_path / "strict")
+
+
+def test_crops_of_a_thin_image_fit() -> None:
+    thin = AnnotatedImage("", np.zeros((3, 300, 3), np.uint8), np.ones((1, 3, 300), bool))
+    examples = MaskExamples([thin], SIZE, 1, seed=0)
+    assert all(examples[position]["pixels"].shape == (3, SIZE, SIZE) for position in range(20))
+
+
+def test_a_broken_photograph_is_left_out(tmp_path: Path) -> None:
+    for index in range(9):
+        Image.fromarray(make_scene(index, 32).image).save(tmp_path / f"{index}.jpg")
+    broken = tmp_path / "5.jpg"
+    broken.write_bytes(broken.read_bytes()[:300])
+    scenes = Scenes(1 << 40, 32, 1, list_images(tmp_path))
+    with pytest.warns(UserWarning, match=r"skipped photograph 5 of 9 \(1 skipped so far\)"):
+        found = [scenes[index].image for index in range(40)]
+    assert (
+        scenes.photographs.skipped.describe() == "1 of 9 photographs are left out: 1 not readable"
+    )
+    again = Scenes(1 << 40, 32, 1, list_images(tmp_path))
+    assert np.array_equal(again[39].image, found[39])
+
+
+def test_scenes_to_train_on_are_never_those_to_measure_on(tmp_path: Path) -> None:
+    trained, measured = Scenes(2, 32, 1, training=True), Scenes(2, 32, 1)
+    images = [scene.image.tobytes() for scenes in (trained, measured) for scene in (scenes[0],)]
+    assert len(set(images)) == 2 and trained[0].name == "training_scene_1_000000"
+    # By construction: numpy's generators start from the words of these seeds.
+    for purpose in range(3):
+        words = [3 << 64 | 2**64 - 1, purpose]
+        states = {
+            tuple(np.random.SeedSequence([2**64 - 1, other]).generate_state(4))
+            for other in range(3)
+        }
+        assert tuple(np.random.SeedSequence(words).generate_state(4)) not in states
+
+
+def test_stages_of_the_bundled_checkpoint_have_scenes_of_their_own() -> None:
+    makefile = (Path(__file__).parent.parent / "Makefile").read_text()
+    stages = [line for line in makefile.splitlines() if "$(SUPERVISED) --out" in line]
+    seeds = {line.partition("--seed ")[2].split()[0] for line in stages}
+    assert len(seeds) == len(stages) == 4
+
+
+def test_evaluation_data_are_tried_before_the_first_step(tmp_path: Path) -> None:
+    """COCO's own layout: the json in one folder, the images in another."""
+    scene = Scenes(1, SIZE)[0]
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "val").mkdir()
+    Image.fromarray(scene.image).save(tmp_path / "val" / "a.png")
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "height": SIZE, "width": SIZE}],
+        "annotations": [{"id": 1, "image_id": 1, "segmentation": encode_mask(scene.masks[0])}],
+    }
+    json_file = tmp_path / "annotations" / "instances.json"
+    json_file.write_text(json.dumps(content))
+    options = Options(
+        *("supervised", "scenes"),
+        **{"steps": 1, "image_size": SIZE, "batch_size": 1, "parts": "decoder", "workers": 0},
+        evaluation_data=str(json_file),
+    )
+    with pytest.raises(ValueError, match="1 of 1 image to evaluate on .*1 missing.*a.png"):
+        train(options, tmp_path / "run")
+    found = replace(options, evaluation_images=str(tmp_path / "val"))
+    assert train(found, tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -617,11 +803,27 @@ def test_broken_images_are_skipped_or_end_the_run(
         ({"parts": "head"}, "parts must be one of"),
         ({"steps": 0}, "steps must be 1 or more, not 0"),
         ({"backbone": "resnet18", "checkpoint": "bundled"}, "not both"),
+        ({"save_every": 0}, "save_every must be 1 or more, not 0"),
+        ({"log_every": 0}, "log_every must be 1 or more, not 0"),
+        ({"workers": -1}, "workers must be 0 or more, not -1"),
+        ({"mask_only_rounds": -1}, "mask_only_rounds must be 0 or more"),
+        ({"learning_rate": math.nan}, "learning_rate must be a number above 0, not nan"),
+        ({"weight_decay": -0.1}, "weight_decay must be 0 or more, not -0.1"),
+        ({"gradient_clip": 0}, "gradient_clip must be a number above 0, not 0"),
+        ({"ema_decay": 1.0}, "ema_decay must be 0 or more and less than 1, not 1.0"),
+        ({"warmup_steps": 30}, "warmup_steps must be less than the 30 steps of the run, not 30"),
+        ({"photographs": "photos"}, "become surfaces in 'scenes'"),
+        ({"evaluation_images": "val"}, "which is not given"),
     ],
 )
 def test_options_that_are_none(options: Options, changes: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(options, **changes)
+
+
+def test_the_warm_up_of_a_short_run() -> None:
+    assert Options("supervised", "scenes", 5000).warmup_steps == 100
+    assert Options("supervised", "scenes", 10).warmup_steps == 5
 
 
 def test_the_command_line_passes_its_options_on(run: Path, options: Options) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .inputs import CHECKPOINT_NAMES, Device, ModelType, load_sam
+from .inputs import CHECKPOINT_NAMES, Device, MaxPixels, ModelType, load_sam
 
 
 def embed(
@@ -37,6 +37,7 @@ def embed(
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop at a broken image instead of leaving it out.")
     ] = False,
+    max_pixels: MaxPixels = None,
     verify: Annotated[
         bool,
         typer.Option(

@@ -4,11 +4,12 @@ import json
 import os
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from .inputs import MaxPixels
 
 if TYPE_CHECKING:
     from ..distill.data import AnnotatedImage
@@ -51,12 +52,13 @@ def scenes(
             "--contact-sheet", help="Also write contact_sheet.png: samples, with masks beside them."
         ),
     ] = False,
+    max_pixels: MaxPixels = None,
 ) -> None:
     """Write synthetic pictures with exact masks, as SA-1B is laid out.
 
     Writes into DIR: sa_SEED_000000.jpg with sa_SEED_000000.json and so on, and settings.json. A run
     that broke off is continued, and one with a larger N adds to it. The folder is a data set for
-    training and for evaluation.
+    training and for evaluation; they are the scenes:N:SEED of evaluate, so train on another seed.
     """
     from tqdm import tqdm
 
@@ -70,6 +72,7 @@ def scenes(
     missing = [i for i in range(count) if not (out / f"{_name(seed, i)}.json").is_file()]
     with tqdm(total=count, initial=count - len(missing), unit="picture", disable=None) as bar:
         _write_all(wanted, out, missing, workers or os.cpu_count() or 1, bar)
+    wanted.photographs.skipped.tell()
     typer.echo(f"{out}  {count} picture{'s'[: count > 1]}")
     if contact_sheet:
         _write_contact_sheet([wanted[i] for i in range(min(count, _SAMPLES))], out)
@@ -105,15 +108,15 @@ def _name(seed: int, index: int) -> str:
 
 
 def _write_all(scenes: "Scenes", out: Path, missing: list[int], workers: int, bar: Any) -> None:
-    write = partial(_write_scene, scenes, out)
     if min(workers, len(missing)) < 2:
         for index in missing:
-            write(index)
+            _write_scene(scenes, out, index)
             bar.update()
         return
-    pool = ProcessPoolExecutor(workers, initializer=_start_worker)
+    # The scenes go to a process when it starts, since they share what they know of photographs.
+    pool = ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(scenes, out))
     try:
-        for _ in pool.map(write, missing, chunksize=4):
+        for _ in pool.map(_write_own, missing, chunksize=4):
             bar.update()
     except BrokenProcessPool as error:
         raise MemoryError("a worker process was ended; try fewer --workers") from error
@@ -121,15 +124,24 @@ def _write_all(scenes: "Scenes", out: Path, missing: list[int], workers: int, ba
         pool.shutdown(cancel_futures=True)
 
 
-def _start_worker() -> None:
+_own: "tuple[Scenes, Path]"  # what this process writes, and where, if it is a worker
+
+
+def _start_worker(scenes: "Scenes", out: Path) -> None:
     import signal
 
     import cv2
 
+    global _own
+    _own = scenes, out
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends it
     # There is a process a core. With 1 instead of 0, OpenCV waits for ever for threads that it had
     # before the process was forked.
     cv2.setNumThreads(0)
+
+
+def _write_own(index: int) -> None:
+    _write_scene(*_own, index)
 
 
 def _write_scene(scenes: "Scenes", out: Path, index: int) -> None:

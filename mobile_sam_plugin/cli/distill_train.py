@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..distill.options import Options
-from .inputs import CHECKPOINT_NAMES
+from .inputs import CHECKPOINT_NAMES, MaxPixels
 
 
 class Distillation(str, Enum):
@@ -40,7 +40,7 @@ Data = Annotated[
     typer.Argument(
         metavar="DATA",
         help="Images with masks: a COCO instances json, a folder of SA-1B, a folder of images with "
-        "PNG masks, or scenes, synthetic pictures without end.",
+        "PNG masks, or scenes, synthetic pictures without end, which --evaluation never has.",
     ),
 ]
 Images = Annotated[
@@ -91,7 +91,14 @@ MaskOnlyRounds = Annotated[
 LearningRate = Annotated[
     float, typer.Option(help="Of AdamW, at the end of the warm-up; then a cosine leads to 0.")
 ]
-WarmupSteps = Annotated[int, typer.Option(min=0, help="In which the learning rate rises.")]
+WarmupSteps = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="In which the learning rate rises.",
+        show_default="100, or half of a shorter run",
+    ),
+]
 WeightDecay = Annotated[float, typer.Option(min=0, help="Of AdamW, for matrices only.")]
 EmaDecay = Annotated[
     float, typer.Option(min=0, max=1, help="Of the moving average of weights that is kept.")
@@ -105,6 +112,12 @@ Evaluation = Annotated[
         metavar="DATA",
         help="Images with masks to measure on, as DATA of evaluate. The best checkpoint is the one "
         "of the highest mean IoU of click_best and box; without, of the lowest training loss.",
+    ),
+]
+EvaluationImages = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIR", help="Where the images of --evaluation lie, if not beside its json or masks."
     ),
 ]
 EvaluateEvery = Annotated[int, typer.Option(min=1, help="Steps.")]
@@ -151,11 +164,13 @@ def train(
     mixed_precision: MixedPrecision = Precision.no,
     seed: Seed = Options.seed,
     evaluation_data: Evaluation = None,
+    evaluation_images: EvaluationImages = None,
     evaluate_every: EvaluateEvery = Options.evaluate_every,
     save_every: SaveEvery = Options.save_every,
     workers: Workers = Options.workers,
     strict: Strict = False,
     restart: Restart = False,
+    max_pixels: MaxPixels = None,
 ) -> None:
     """Train a student on a teacher's embeddings: MobileSAM's distillation.
 
@@ -200,11 +215,13 @@ def finetune(
     mixed_precision: MixedPrecision = Precision.no,
     seed: Seed = Options.seed,
     evaluation_data: Evaluation = None,
+    evaluation_images: EvaluationImages = None,
     evaluate_every: EvaluateEvery = Options.evaluate_every,
     save_every: SaveEvery = Options.save_every,
     workers: Workers = Options.workers,
     strict: Strict = False,
     restart: Restart = False,
+    max_pixels: MaxPixels = None,
 ) -> None:
     """Fit a student's decoder to its encoder, from masks: the paper's optional second stage.
 
@@ -234,11 +251,13 @@ def supervised(
     mixed_precision: MixedPrecision = Precision.no,
     seed: Seed = Options.seed,
     evaluation_data: Evaluation = None,
+    evaluation_images: EvaluationImages = None,
     evaluate_every: EvaluateEvery = Options.evaluate_every,
     save_every: SaveEvery = Options.save_every,
     workers: Workers = Options.workers,
     strict: Strict = False,
     restart: Restart = False,
+    max_pixels: MaxPixels = None,
 ) -> None:
     """Train a model from masks alone, without a teacher, by SAM's own recipe.
 
@@ -247,7 +266,7 @@ def supervised(
     _train(objective="supervised", **locals())
 
 
-def _train(out: Path, restart: bool, **options: Any) -> None:
+def _train(out: Path, restart: bool, max_pixels: int | None, **options: Any) -> None:
     from ..distill.training import train as run
 
     plain = {

@@ -20,6 +20,7 @@ from ..errors import UserError
 from .data import AnnotatedImages
 from .embeddings import Embeddings, preprocess, read_image
 from .objectives import LOW_RES, Batch, sample_prompts
+from .readable import Items, Unfit
 from .scenes import Scenes
 
 
@@ -59,13 +60,17 @@ class MaskExamples(Dataset[Batch]):
         generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
 
         rows, columns = _random_crop(item.image.shape[:2], rng)
+        if min(_resized_shape(item.image[rows, columns], self.size)) < 1:  # too thin when cropped
+            rows = columns = slice(None)
         step = -1 if rng.random() < 0.5 else 1
         image = np.ascontiguousarray(item.image[rows, columns][:, ::step])
-        masks = item.masks[:, rows, columns]
-        masks = masks[np.flatnonzero(masks.any((1, 2)))]
+        visible = item.find_visible(rows, columns)
         count = self.prompts_per_image
-        chosen = np.resize(rng.permutation(len(masks)), count)
-        masks = masks[chosen][:, :, ::step] if len(masks) else np.zeros((count, 1, 1), bool)
+        if len(visible):
+            chosen = visible[np.resize(rng.permutation(len(visible)), count)]
+            masks = item.take(chosen)[:, rows, columns][:, :, ::step]
+        else:
+            masks = np.zeros((count, 1, 1), bool)
 
         targets = _resize_masks(masks, _resized_shape(image, self.size), self.size)
         low_res = F.avg_pool2d(targets.float(), LOW_RES) >= 0.5
@@ -95,10 +100,16 @@ class EmbeddedImages:
         """Returns an image, (H, W, 3) uint8 RGB, and its embedding, (C, h, w) float16.
 
         Raises:
-            ValueError: either is missing or damaged.
+            ValueError: either is missing or damaged, or the image is not of the size that it had.
         """
-        path, _, embedding = self.embeddings[index]
-        return read_image(path), embedding
+        path, size, embedding = self.embeddings[index]
+        image = read_image(path)
+        if image.shape[:2] != size:
+            raise Unfit(
+                f"the image {str(path)!r} is {image.shape[1]} x {image.shape[0]} pixels, but was "
+                f"{size[1]} x {size[0]} when its embedding was computed"
+            )
+        return image, embedding
 
 
 class EmbeddingExamples(Dataset[Batch]):
@@ -110,7 +121,9 @@ class EmbeddingExamples(Dataset[Batch]):
         seed: that of the order.
     """
 
-    def __init__(self, embedded: EmbeddedImages, size: int, seed: int) -> None:
+    def __init__(
+        self, embedded: Items[tuple[NDArray[np.uint8], Tensor]], size: int, seed: int
+    ) -> None:
         self.embedded = embedded
         self.size = size
         self.seed = seed

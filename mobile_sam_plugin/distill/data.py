@@ -60,7 +60,7 @@ class AnnotatedImage:
     def fingerprint(self) -> str:
         """A checksum of its pixels and masks, whatever it is called."""
         digest = hashlib.sha256(f"{self.image.shape} {self.count}".encode())
-        digest.update(np.ascontiguousarray(self.image))
+        digest.update(np.ascontiguousarray(self.image).data)
         for content in self._mask_contents():
             digest.update(content)
         return digest.hexdigest()
@@ -82,7 +82,7 @@ class _Labelled(AnnotatedImage):
     _labels: NDArray[Any]
 
     @property
-    def masks(self) -> NDArray[np.bool_]:  # type: ignore[override]
+    def masks(self) -> NDArray[np.bool_]:
         return self.take(range(self.count))
 
     @property
@@ -115,7 +115,7 @@ class _Encoded(AnnotatedImage):
     _encoded: Sequence[dict[str, Any]]
 
     @property
-    def masks(self) -> NDArray[np.bool_]:  # type: ignore[override]
+    def masks(self) -> NDArray[np.bool_]:
         return self.take(range(self.count))
 
     @property

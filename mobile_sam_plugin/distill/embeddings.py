@@ -37,8 +37,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import MissingExtra, UserError
-from ..inputs import list_images, load_image
+from ..inputs import input_size, list_images, load_image
 from ..predictor import eval_mode
+from .fingerprints import fingerprint_decoder
+from .readable import Skipped
 
 _STORE_FILE = "store.json"
 _FORMAT = 1  # of the folder, and of what is done with an image before the teacher sees it
@@ -95,12 +97,7 @@ def preprocess(image: NDArray[np.uint8], img_size: int = 1024) -> Tensor:
         ValueError: nothing is left of its short side when it is resized.
     """
     resize = ResizeLongestSide(img_size)
-    height, width = resize.get_preprocess_shape(*image.shape[:2], img_size)
-    if min(height, width) < 1:
-        raise UserError(
-            f"the image is too thin, {image.shape[1]} x {image.shape[0]} pixels: nothing of its "
-            f"short side is left when the long side is resized to {img_size}"
-        )
+    height, width = input_size(image.shape[0], image.shape[1], img_size)
     pixels = torch.from_numpy(resize.apply_image(image)).permute(2, 0, 1)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (_PIXEL_MEAN, _PIXEL_STD))
     return F.pad((pixels - mean) / std, (0, img_size - width, 0, img_size - height))
@@ -139,7 +136,8 @@ def embed(
     or on several; the number of processes may change from one call to the next. No process waits
     for another.
 
-    A broken image is left out, and the index says so; a warning counts them.
+    A broken image is left out, and the index says so; a warning counts them. So is one whose
+    embedding has values that float16 has not.
 
     Args:
         teacher: any SAM, on the device that is to compute.
@@ -153,8 +151,8 @@ def embed(
 
     Raises:
         ValueError: there is no image; the folder holds embeddings by another teacher, of other
-            images or in other shards; the teacher takes pixels normalised otherwise than SAM's; an
-            embedding has values that float16 has not; or, if strict, an image is broken.
+            images or in other shards; the teacher takes pixels normalised otherwise than SAM's;
+            most images are broken; or, if strict, one is.
         OSError: the disk has less space than needed (ENOSPC), or what writing files may raise.
         MissingExtra: accelerate is not installed.
 
@@ -172,11 +170,14 @@ def embed(
                 "give one that takes images as SAM does"
             )
     image_folder, names = _list_names(images)
+    precision = next(teacher.mask_decoder.parameters()).dtype
     embedding_size = tuple(teacher.prompt_encoder.image_embedding_size)
     description = {
         "format": _FORMAT,
         "teacher": teacher_name,
         "teacher_sha256": _hash_encoder(teacher),
+        # In half precision it is not the decoder that a checkpoint holds.
+        "decoder": fingerprint_decoder(teacher) if precision == torch.float32 else None,
         "img_size": teacher.image_encoder.img_size,
         "shape": [teacher.prompt_encoder.embed_dim, *embedding_size],
         "image_folder": str(image_folder),
@@ -203,6 +204,8 @@ def embed(
     own_todo = [shard for shard in todo if shard in own]
     paths = [image_folder / name for shard in own_todo for name in shards[shard]]
     total = sum(len(shards[shard]) for shard in own)
+    broken = Skipped(len(paths), strict=strict, what="image", told=0)  # all are told at the end
+    places = iter(range(len(paths)))
     with (
         ThreadPoolExecutor(_READERS) as pool,
         tqdm(
@@ -216,7 +219,7 @@ def embed(
         read = _read_ahead(pool, paths, teacher.image_encoder.img_size, batch_size + _READERS)
         for shard in own_todo:
             images_read = zip(shards[shard], read, strict=False)
-            embeddings, index = _embed_images(teacher, images_read, batch_size, strict, bar)
+            embeddings, index = _embed_images(teacher, images_read, batch_size, broken, places, bar)
             entries[shard] = _write_shard(folder, shard, description, embeddings, index)
     skipped = {name: reason for shard in own for name, reason in _skipped(entries[shard])}
     if skipped:
@@ -255,6 +258,9 @@ class Embeddings:
         teacher (str): the name that :func:`embed` was given.
         img_size (int): the side of the teacher's input, in pixels.
         shape (tuple[int, int, int]): that of an embedding, (256, 64, 64) for SAM.
+        decoder (str | None): the fingerprint of the teacher's prompt encoder and mask decoder,
+            which a teacher in half precision does not have, nor what older releases stored.
+        identity (str): tells these embeddings from others.
 
     Raises:
         FileNotFoundError: the folder holds no embeddings.
@@ -274,6 +280,8 @@ class Embeddings:
         self.teacher: str = description["teacher"]
         self.img_size: int = description["img_size"]
         self.shape: tuple[int, int, int] = tuple(description["shape"])
+        self.decoder: str | None = description.get("decoder")
+        self.identity = _identify(description)
         self._checksums: dict[Path, str] = {}
         self._shards: list[Path] = []
         self.names: list[str] = []
@@ -343,7 +351,7 @@ def _list_names(
     """The folder of some images, and their paths in it."""
     if isinstance(images, (str, os.PathLike)):
         folder = Path(os.path.abspath(images))
-        paths = list_images(folder, recursive=True)
+        paths = list_images(folder, recursive=True, beside=(".json",))  # as SA-1B has it
     else:
         paths = [Path(os.path.abspath(path)) for path in images]
         if not paths:
@@ -425,48 +433,70 @@ def _embed_images(
     teacher: Sam,
     images: Iterable[tuple[str, Future[_Pixels]]],
     batch_size: int,
-    strict: bool,
+    broken: Skipped,
+    places: Iterator[int],
     bar: Any,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The embeddings of the readable ones of some images, and what the index has on all."""
+    """The embeddings of the usable ones of some images, and what the index has on all."""
     embeddings: dict[str, Tensor] = {}
     batch: dict[str, Tensor] = {}
-    sizes, skipped = [], []
+    sizes: dict[str, tuple[int, int]] = {}
+    reasons: dict[str, str] = {}
+
+    def settle(name: str, error: Exception | None = None) -> None:
+        place = next(places)
+        if error is None:
+            broken.use(place)
+        else:
+            broken.skip(place, error)
+            reasons[name] = str(error)
+        bar.update()
+
+    def run() -> None:
+        for name, found in _run_teacher(teacher, batch).items():
+            if isinstance(found, Tensor):
+                embeddings[name] = found
+                settle(name)
+            else:
+                settle(name, found)
+        batch.clear()
+
     for name, future in images:
         try:
-            batch[name], (height, width) = future.result()
+            batch[name], sizes[name] = future.result()
         except ValueError as error:
-            if strict:
-                raise
-            skipped.append({"name": name, "reason": str(error)})
-            bar.update()
-            continue
-        sizes.append({"name": name, "height": height, "width": width})
+            settle(name, error)
         if len(batch) == batch_size:
-            embeddings |= _run_teacher(teacher, batch)
-            bar.update(len(batch))
-            batch.clear()
+            run()
     if batch:
-        embeddings |= _run_teacher(teacher, batch)
-        bar.update(len(batch))
-    return embeddings, {"images": sizes, "skipped": skipped}
+        run()
+    index = {
+        "images": [
+            {"name": name, "height": sizes[name][0], "width": sizes[name][1]} for name in embeddings
+        ],
+        "skipped": [{"name": name, "reason": reason} for name, reason in reasons.items()],
+    }
+    return embeddings, index
 
 
 @torch.no_grad()
-def _run_teacher(teacher: Sam, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The embeddings, in float16 on the CPU, of preprocessed images."""
+def _run_teacher(teacher: Sam, batch: dict[str, Tensor]) -> dict[str, Tensor | UserError]:
+    """The embeddings, in float16 on the CPU, of preprocessed images, or why there is none."""
     weight = next(teacher.image_encoder.parameters())
     pixels = torch.stack(list(batch.values())).to(weight.device, weight.dtype)
     with eval_mode(teacher):
         embeddings = teacher.image_encoder(pixels)
     halves = embeddings.half().cpu()
+    found: dict[str, Tensor | UserError] = {}
     for name, embedding, half in zip(batch, embeddings, halves, strict=True):
-        if not torch.isfinite(half).all():
-            raise UserError(
+        if torch.isfinite(half).all():
+            found[name] = half
+        else:
+            found[name] = UserError(
                 f"the embedding of {name!r} reaches {embedding.abs().max().item():g}, and float16 "
                 "ends at 65504: is the teacher whole, and in float32?"
             )
-    return dict(zip(batch, halves, strict=True))
+    return found
 
 
 def _write_shard(

@@ -264,7 +264,7 @@ def evaluate(
         try:
             item = data[index]
             for size in sizes.values():
-                check_fit(*item.image.shape[:2], size)
+                check_fit(item.image, size)
         except (OSError, ValueError) as error:
             skipped.skip(index, error)
         else:

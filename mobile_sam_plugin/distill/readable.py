@@ -6,6 +6,9 @@ from collections.abc import Callable
 from multiprocessing.sharedctypes import RawArray
 from typing import Generic, Protocol, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..errors import UserError
 from ..inputs import input_size
 
@@ -32,8 +35,9 @@ class Items(Protocol[ItemT]):
     def __getitem__(self, index: int) -> ItemT: ...
 
 
-def check_fit(height: int, width: int, size: int) -> None:
+def check_fit(image: NDArray[np.uint8], size: int) -> None:
     """Raises Unfit if nothing is left of an image's short side when the long one is ``size``."""
+    height, width = image.shape[:2]
     try:
         input_size(height, width, size)
     except UserError as error:
@@ -60,7 +64,8 @@ class Skipped:
         self._empty_masks = RawArray("i", count)
 
     def __len__(self) -> int:
-        return sum(state > _USED for state in self._states)
+        states = bytes(self._states)
+        return sum(states.count(kind) for kind in _KINDS)
 
     def __contains__(self, place: int) -> bool:
         return self._states[place] > _USED
@@ -82,7 +87,7 @@ class Skipped:
         kind = 3 if isinstance(error, Unfit) else 2 if isinstance(error, FileNotFoundError) else 4
         self._states[place] = kind
         count, broken = len(self._states), len(self)
-        tried = sum(state != _UNTRIED for state in self._states)
+        tried = count - bytes(self._states).count(_UNTRIED)
         if 2 * broken > tried and tried >= min(_SAMPLE, count):
             raise UserError(
                 f"{self.describe()}, out of {tried:,} that were tried, which is too many to go on "

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..errors import UserError
+from ..inputs import open_image, opened_pixels
+from .readable import Items
 from .scene_shapes import log_uniform
 
 Color = NDArray[np.float64]  # (3,) RGB in [0, 255]
@@ -96,14 +97,14 @@ class Materials:
         photographs: files of which patches become surfaces; may be empty.
     """
 
-    def __init__(self, rng: np.random.Generator, photographs: Sequence[Path]) -> None:
+    def __init__(self, rng: np.random.Generator, photographs: Items[Path]) -> None:
         self.rng = rng
         self.photographs = photographs
         self.colors = [_natural_color(rng) for _ in range(rng.integers(2, 6))]
         self.used: list[Texture] = []
         self.contrast = rng.uniform(0.3, 1.0)
         self.plainness = rng.uniform(0.05, 0.5)
-        self.photograph_share = rng.uniform(0, 0.8) if photographs else 0.0
+        self.photograph_share = rng.uniform(0, 0.8) if len(photographs) else 0.0
         self.roundness = rng.choice((0.0, rng.uniform(0.3, 1.2), rng.uniform(0.6, 1.2)))
         self.border_share = rng.choice((0.0, 0.0, 0.0, 0.1, 0.8))
 
@@ -122,7 +123,7 @@ class Materials:
             extent: its diameter in picture units, which patterns are scaled by.
         """
         rng = self.rng
-        if self.photographs and rng.random() < self.photograph_share:
+        if len(self.photographs) and rng.random() < self.photograph_share:
             return self._photograph(extent)
         if self.used and rng.random() < 0.12:  # the same stuff again, hard to tell from the first
             return self.used[rng.integers(len(self.used))].varied(rng, 0.15)
@@ -202,17 +203,34 @@ def read_photograph(path: Path) -> NDArray[np.uint8]:
         ValueError: it cannot be read.
         FileNotFoundError: there is no such file.
     """
-    try:
-        with Image.open(path) as image:
+    with open_image(path, str(path)) as image:
+        if image.mode.startswith("I"):
+            rgb = Image.fromarray(opened_pixels(image))
+        else:
             image.draft("RGB", (_PHOTOGRAPH_SIDE, _PHOTOGRAPH_SIDE))
             image.thumbnail((2 * _PHOTOGRAPH_SIDE, 2 * _PHOTOGRAPH_SIDE), Image.Resampling.BOX)
             rgb = image.convert("RGB")
-            rgb.thumbnail((_PHOTOGRAPH_SIDE, _PHOTOGRAPH_SIDE), Image.Resampling.BILINEAR)
-            return np.asarray(rgb)
-    except (FileNotFoundError, MemoryError):
-        raise
-    except Exception as error:  # Pillow's readers raise of every kind on damaged files
-        raise UserError(f"the photograph {str(path)!r} cannot be read: {error}") from error
+        rgb.thumbnail((_PHOTOGRAPH_SIDE, _PHOTOGRAPH_SIDE), Image.Resampling.BILINEAR)
+        return np.asarray(rgb)
+
+
+class Photographs:
+    """Files of photographs, each of which is read before its path is given.
+
+    Args:
+        paths: of the files.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = tuple(paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Path:
+        """Returns a path; ValueError or OSError if the file cannot be read."""
+        read_photograph(self.paths[index])
+        return self.paths[index]
 
 
 def _natural_color(rng: np.random.Generator) -> Color:

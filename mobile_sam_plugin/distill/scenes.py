@@ -16,11 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
+from ..results import encode_image
 from . import scene_shapes as shapes
 from .data import AnnotatedImage
+from .readable import Items, Readable
 from .scene_objects import Part, decorate, make_object
 from .scene_shapes import Outline, placement
-from .scene_textures import Materials, Texture
+from .scene_textures import Materials, Photographs, Texture
 
 _MINIMUM_SIDE = 32
 _MINIMUM_AREA = 0.0015  # of the picture
@@ -29,10 +31,13 @@ _MINIMUM_PIXELS = 12
 _MINIMUM_LENGTH = 0.015  # of what is painted, in picture units
 _MINIMUM_VISIBLE = 0.12  # of what a thing would cover if nothing were before it
 _MAXIMUM_PARTS = 90  # of one scene, to bound the time
+# Added to the seeds, of 64 bits, of scenes to train on. numpy hashes a seed in words of 32 bits, of
+# which the third is then 3, and else at most 2, the number of a purpose.
+_TRAINING = 3 << 64
 
 
 def make_scene(
-    seed: int, size: int | tuple[int, int] = 512, photographs: Sequence[Path] = ()
+    seed: int, size: int | tuple[int, int] = 512, photographs: Items[Path] = ()
 ) -> AnnotatedImage:
     """Makes the picture of a seed: always the same, in every process.
 
@@ -76,7 +81,13 @@ class Scenes:
         count: how many.
         size: of each, as :func:`make_scene` takes it.
         seed: sets of different seeds have no scene in common.
-        photographs: as :func:`make_scene` takes them.
+        photographs: files of which patches become surfaces. In place of one that cannot be read
+            comes the next.
+        training: make scenes to train on, of which no set without it has any, whatever the seeds.
+        strict: raise an error at a photograph that cannot be read.
+
+    Attributes:
+        photographs: those that can be read, with a count of the others.
     """
 
     def __init__(
@@ -85,13 +96,17 @@ class Scenes:
         size: int | tuple[int, int] = 512,
         seed: int = 0,
         photographs: Sequence[Path] = (),
+        *,
+        training: bool = False,
+        strict: bool = False,
     ) -> None:
         if count < 1:
             raise UserError(f"there must be one scene at least, not {count}")
         self.count = count
         self.size = size
         self.seed = seed
-        self.photographs = tuple(photographs)
+        self.photographs = Readable(Photographs(photographs), strict=strict, what="photograph")
+        self.training = training
 
     def __len__(self) -> int:
         return self.count
@@ -101,8 +116,10 @@ class Scenes:
             raise IndexError(f"there is no scene {index} among {self.count}")
         place = index % self.count
         state = np.random.SeedSequence((self.seed, place)).generate_state(2)
-        scene = make_scene(int(state[0]) << 32 | int(state[1]), self.size, self.photographs)
-        return replace(scene, name=f"scene_{self.seed}_{place:06}")
+        seed = int(state[0]) << 32 | int(state[1])
+        scene = make_scene(seed + self.training * _TRAINING, self.size, self.photographs)
+        kind = "training_scene" if self.training else "scene"
+        return replace(scene, name=f"{kind}_{self.seed}_{place:06}")
 
 
 class _Window(NamedTuple):
@@ -368,9 +385,7 @@ def _model(
 class _Composer:
     """Decides what is in a scene, and paints it from back to front."""
 
-    def __init__(
-        self, rng: np.random.Generator, photographs: Sequence[Path], canvas: _Canvas
-    ) -> None:
+    def __init__(self, rng: np.random.Generator, photographs: Items[Path], canvas: _Canvas) -> None:
         self.rng = rng
         self.canvas = canvas
         self.width = canvas.width / canvas.unit
@@ -601,11 +616,10 @@ def _photograph(
     values = (1 - curve) * values + curve * (3 * values**2 - 2 * values**3)
     exposed = cv2.LUT(exposed, (255 * np.clip(values, 0, 1)).round().astype(np.uint8))
     if rng.random() < 0.75:
-        quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(35, 98))]
-        bgr = cv2.cvtColor(exposed, cv2.COLOR_RGB2BGR)
-        exposed = cv2.cvtColor(
-            cv2.imdecode(cv2.imencode(".jpg", bgr, quality)[1], cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB
-        )
+        quality = int(rng.integers(35, 98))
+        jpeg = encode_image(".jpg", np.asarray(exposed), cv2.IMWRITE_JPEG_QUALITY, quality)
+        decoded = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+        exposed = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
     return np.asarray(exposed)
 
 

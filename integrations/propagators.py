@@ -1,7 +1,7 @@
 """What carries masks from frame to frame: optical flow with MobileSAM, or a video model."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -44,7 +44,8 @@ class Propagator(Protocol):
 
         Returns:
             (H, W) for the id of each object that is seen: logits, above 0 inside, or a mask. Where
-            objects overlap, the higher logit wins.
+            objects overlap, the higher logit wins. Each is asked for once, so that a mapping that
+            makes them as they are asked for keeps memory low.
         """
 
 
@@ -66,19 +67,43 @@ class FrameEncoder:
         return predictor
 
 
-def resolve_overlaps(logits: NDArray[np.float32]) -> NDArray[np.bool_]:
+def claim_pixels(
+    logits: Iterable[tuple[int, Logits]], size: tuple[int, ...]
+) -> tuple[NDArray[np.int32], Logits]:
     """Gives each pixel to one object at most: that of the highest logit, if it is above 0.
 
     Args:
-        logits: (N, H, W).
+        logits: an object's id, above 0, and its logits (H, W), for one object after another. Of
+            equal logits the first counts. None is kept.
+        size: (H, W).
 
     Returns:
-        (N, H, W).
+        (H, W) ids, 0 for none, and (H, W) the logits of their objects, 0 for none.
     """
-    if not len(logits):
-        return np.zeros(logits.shape, dtype=bool)
-    owner = logits.argmax(axis=0)
-    return (owner == np.arange(len(logits))[:, None, None]) & (logits > 0)
+    ids = np.zeros(size, dtype=np.int32)
+    highest = np.zeros(size, dtype=np.float32)
+    for number, values in logits:
+        higher = values > highest
+        np.copyto(ids, number, where=higher)
+        np.copyto(highest, values, where=higher)
+    return ids, highest
+
+
+class _OnDemand(Mapping[int, Logits]):
+    """Logits of objects in the size of the frame, each made as it is asked for."""
+
+    def __init__(self, small: Mapping[int, Any], enlarge: Callable[[Any], Logits]) -> None:
+        self._small = small
+        self._enlarge = enlarge
+
+    def __getitem__(self, number: int) -> Logits:
+        return self._enlarge(self._small[number])
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._small)
+
+    def __len__(self) -> int:
+        return len(self._small)
 
 
 DEFAULT_VIDEO_MODEL = "yonigozlan/EdgeTAM-hf"
@@ -100,6 +125,8 @@ _PROMPT_LOGIT = 6.0  # of a mask as MobileSAM's prompt
 _LEAST_PIXELS = 40  # what is smaller, at the size worked at, is lost
 _LEAST_SHARE = 0.03  # of an object that must be seen
 _MATCH = 0.6  # correlation from which on a lost object may have been found
+_SEARCHES = 4  # lost objects that are looked for in a frame, in turn
+_REACH_GROWS = 20  # frames for which a lost object is looked for further and further away
 
 
 class FlowPropagator:
@@ -111,7 +138,9 @@ class FlowPropagator:
     the frame and shows where it still looks the same, so that errors do not add up and parts that
     were hidden come back. MobileSAM, prompted by box and mask, then moves the outline, in a band
     around it and only where it agrees on the object. An object of which too little is left is lost,
-    and is looked for by its template around where it was last seen.
+    and is looked for by its template around where it was last seen, up to two and a half times its
+    size away; of many lost objects four are looked for in a frame, in turn, so that a frame takes
+    no more time however many there are and however long ago they were lost.
     """
 
     def __init__(self, encoder: FrameEncoder) -> None:
@@ -140,37 +169,49 @@ class FlowPropagator:
             elif number in self._objects:
                 self._objects[number].mask = None
 
-    def propagate(self, frame: Frame) -> dict[int, Logits]:
+    def propagate(self, frame: Frame) -> Mapping[int, Logits]:
         """As :meth:`Propagator.propagate`."""
         if self._picture is None:
             raise RuntimeError("set_masks must be called before propagate")
         before, picture = self._picture, _Picture(frame)
         motion = _Motion.between(before.gray, picture.gray)
+        turn = self._take_turns()
         carried: dict[int, Logits] = {}
         for number, followed in self._objects.items():
-            logits = (
-                followed.search(picture)
-                if followed.mask is None
-                else followed.carry(motion, picture)
-            )
+            logits = None
+            if followed.mask is not None:
+                logits = followed.carry(motion, picture)
+            elif number in turn:
+                logits = followed.search(picture)
             if logits is not None:
                 carried[number] = logits
         self._refine(frame, carried)
-        masks = resolve_overlaps(np.array([*carried.values()]).reshape(-1, *picture.gray.shape))
+        owners, _ = claim_pixels(carried.items(), picture.gray.shape)
         for followed in self._objects.values():
             followed.mask = None
         seen: dict[int, Logits] = {}
-        for (number, logits), mask in zip(carried.items(), masks, strict=True):
+        for number, logits in carried.items():
             # Specks go.
-            kept = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3)))
+            mask = (owners == number).astype(np.uint8)
+            kept = cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((3, 3)))
             if self._objects[number].settle(kept.astype(np.float32), picture):
                 outside = np.minimum(logits, -0.01)
                 inside = np.maximum(logits, 0.01)
-                sure = np.where(kept > 0, inside, outside).astype(np.float32)
-                size = frame.shape[1], frame.shape[0]
-                seen[number] = cv2.resize(sure, size, interpolation=cv2.INTER_LINEAR)
+                seen[number] = np.where(kept > 0, inside, outside).astype(np.float32)
         self._frame, self._picture = frame, picture
-        return seen
+        size = frame.shape[1], frame.shape[0]
+        return _OnDemand(seen, lambda logits: cv2.resize(logits, size))
+
+    def _take_turns(self) -> set[int]:
+        """The lost objects to be looked for in the next frame: those that waited longest."""
+        lost = [number for number, followed in self._objects.items() if followed.mask is None]
+        for number in lost:
+            self._objects[number].lost_for += 1
+            self._objects[number].waited += 1
+        turn = sorted(lost, key=lambda number: -self._objects[number].waited)[:_SEARCHES]
+        for number in turn:
+            self._objects[number].waited = 0
+        return set(turn)
 
     def _refine(self, frame: Frame, carried: dict[int, Logits]) -> None:
         """Adds MobileSAM's logits of the objects to theirs, in a band along their outlines."""
@@ -268,18 +309,22 @@ class TransformersPropagator:
         for inputs in self._session.mask_inputs_per_obj.values():
             inputs.clear()
 
-    def propagate(self, frame: Frame) -> dict[int, Logits]:
+    def propagate(self, frame: Frame) -> Mapping[int, Logits]:
         """As :meth:`Propagator.propagate`."""
         pixels = self._add(frame)
         output = self._model(self._session, frame_idx=self._index, frame=pixels)
-        logits = self._processor.post_process_masks(
-            [output.pred_masks], [frame.shape[:2]], binarize=False
-        )[0]
-        return {
-            number: logits[index, 0].float().cpu().numpy()
+        seen = {
+            number: output.pred_masks[index : index + 1]
             for index, number in enumerate(output.object_ids)
             if output.object_score_logits[index] > 0
         }
+        size = frame.shape[:2]
+
+        def enlarge(logits: torch.Tensor) -> Logits:
+            (large,) = self._processor.post_process_masks([logits], [size], binarize=False)
+            return large[0, 0].float().cpu().numpy()
+
+        return _OnDemand(seen, enlarge)
 
     def _add(self, frame: Frame) -> torch.Tensor:
         """The pixels of a frame as the model takes them; if it is a new one, older ones go."""
@@ -404,6 +449,7 @@ class _Object:
         mask: (H, W) in the current frame, in [0, 1]; None if the object is lost.
         misfits: frames in a row in which the template did not fit.
         lost_for: frames since it was lost.
+        waited: frames since it was looked for or seen.
     """
 
     template: _Template
@@ -411,6 +457,7 @@ class _Object:
     mask: NDArray[np.float32] | None
     misfits: int = 0
     lost_for: int = 0
+    waited: int = 0
 
     @classmethod
     def seen_in(cls, picture: _Picture, mask: NDArray[np.float32]) -> "_Object":
@@ -438,11 +485,10 @@ class _Object:
 
     def search(self, picture: _Picture) -> NDArray[np.float32] | None:
         """The logits of a lost object that is seen again, around where it was; else None."""
-        self.lost_for += 1
         linear = self.pose.copy()
         linear[:2, 2] -= _corners(self.pose, self.template.shape.shape).min(axis=0)
         size = np.ceil(_corners(linear, self.template.shape.shape).max(axis=0)).astype(int).tolist()
-        reach = int(max(size) * (0.5 + 0.1 * self.lost_for)) + 8
+        reach = int(max(size) * (0.5 + 0.1 * min(self.lost_for, _REACH_GROWS))) + 8
         x0, y0, x1, y1 = self._window(self.pose, picture, reach)
         # Small is enough to find it, and quick.
         scale = min(1.0, 40 / max(*size, 1))
@@ -486,7 +532,7 @@ class _Object:
                 return False
             self.template, self.pose = _Template.cut(picture, mask)
             self.misfits = 0
-        self.mask, self.lost_for = mask, 0
+        self.mask, self.lost_for, self.waited = mask, 0, 0
         return True
 
     def _fit(self, picture: _Picture, carried: NDArray[np.float32] | None) -> "_Fit | None":

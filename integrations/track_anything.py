@@ -6,9 +6,11 @@ https://github.com/gaomingqi/Track-Anything and
 https://github.com/z-x-yang/Segment-and-Track-Anything.
 """
 
+import operator
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,9 @@ from mobile_sam_plugin import (
     build_sam_vit_t,
     replace,
 )
+from mobile_sam_plugin.checkpoint import fingerprint
 from mobile_sam_plugin.errors import UserError
+from mobile_sam_plugin.results import decode_mask
 
 from .instances import (
     ImageSource,
@@ -40,8 +44,8 @@ from .propagators import (
     FlowPropagator,
     FrameEncoder,
     Propagator,
+    claim_pixels,
     mask_prompt,
-    resolve_overlaps,
 )
 from .video import Frame, TrackedFrame, TrackWriter, Video, VideoSource
 
@@ -57,24 +61,32 @@ def find_everything(model: nn.Module | segment_anything.SamPredictor, **options:
 
     Args:
         model: a ``Sam``, or a predictor that holds one.
-        options: of :class:`~mobile_sam_plugin.SamAutomaticMaskGenerator`.
+        options: of :class:`~mobile_sam_plugin.SamAutomaticMaskGenerator`, but for its
+            ``output_mode``.
 
     Example:
         >>> tracker = TrackAnything(sam, find=find_everything(sam, points_per_side=16))
     """
-    generator = everything_mode(model, **options)
+    generator = everything_mode(model, output_mode="coco_rle", **options)
 
     def find(frame: Frame) -> Instances:
         records = generator.generate(frame)
-        masks = np.array([record["segmentation"] for record in records], dtype=bool)
+        masks = np.zeros((len(records), *frame.shape[:2]), dtype=bool)
+        for mask, record in zip(masks, records, strict=True):
+            mask[:] = decode_mask(record)
         scores = [record["predicted_iou"] for record in records]
-        return _as_instances(masks.reshape(-1, *frame.shape[:2]), scores, ["object"] * len(records))
+        return _as_instances(masks, scores, ["object"] * len(records))
 
     return find
 
 
 class TrackAnything:
     """Follows objects through the frames of a video, as they come.
+
+    Attributes:
+        left_out (Counter[str]): how many finds were not followed since :meth:`start`, by the
+            reason: ``"small"``, of fewer than ``min_area`` pixels, and ``"many"``, beyond 255
+            objects. Those that are followed already do not count.
 
     Example:
         >>> tracker = TrackAnything(sam_model_registry["vit_t"]())
@@ -112,26 +124,43 @@ class TrackAnything:
             device: where the model is moved; it stays where it is if None.
 
         Raises:
-            TypeError: the model is no ``Sam``.
-            ValueError: ``find_every`` or ``min_area`` is negative, or ``min_new_share`` outside
+            TypeError: the model is no ``Sam``, the propagator none, ``find`` no function, or
+                ``find_every`` or ``min_area`` no whole number.
+            UserError: ``find_every`` or ``min_area`` is negative, or ``min_new_share`` outside
                 [0, 1].
         """
-        if find_every < 0 or min_area < 0:
-            raise UserError(
-                f"find_every ({find_every}) and min_area ({min_area}) must not be negative"
-            )
+        for name, value in (("find_every", find_every), ("min_area", min_area)):
+            if _whole_number(name, value) < 0:
+                raise UserError(f"{name} ({value}) must not be negative")
         check_thresholds(min_new_share=min_new_share)
+        methods = ("reset", "set_masks", "propagate")
+        if propagator is not None and not all(hasattr(propagator, name) for name in methods):
+            raise TypeError(
+                f"propagator must be an object with {', '.join(methods)}, such as "
+                f"TransformersPropagator(NAME), not {propagator!r:.60}"
+            )
+        if find is not None and not callable(find):
+            raise TypeError(
+                f"find must be a function of a frame, such as find_everything(model), not "
+                f"{find!r:.60}"
+            )
         self.predictor = as_predictor(model, device)
         self._encoder = FrameEncoder(self.predictor)
-        self.propagator: Propagator = propagator or FlowPropagator(self._encoder)
+        self.propagator: Propagator = (
+            FlowPropagator(self._encoder) if propagator is None else propagator
+        )
         self.find = find
         self.find_every = find_every
         self.min_area = min_area
         self.min_new_share = min_new_share
         self._frame: Frame | None = None
         self._labels: dict[int, str] = {}
-        self._masks: dict[int, Mask] = {}
+        # Of the objects seen in the current frame: the id of each pixel's, which takes less memory
+        # than their masks, since those do not overlap; their scores; and the areas of those just
+        # told, with what is hidden by others.
+        self._ids = np.zeros((0, 0), np.int32)
         self._scores: dict[int, float] = {}
+        self._areas: dict[int, int] = {}
         self._forget()
 
     def start(self, frame: ImageSource, index: int = 0) -> TrackedFrame:
@@ -145,8 +174,7 @@ class TrackAnything:
             As :attr:`current`.
         """
         self._forget()
-        self._frame = load_image(frame).copy()  # the caller may fill its buffer anew
-        self._index = index
+        self._begin(load_image(frame).copy(), index)  # the caller may fill its buffer anew
         if self.find is not None:
             self.find_objects()
         return self.current
@@ -160,13 +188,15 @@ class TrackAnything:
         label: str = "object",
         object_id: int | None = None,
     ) -> int:
-        """Follows another object from the current frame on. It takes pixels of those before.
+        """Follows another object from the current frame on.
+
+        Of objects that overlap the smaller one is on top, in whatever order they are told.
 
         Args:
             points: (N, 2), XY in pixels.
             labels: (N,), 1 on the object, 0 on the background; all 1 if None.
             box: XYXY in pixels.
-            mask: (H, W) bool, in place of clicks and a box.
+            mask: (H, W), bool or whole numbers above 0 inside, in place of clicks and a box.
             label: what it is, for the results.
             object_id: 1 to 255; the next after the highest if None.
 
@@ -175,12 +205,16 @@ class TrackAnything:
 
         Raises:
             RuntimeError: before :meth:`start`.
-            ValueError: no prompt or one of the wrong shape, nothing is found there, the id is
-                taken or too high.
+            TypeError: the mask has other numbers, the label is no text, or the id no whole number.
+            UserError: no prompt, a mask beside another one, or one of the wrong shape; nothing is
+                found there but smaller objects; the id is taken or too high.
         """
         frame = self._require_frame()
+        if not isinstance(label, str):
+            raise TypeError(f"label must be a text, not {type(label).__name__} ({label!r:.60})")
         if object_id is None:
             object_id = 1 + max(self._labels, default=0)
+        object_id = _whole_number("object_id", object_id)
         if object_id in self._labels:
             raise UserError(f"there is an object {object_id} already: call correct to change it")
         if not 1 <= object_id <= MAX_OBJECTS:
@@ -188,9 +222,18 @@ class TrackAnything:
         if mask is None:
             found, score = self._segment(points, labels, box)
         else:
-            found, score = _check_mask(mask, frame), 1.0
+            found, score = _only_mask(mask, frame, points, labels, box), 1.0
+        area = np.count_nonzero(found)
+        smaller = [number for number in self._scores if self._area(number) < area]
+        visible = found & ~np.isin(self._ids, smaller)
+        if not visible.any():
+            raise UserError(
+                f"nothing was found there but the objects {smaller}, which are followed already: "
+                "call correct to change them"
+            )
         self._labels[object_id] = label
-        self._place({object_id: found}, {object_id: score})
+        self._place({object_id: visible}, {object_id: score})
+        self._areas[object_id] = area
         return object_id
 
     def correct(
@@ -205,23 +248,26 @@ class TrackAnything:
 
         Args:
             object_id: of a followed object.
-            points, labels, box, mask: as :meth:`add_object`. Clicks go with the mask so far.
+            points, labels, box, mask: as :meth:`add_object`. Clicks go with the mask so far. What
+                is found is the object's, whichever was there.
 
         Returns:
             As :attr:`current`, from where tracking goes on.
 
         Raises:
             KeyError: there is no such object.
-            RuntimeError, ValueError: as :meth:`add_object`.
+            RuntimeError, TypeError, UserError: as :meth:`add_object`.
         """
         frame = self._require_frame()
         if object_id not in self._labels:
             raise KeyError(f"there is no object {object_id}, only {sorted(self._labels)}")
         if mask is None:
-            before = None if box is not None else self._masks.get(object_id)
+            before = None
+            if box is None and object_id in self._scores:
+                before = self._ids == object_id
             found, score = self._segment(points, labels, box, before)
         else:
-            found, score = _check_mask(mask, frame), 1.0
+            found, score = _only_mask(mask, frame, points, labels, box), 1.0
         self._place({object_id: found}, {object_id: score})
         return self.current
 
@@ -236,9 +282,19 @@ class TrackAnything:
             instances: of the current frame, be it by text, everything mode or another way.
 
         Returns:
-            The ids that they got. No more than 255 objects are followed.
+            The ids that they got. No more than 255 objects are followed; :attr:`left_out` counts
+            what was left out.
+
+        Raises:
+            TypeError: they are no ``Instances``.
+            UserError: they are of an image of another size.
         """
         frame = self._require_frame()
+        if not isinstance(instances, Instances):
+            raise TypeError(
+                f"what find returns, or add_instances gets, must be Instances, not "
+                f"{type(instances).__name__}"
+            )
         if instances.image_size != frame.shape[:2]:
             raise UserError(
                 f"the objects are of an image of {instances.image_size[0]} x "
@@ -248,7 +304,7 @@ class TrackAnything:
         painted = np.full(frame.shape[:2], -1)
         for place in np.argsort([-np.count_nonzero(mask) for mask in instances.masks]):
             painted[instances.masks[place]] = place
-        free = ~np.any([*self._masks.values(), np.zeros(painted.shape, bool)], axis=0)
+        free = self._ids == 0
         masks: dict[int, Mask] = {}
         scores: dict[int, float] = {}
         for place, label in enumerate(instances.labels):
@@ -257,7 +313,13 @@ class TrackAnything:
             area = np.count_nonzero(new)
             enough = area >= self.min_new_share * np.count_nonzero(visible)
             object_id = 1 + max(self._labels, default=0)
-            if enough and area >= max(self.min_area, 1) and object_id <= MAX_OBJECTS:
+            if not enough or not area:
+                continue
+            if area < self.min_area:
+                self.left_out["small"] += 1
+            elif object_id > MAX_OBJECTS:
+                self.left_out["many"] += 1
+            else:
                 self._labels[object_id] = label
                 masks[object_id] = new
                 scores[object_id] = float(instances.scores[place])
@@ -293,14 +355,13 @@ class TrackAnything:
                 f"before have {before.shape[1]} x {before.shape[0]}: start anew for another video"
             )
         logits = self.propagator.propagate(pixels) if self._labels else {}
-        stack = np.array([self._check_logits(*item) for item in logits.items()], np.float32)
-        self._frame, self._index = pixels, self._index + 1
-        masks = resolve_overlaps(stack.reshape(-1, *pixels.shape[:2]))
-        self._masks, self._scores = {}, {}
-        for object_id, values, mask in zip(logits, stack, masks, strict=True):
-            if mask.any():
-                self._masks[object_id] = mask
-                self._scores[object_id] = float(np.mean(1 / (1 + np.exp(-values[mask]))))
+        # One after another: all of them in the size of the frame would take much memory.
+        checked = ((number, self._check_logits(number, logits[number])) for number in logits)
+        ids, highest = claim_pixels(checked, pixels.shape[:2])
+        self._begin(pixels, self._index + 1)
+        self._ids = ids
+        for number in _values(ids):
+            self._scores[number] = float(np.mean(1 / (1 + np.exp(-highest[ids == number]))))
         if self.find is not None and self.find_every and self._index % self.find_every == 0:
             self.find_objects()
         return self.current
@@ -313,15 +374,18 @@ class TrackAnything:
         was just told.
         """
         frame = self._require_frame()
-        seen = sorted(self._masks)
+        seen = sorted(self._scores)
+        masks = np.empty((len(seen), *frame.shape[:2]), dtype=bool)
+        for mask, number in zip(masks, seen, strict=True):
+            np.equal(self._ids, number, out=mask)
         objects = _as_instances(
-            np.array([self._masks[i] for i in seen], bool).reshape(-1, *frame.shape[:2]),
+            masks,
             [self._scores[i] for i in seen],
             [self._labels[i] for i in seen],
             seen,
             frame,
         )
-        lost = tuple(sorted(self._labels.keys() - self._masks.keys()))
+        lost = tuple(sorted(self._labels.keys() - self._scores.keys()))
         return TrackedFrame(self._index, objects, lost)
 
     def resume(self, history: Iterable[tuple[ImageSource, TrackedFrame]]) -> None:
@@ -329,16 +393,18 @@ class TrackAnything:
 
         Args:
             history: the last frame, and before it, in order, those in which objects that are lost
-                by now were last seen.
+                by now were last seen. It is read once, and none of it is kept. Objects of which it
+                has no more than the id are labelled ``"object"``.
         """
         self._forget()
         for frame, tracked in history:
-            self._frame, self._index = load_image(frame).copy(), tracked.index
-            self._masks, self._scores = {}, {}
+            self._begin(load_image(frame).copy(), tracked.index)
             objects = tracked.objects
             assert objects.ids is not None
             ids = objects.ids.tolist()
             self._labels.update(zip(ids, objects.labels, strict=True))
+            for number in tracked.lost:
+                self._labels.setdefault(number, "object")
             # Also where nothing is seen, so that the propagator knows that all are lost.
             if self._labels:
                 self._place(
@@ -346,11 +412,34 @@ class TrackAnything:
                     dict(zip(ids, objects.scores.tolist(), strict=True)),
                 )
 
+    def describe_left_out(self) -> str:
+        """Returns in words how many finds were not followed since :meth:`start`, and why."""
+        kinds = {
+            "small": f"of fewer than min_area ({self.min_area}) pixels: lower it (--min-area)",
+            "many": f"beyond {MAX_OBJECTS} objects",
+        }
+        told = [
+            f"{count} find{'s'[: count != 1]} {kinds[kind]}"
+            for kind, count in sorted(self.left_out.items())
+        ]
+        return f"left out: {'; '.join(told)}" if told else ""
+
     def _forget(self) -> None:
         self.propagator.reset()
         self._frame = None
         self._index = 0
-        self._labels, self._masks, self._scores = {}, {}, {}
+        self._labels = {}
+        self.left_out: Counter[str] = Counter()
+
+    def _begin(self, frame: Frame, index: int) -> None:
+        """Makes a frame the current one, in which nothing is seen yet."""
+        self._frame, self._index = frame, index
+        self._ids = np.zeros(frame.shape[:2], np.int32)
+        self._scores, self._areas = {}, {}
+
+    def _area(self, number: int) -> int:
+        """Of an object that is seen: as it was told, or in pixels."""
+        return self._areas.get(number) or np.count_nonzero(self._ids == number)
 
     def _require_frame(self) -> Frame:
         if self._frame is None:
@@ -387,15 +476,18 @@ class TrackAnything:
     def _place(self, masks: dict[int, Mask], scores: dict[int, float]) -> None:
         """Sets masks in the current frame, which take their pixels from other objects."""
         frame = self._require_frame()
-        taken = np.any([np.zeros(frame.shape[:2], bool), *masks.values()], axis=0)
-        changed = dict(masks)
-        for object_id, mask in self._masks.items():
-            if object_id not in masks and np.any(mask & taken):
-                changed[object_id] = mask & ~taken
+        ids = self._ids.copy()
+        ids[np.isin(ids, [*masks])] = 0  # where corrected ones were
+        for number, mask in masks.items():
+            ids[mask] = number
+        robbed = [number for number in _values(self._ids[ids != self._ids]) if number not in masks]
+        changed = {**masks, **{number: ids == number for number in robbed}}
         self.propagator.set_masks(frame, changed)
-        self._masks.update(changed)
-        self._masks = {number: mask for number, mask in self._masks.items() if mask.any()}
+        self._ids = ids
         self._scores.update(scores)
+        self._scores = {number: self._scores[number] for number in _values(ids)}
+        for number in masks:
+            self._areas.pop(number, None)
 
     def _check_logits(self, object_id: int, values: NDArray[Any]) -> NDArray[np.float32]:
         frame = self._require_frame()
@@ -426,9 +518,11 @@ def track_video(
     """Follows objects through a video, and writes what it finds into a folder.
 
     See :class:`~mobile_sam_plugin.integrations.video.TrackWriter` for the files. Memory does not
-    grow with the video. A bar shows the progress and the frames a second. A run that was
-    interrupted is taken up by the same call: frames that were done stay as they are, and objects
-    are followed from where they are in the last of them.
+    grow with the video. A bar shows the progress and the frames a second. What is found and not
+    followed is told of at the end. A run that was interrupted is taken up by the same call: frames
+    that were done stay as they are, and objects are followed from where they are in the last of
+    them. It is the same if the weights are, and if the first frame's prompt comes to what is
+    written of that frame.
 
     Args:
         tracker: what follows; it forgets the objects that it knows.
@@ -438,16 +532,17 @@ def track_video(
             tracker.add_object(points=[[320, 240]]), 30: lambda tracker: tracker.correct(1,
             points=[[200, 90]], labels=[0])}``.
         first_frame: where tracking begins; frames before it are left out.
-        settings: what tells this run from others on the same video, which may not be taken up as
-            this one; ``json`` must be able to write it.
+        settings: what else tells this run from others on the same video, which may not be taken up
+            as this one, such as later frames' prompts; ``json`` must be able to write it.
 
     Returns:
         The ids of all objects.
 
     Raises:
-        ValueError: no object is found to be followed, ``prompts`` name a frame that the video does
+        UserError: no object is found to be followed, ``prompts`` name a frame that the video does
             not have, the folder holds another run, or as :class:`Video` and the tracker.
     """
+    first_frame = _whole_number("first_frame", first_frame)
     video = video if isinstance(video, Video) else Video(video)
     prompts = prompts or {}
     early = [index for index in prompts if index < first_frame]
@@ -458,38 +553,46 @@ def track_video(
         )
     index = -1
     objects: set[int] = set()
-    last_seen: dict[int, tuple[Frame, TrackedFrame]] = {}
+    last_seen: dict[int, int] = {}  # the frame in which each object was, of those that are done
+    weights = fingerprint(tracker.predictor.model.state_dict())
+    run = {"first_frame": first_frame, "weights_sha256": weights, **(settings or {})}
     total = None if video.length is None else max(0, video.length - first_frame)
     with (
-        TrackWriter(folder, video, {"first_frame": first_frame, **(settings or {})}) as writer,
+        TrackWriter(folder, video, run) as writer,
         tqdm(total=total, unit=" frames", bar_format=_BAR, disable=None) as bar,
     ):
         for index, frame in enumerate(video):
             if index < first_frame:
                 continue
-            if index in writer.done:
-                tracked = writer.read(index)
-            else:
-                if index == first_frame:
-                    tracker.start(frame, index)
-                else:
-                    if index - 1 in writer.done:
-                        history = {seen.index: (past, seen) for past, seen in last_seen.values()}
-                        tracker.resume([history[number] for number in sorted(history)])
-                    tracker.track(frame)
-                if index in prompts:
-                    prompts[index](tracker)
-                tracked = tracker.current
+            done = index in writer.done
+            if index == first_frame:
+                tracker.start(frame, index)
+            elif not done:
+                if index - 1 in writer.done:
+                    tracker.resume(_read_again(video, writer, {*last_seen.values()}))
+                tracker.track(frame)
+            if index in prompts and (index == first_frame or not done):
+                prompts[index](tracker)
+            tracked = writer.read(index) if done else tracker.current
+            if done and index == first_frame and not _alike(tracker.current, tracked):
+                raise UserError(
+                    f"the folder {os.fspath(folder)!r} holds results of another run, which follows "
+                    f"other objects from frame {index} on: name another folder, or delete this one"
+                )
             assert tracked.objects.ids is not None
             seen_ids = tracked.objects.ids.tolist()
             objects.update(seen_ids, tracked.lost)
             more_to_come = tracker.find_every or any(number > index for number in prompts)
             if index == first_frame and not objects and not more_to_come:
-                raise UserError(f"no object was found in frame {index} to be followed")
+                reasons = tracker.describe_left_out()
+                raise UserError(
+                    f"no object was found in frame {index} to be followed"
+                    + (f"; {reasons}" if reasons else "")
+                )
             writer.write(frame, tracked)
-            if index in writer.done:
+            if done:
                 # Under 0, no object's id, the last frame.
-                last_seen.update(dict.fromkeys((0, *seen_ids), (frame, tracked)))
+                last_seen.update(dict.fromkeys((0, *seen_ids), index))
             bar.set_postfix_str(f"{len(seen_ids)} objects, {len(tracked.lost)} lost", False)
             bar.update()
         late = [number for number in prompts if number > index]
@@ -498,7 +601,40 @@ def track_video(
                 f"{video.name!r} has {index + 1} frames, so there is no frame "
                 f"{max([first_frame, *late])}"
             )
+    if tracker.left_out:
+        warnings.warn(tracker.describe_left_out(), stacklevel=2)
     return sorted(objects)
+
+
+def _read_again(
+    video: Video, writer: TrackWriter, indices: Collection[int]
+) -> Iterator[tuple[Frame, TrackedFrame]]:
+    """Some of the frames that an earlier run has done, in order, and what it found in them.
+
+    They are decoded once more, since to keep them for objects that may never come back would take
+    the more memory the longer the video.
+    """
+    last = max(indices)
+    for index, frame in enumerate(video):
+        if index in indices:
+            yield frame, writer.read(index)
+        if index == last:
+            return
+
+
+def _alike(found: TrackedFrame, written: TrackedFrame) -> bool:
+    """Whether two runs begin with the same objects, but for what computers differ in."""
+    if found.lost != written.lost or len(found.objects) != len(written.objects):
+        return False
+    ours, theirs = found.id_map(), written.id_map()
+    for number in _values(np.maximum(ours, theirs)):
+        common = np.count_nonzero((ours == number) & (theirs == number))
+        if common < _SAME * np.count_nonzero((ours == number) | (theirs == number)):
+            return False
+    return True
+
+
+_SAME = 0.9  # IoU from which on two masks of a frame are of one prompt
 
 
 _BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}, {postfix}]"
@@ -714,12 +850,29 @@ def _as_instances(
     )
 
 
-def _check_mask(mask: Mask, frame: Frame) -> Mask:
+def _values(ids: NDArray[np.int32] | NDArray[np.uint8]) -> list[int]:
+    """The ids that occur, 0 left out."""
+    return [number for number in np.flatnonzero(np.bincount(ids.ravel())).tolist() if number]
+
+
+def _whole_number(name: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a whole number, not {value!r:.60}") from None
+
+
+def _only_mask(mask: Mask, frame: Frame, *others: ArrayLike | None) -> Mask:
+    """A mask that is given in place of clicks and a box."""
+    if any(other is not None for other in others):
+        raise UserError("give a mask, or points and a box, not both")
     checked = np.asarray(mask)
+    if checked.dtype.kind not in "bui":
+        raise TypeError(f"the mask must be boolean, or whole numbers, not {checked.dtype}")
     if checked.shape != frame.shape[:2]:
         raise UserError(
             f"the mask must have the shape of the frame, {frame.shape[:2]}, not {checked.shape}"
         )
     if not checked.any():
         raise UserError("the mask is empty: there is nothing to follow")
-    return checked.astype(bool)
+    return checked > 0

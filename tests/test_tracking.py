@@ -1,6 +1,7 @@
 """Objects followed through videos: the tracker, what carries masks on, the files, the command."""
 
 import csv
+import itertools
 import json
 import os
 import signal
@@ -27,13 +28,15 @@ from benchmarks.tracking import follow, follow_flow, hold_still, make_clip, meas
 from mobile_sam_plugin import DEFAULT_CHECKPOINT, MobileSam, SamPredictor
 from mobile_sam_plugin.checkpoint import BUNDLED_FILE
 from mobile_sam_plugin.cli import main
+from mobile_sam_plugin.distill.objectives import set_image_size
+from mobile_sam_plugin.errors import UserError
 from mobile_sam_plugin.integrations.instances import Instances, voc_colors
 from mobile_sam_plugin.integrations.propagators import (
     FlowPropagator,
     FrameEncoder,
     TransformersPropagator,
+    claim_pixels,
     mask_prompt,
-    resolve_overlaps,
 )
 from mobile_sam_plugin.integrations.track_anything import (
     BaseSegmenter,
@@ -317,18 +320,32 @@ def test_corrections_are_where_tracking_goes_on(small_sam: MobileSam) -> None:
     np.testing.assert_array_equal(tracker.track(frames[2]).objects.masks[0], reds[1])
 
 
-def test_a_new_object_takes_pixels_of_those_before(small_sam: MobileSam) -> None:
-    tracker = TrackAnything(small_sam, StillPropagator())
-    tracker.start(make_frames()[0][0])
-    large, small, hidden = square(10, 10, 20), square(15, 15, 6), square(40, 30, 5)
-    tracker.add_object(mask=large)
-    tracker.add_object(mask=hidden)
-    tracker.add_object(mask=small)
-    tracker.add_object(mask=square(38, 28, 10))
-    for tracked in (tracker.current, tracker.track(make_frames()[0][1])):
-        assert ids_of(tracked) == [1, 3, 4] and tracked.lost == (2,)
-        np.testing.assert_array_equal(tracked.objects.masks[0], large & ~small)
-        np.testing.assert_array_equal(tracked.objects.masks[1], small)
+def test_of_objects_that_overlap_the_smaller_one_is_on_top(small_sam: MobileSam) -> None:
+    """In whatever order they are told."""
+    frames, _, _ = make_frames()
+    masks = {"coat": square(8, 8, 30), "hat": square(12, 12, 12), "badge": square(14, 14, 4)}
+    masks["bag"] = square(30, 20, 16)  # beside the others, over a part of the coat
+    expected = np.zeros(SIZE, np.uint8)
+    for number, name in enumerate(("coat", "bag", "hat", "badge"), 1):
+        expected[masks[name]] = number
+    for order in itertools.permutations(masks):
+        tracker = TrackAnything(small_sam, StillPropagator())
+        tracker.start(frames[0])
+        for name in order:
+            number = 1 + ["coat", "bag", "hat", "badge"].index(name)
+            tracker.add_object(mask=masks[name], object_id=number)
+        for tracked in (tracker.current, tracker.track(frames[1])):
+            assert tracked.lost == ()
+            np.testing.assert_array_equal(tracked.id_map(), expected)
+    # What was not told in this frame is as large as it is seen.
+    tracker.add_object(mask=square(0, 0, 40), object_id=5)
+    np.testing.assert_array_equal(tracker.current.id_map() % 5, expected)
+    with pytest.raises(UserError, match=r"but the objects \[3, 4\], which are followed"):
+        tracker.add_object(mask=square(12, 12, 12))
+    # A correction is the last word.
+    corrected = tracker.correct(1, mask=square(8, 8, 30))
+    assert corrected.lost == (3, 4)
+    np.testing.assert_array_equal(corrected.id_map() == 1, square(8, 8, 30))
 
 
 @settings(max_examples=50, deadline=None)
@@ -336,13 +353,12 @@ def test_a_new_object_takes_pixels_of_those_before(small_sam: MobileSam) -> None
 def test_overlaps_go_to_the_highest_logit(count: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     logits = rng.integers(-3, 4, (count, 5, 6)).astype(np.float32)
-    masks = resolve_overlaps(logits)
-    assert masks.shape == logits.shape and masks.dtype == bool
-    assert (masks.sum(axis=0) <= 1).all()
-    np.testing.assert_array_equal(masks.any(axis=0), (logits > 0).any(axis=0))
-    owned = np.where(masks, logits, -np.inf)
-    for y, x in np.argwhere(masks.any(axis=0)):
-        assert owned[:, y, x].max() == logits[:, y, x].max()
+    ids, highest = claim_pixels(enumerate(logits, 1), (5, 6))
+    assert ids.shape == highest.shape == (5, 6)
+    np.testing.assert_array_equal(ids > 0, (logits > 0).any(axis=0))
+    np.testing.assert_array_equal(highest, logits.max(axis=0, initial=0))
+    for y, x in np.argwhere(ids):
+        assert ids[y, x] == 1 + logits[:, y, x].argmax()
 
 
 def finds(masks: list[Mask], labels: list[str] | None = None) -> Instances:
@@ -381,6 +397,12 @@ def test_new_objects_are_those_that_nothing_followed_covers(small_sam: MobileSam
     np.testing.assert_array_equal(objects.masks[3], found[5])
     assert tracker.add_instances(finds(found)) == []
     assert tracker.add_instances(finds([])) == []
+    assert tracker.left_out == {"small": 2}  # told, and only that one: the others are followed
+    assert tracker.describe_left_out() == (
+        "left out: 2 finds of fewer than min_area (20) pixels: lower it (--min-area)"
+    )
+    with pytest.raises(TypeError, match="find returns.* must be Instances, not list"):
+        tracker.add_instances(found)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="image of 48 x 60 pixels, the frame has 48 x 64"):
         tracker.add_instances(
             Instances((48, 60), np.zeros((0, 4), np.float32), np.zeros((0, 48, 60), bool),
@@ -393,6 +415,8 @@ def test_no_more_ids_than_a_palette_has(small_sam: MobileSam) -> None:
     tracker.start(make_frames()[0][0])
     tracker.add_object(mask=square(0, 0, 2), object_id=254)
     assert tracker.add_instances(finds([square(10, 10), square(40, 30)])) == [255]
+    assert tracker.left_out == {"many": 1}
+    assert tracker.describe_left_out() == "left out: 1 find beyond 255 objects"
     with pytest.raises(ValueError, match="1 to 255, not at 256"):
         tracker.add_object(mask=square(20, 20))
 
@@ -430,6 +454,8 @@ def test_everything_mode_finds_objects(small_sam: MobileSam, coffee: Pixels) -> 
     assert len(nothing) == 0 and nothing.masks.shape == (0, 400, 600)
     with pytest.raises(ValueError, match=r"box_nms_thresh must lie in \[0, 1\], not at 7"):
         find_everything(small_sam, box_nms_thresh=7)
+    with pytest.raises(TypeError, match="output_mode"):
+        find_everything(small_sam, output_mode="binary_mask")
 
 
 def test_the_caller_may_fill_its_buffer_anew(small_sam: MobileSam) -> None:
@@ -456,6 +482,11 @@ def test_the_caller_may_fill_its_buffer_anew(small_sam: MobileSam) -> None:
         (lambda t: t.add_object(mask=np.zeros(SIZE, bool)), ValueError, "mask is empty"),
         (lambda t: t.add_object(mask=square(1, 1), object_id=1), ValueError, "object 1 already"),
         (lambda t: t.add_object(mask=square(1, 1), object_id=0), ValueError, "1 to 255"),
+        (lambda t: t.add_object(mask=np.ones(SIZE)), TypeError, "boolean.* not float64"),
+        (lambda t: t.add_object(points=[[1, 2]], mask=square(1, 1)), ValueError, "not both"),
+        (lambda t: t.correct(1, box=[1, 2, 3, 4], mask=square(1, 1)), ValueError, "not both"),
+        (lambda t: t.add_object(mask=square(1, 1), object_id=1.5), TypeError, "object_id .* 1.5"),
+        (lambda t: t.add_object(mask=square(1, 1), label=None), TypeError, "label must be a text"),
         (lambda t: t.add_object(points=[[np.nan, 1]]), ValueError, "NaN"),
         (lambda t: t.add_object(points=5), ValueError, "shape .N, 2."),
         (lambda t: t.add_object(points=[[1, 2]], labels=[1, 1]), ValueError, "one label a point"),
@@ -484,6 +515,14 @@ def test_settings_out_of_range_are_named(small_sam: MobileSam) -> None:
         TrackAnything(small_sam, find_every=-1)
     with pytest.raises(ValueError, match=r"min_new_share must lie in \[0, 1\], not at 1.5"):
         TrackAnything(small_sam, min_new_share=1.5)
+    for wrong, message in (
+        ({"find_every": 2.5}, "find_every must be a whole number, not 2.5"),
+        ({"min_area": np.nan}, "min_area must be a whole number, not nan"),
+        ({"propagator": "some/model"}, "propagator must be an object with reset.*'some/model'"),
+        ({"find": "a dog"}, "find must be a function of a frame.*'a dog'"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            TrackAnything(small_sam, **wrong)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="Sam or a SamPredictor, not Linear"):
         TrackAnything(torch.nn.Linear(1, 1))
     for call in (
@@ -641,9 +680,9 @@ def test_an_interrupted_run_is_taken_up(tracker: TrackAnything, tmp_path: Path) 
         table.write("4,1,ball,seen,1.0,2.0,3.0,4.0,9,1.0\r\n1,1,ba")
 
     def fail(tracker: TrackAnything) -> None:
-        pytest.fail("asked again for a frame that was done")
+        pytest.fail("asked again for a frame that was done, other than the first")
 
-    asked = {0: fail, 3: fail}
+    asked = {0: follow_both, 3: fail}
     assert track_video(tracker, video, parts, asked) == [1, 2]
     for name in ("tracks.csv", "tracks.json", "run.json", "masks/00003.png", "masks/00007.png"):
         assert (parts / name).read_bytes() == (whole / name).read_bytes(), name
@@ -651,6 +690,133 @@ def test_an_interrupted_run_is_taken_up(tracker: TrackAnything, tmp_path: Path) 
     # And once more, when nothing is left to do.
     assert track_video(tracker, video, parts, asked) == [1, 2]
     assert (parts / "tracks.csv").read_bytes() == (whole / "tracks.csv").read_bytes()
+
+
+def test_a_run_of_other_prompts_or_weights_is_not_taken_up(
+    tracker: TrackAnything, own_sam: MobileSam, tmp_path: Path
+) -> None:
+    frames, reds, greens = make_frames()
+    video, out = write_folder(tmp_path / "clip", frames), tmp_path / "out"
+    track_video(tracker, video, out, {0: follow_both})
+    before = (out / "tracks.csv").read_bytes()
+    for masks in ([greens[0]], [greens[0], reds[0]], [reds[0], greens[0], square(50, 34)]):
+        prompts = {0: lambda tracker: [tracker.add_object(mask=mask) for mask in masks]}  # noqa: B023
+        with pytest.raises(UserError, match="another run, which follows other objects from frame"):
+            track_video(tracker, video, out, prompts)
+    set_image_size(own_sam, 224)
+    with torch.no_grad():
+        own_sam.mask_decoder.iou_token.weight += 1e-3
+    with pytest.raises(UserError, match="another run, with another weights_sha256"):
+        track_video(TrackAnything(own_sam, ColorPropagator()), video, out, {0: follow_both})
+    assert (out / "tracks.csv").read_bytes() == before
+
+
+def test_a_run_with_objects_that_were_never_seen_is_taken_up(
+    small_sam: MobileSam, tmp_path: Path
+) -> None:
+    def hide_one(tracker: TrackAnything) -> None:
+        tracker.add_object(mask=square(10, 10))
+        tracker.add_object(mask=square(40, 10, 6))
+        tracker.correct(1, mask=square(5, 5, 43))
+
+    video = write_folder(tmp_path / "clip", make_frames()[0])
+    new = {0: hide_one, 5: lambda tracker: tracker.add_object(mask=square(50, 34))}
+    tracker, out = TrackAnything(small_sam, StillPropagator()), tmp_path / "out"
+    assert track_video(tracker, video, out, new) == [1, 2, 3]
+    expected = (out / "tracks.csv").read_bytes()
+    for index in range(3, 8):
+        (out / "masks" / f"{index:05}.png").unlink()
+    assert track_video(tracker, video, out, new) == [1, 2, 3]  # the id 2 is not given again
+    assert (out / "tracks.csv").read_bytes() == expected
+
+
+def test_memory_of_a_run_taken_up_does_not_grow_with_lost_objects(
+    small_sam: MobileSam, tmp_path: Path
+) -> None:
+    """Objects that leave one after another, each last seen in a frame of its own."""
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+    most = 0
+
+    class Frame(np.ndarray):
+        """An array that can be counted."""
+
+        __hash__ = object.__hash__  # type: ignore[assignment]
+
+    class Counted(Video):
+        def __iter__(self) -> Iterator[Pixels]:
+            nonlocal most
+            for pixels in super().__iter__():
+                frame = pixels.copy().view(Frame)
+                alive.add(frame)
+                most = max(most, len(alive))
+                yield frame
+
+    masks = {number: square(5 * number, 4, 4) for number in range(1, 12)}
+
+    class Leaving(StillPropagator):
+        def propagate(self, frame: Pixels) -> Mapping[int, Mask]:
+            gone = int(frame[0, 0, 0])
+            return {number: mask for number, mask in self.masks.items() if number > gone}
+
+    frames = [np.full((*SIZE, 3), index, np.uint8) for index in range(14)]
+    video = Counted(write_folder(tmp_path / "clip", frames))
+    prompts = {0: lambda tracker: [tracker.add_object(mask=mask) for mask in masks.values()]}
+    tracker, out = TrackAnything(small_sam, Leaving()), tmp_path / "out"
+    track_video(tracker, video, out, prompts)
+    expected = (out / "tracks.csv").read_bytes()
+    for index in range(9, 14):
+        (out / "masks" / f"{index:05}.png").unlink()
+    most = 0
+    track_video(tracker, video, out, prompts)
+    assert (out / "tracks.csv").read_bytes() == expected
+    assert 1 <= most <= 5
+
+
+def test_what_was_found_and_not_followed_is_told(small_sam: MobileSam, tmp_path: Path) -> None:
+    frames, reds, _ = make_frames()
+    video = write_folder(tmp_path / "clip", frames)
+    speck = square(50, 40, 4)
+
+    def find(masks: list[Mask]) -> TrackAnything:
+        return TrackAnything(small_sam, StillPropagator(), lambda frame: finds(masks), min_area=50)
+
+    with pytest.raises(UserError, match=r"no object was found in frame 0.*1 find .* min_area .50."):
+        track_video(find([speck]), video, tmp_path / "none")
+    with pytest.warns(UserWarning, match=r"^left out: 1 find of fewer than min_area \(50\) pixels"):
+        assert track_video(find([speck, reds[0]]), video, tmp_path / "out") == [1]
+
+
+def test_full_size_logits_are_held_one_at_a_time(small_sam: MobileSam) -> None:
+    """They would take 10 GB for 100 objects in a frame of 4K."""
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+    most = 0
+
+    class Logits(np.ndarray):
+        """An array that can be counted."""
+
+        __hash__ = object.__hash__  # type: ignore[assignment]
+
+    class OnDemand(dict[int, Mask]):
+        def __getitem__(self, number: int) -> Any:
+            nonlocal most
+            logits = np.where(super().__getitem__(number), 1, -1).astype(np.float32).view(Logits)
+            alive.add(logits)
+            most = max(most, len(alive))
+            return logits
+
+    class Frugal(StillPropagator):
+        def propagate(self, frame: Pixels) -> Mapping[int, Any]:
+            return OnDemand(self.masks)
+
+    tracker = TrackAnything(small_sam, Frugal())
+    tracker.start(make_frames()[0][0])
+    masks = [square(5 * number, 4, 5) for number in range(10)]
+    for mask in masks:
+        tracker.add_object(mask=mask)
+    tracked = tracker.track(make_frames()[0][1])
+    np.testing.assert_array_equal(tracked.objects.masks, masks)
+    assert tracked.objects.scores == pytest.approx(1 / (1 + np.exp(-1)))
+    assert 1 <= most <= 2
 
 
 def test_a_run_is_taken_up_where_nothing_was_seen(tracker: TrackAnything, tmp_path: Path) -> None:
@@ -826,6 +992,47 @@ def test_flow_loses_hidden_objects_and_finds_them_again(small_sam: MobileSam) ->
     tracked = tracker.correct(1, mask=square(130, 70, 50, (200, 200)))
     tracked = tracker.track(frame_at(130))
     assert iou(tracked.objects.masks[0], square(130, 70, 50, (200, 200))) > 0.85
+
+
+def test_flow_looks_for_lost_objects_near_where_they_were(
+    small_sam: MobileSam, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long ago they were lost, and a few in a frame, so that no frame takes long."""
+    background, patch = (textured(300, 1) * 0.5).astype(np.uint8), textured(200, 2)[:20, :20]
+    patch = np.maximum(patch, 90)
+    places = [(20 + 40 * column, 20 + 40 * row) for row in range(2) for column in range(3)]
+
+    def frame_with(*corners: tuple[int, int]) -> Pixels:
+        frame = background.copy()
+        for x, y in corners:
+            frame[y : y + 20, x : x + 20] = patch
+        return frame
+
+    searched: list[tuple[int, ...]] = []
+    match = cv2.matchTemplate
+
+    def count(region: Pixels, template: Pixels, *arguments: Any, **options: Any) -> Any:
+        searched[-1] = (*searched[-1], region.shape[1] * region.shape[0])
+        return match(region, template, *arguments, **options)
+
+    tracker = TrackAnything(small_sam)
+    tracker.start(frame_with(*places))
+    for x, y in places:
+        tracker.add_object(mask=square(x, y, 20, (300, 300)))
+    monkeypatch.setattr(cv2, "matchTemplate", count)
+    for _ in range(30):
+        searched.append(())
+        tracked = tracker.track(frame_with())
+    assert tracked.lost == (1, 2, 3, 4, 5, 6)
+    assert max(map(len, searched)) <= 4 and sum(map(len, searched[-3:])) >= 10
+    assert max(searched[-1]) < 150 * 150  # the frame has 300 x 300
+    # Far away it is another one; where it was it is found, within two frames.
+    for _ in range(2):
+        tracked = tracker.track(frame_with((270, 270)))
+    assert tracked.lost == (1, 2, 3, 4, 5, 6)
+    for _ in range(2):
+        tracked = tracker.track(frame_with(places[5]))
+    assert len(ids_of(tracked)) == 1
 
 
 def test_flow_follows_many_objects(small_sam: MobileSam) -> None:

@@ -6,9 +6,10 @@ be left of its edge is painted on; then *remove* paints the background in, *fill
 content, and *replace* a prompt's background around the object.
 """
 
+import io
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
@@ -20,19 +21,19 @@ import numpy as np
 import segment_anything
 import torch
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import nn
 
 from mobile_sam_plugin import SamPredictor, sam_model_registry
 from mobile_sam_plugin.checkpoint import download, locate_checkpoint
 from mobile_sam_plugin.errors import MissingExtra, UserError
-from mobile_sam_plugin.inputs import ImageSource, load_image
+from mobile_sam_plugin.inputs import ImageSource, load_image, open_image
 from mobile_sam_plugin.results import write_file
 
 from .grounded_sam import DEFAULT_DETECTOR, Detector, GroundedMobileSam
 from .instances import Instances, as_predictor, boxes_of, encode_png
 from .pretrained import check_length
-from .video import Video, VideoSource, create_video
+from .video import Video, VideoSource, VideoWriter
 
 if TYPE_CHECKING:
     import supervision
@@ -80,12 +81,16 @@ class Inpainting:
         original: (H, W, 3) uint8 RGB. ``image`` holds the same bytes where ``mask`` is False.
         mask: (H, W), True where was painted.
         objects: those that were chosen, before their masks were grown.
+        alpha: (H, W) uint8, how opaque the painted image is, if the original had transparency.
+        icc_profile: the original's, which says what its colours mean, if it had one.
     """
 
     image: Pixels
     original: Pixels
     mask: Mask
     objects: Instances
+    alpha: Pixels | None = None
+    icc_profile: bytes | None = None
 
     def overlay(self) -> Pixels:
         """Returns the original with the chosen objects drawn over it, (H, W, 3) RGB."""
@@ -102,6 +107,8 @@ class Inpainting:
     def save(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Writes ``inpainted.png`` and ``inpainted_mask.png``, what was painted, and the objects.
 
+        ``inpainted.png`` has the original's transparency and ICC profile.
+
         Args:
             folder: made if need be; for the objects see :meth:`Instances.save`.
 
@@ -110,7 +117,10 @@ class Inpainting:
         """
         objects = self.objects.save(folder, self.original)
         paths = [Path(folder) / "inpainted.png", Path(folder) / "inpainted_mask.png"]
-        write_file(paths[0], encode_png(self.image))
+        pixels = self.image if self.alpha is None else np.dstack([self.image, self.alpha])
+        png = io.BytesIO()
+        Image.fromarray(pixels).save(png, format="png", icc_profile=self.icc_profile)
+        write_file(paths[0], png.getvalue())
         write_file(paths[1], encode_png(self.mask.astype(np.uint8) * 255))
         return paths + objects
 
@@ -160,6 +170,8 @@ class InpaintAnything:
         point_labels: ArrayLike | None = None,
         box: ArrayLike | None = None,
         text: str | None = None,
+        box_threshold: float = 0.25,
+        min_area: int = 1,
     ) -> Instances:
         """Returns what clicks, a box or a phrase point out.
 
@@ -173,11 +185,14 @@ class InpaintAnything:
             box: XYXY in pixels.
             text: what to look for, several phrases with full stops between them; every object
                 found is returned. Needs ``pip install "mobile-sam-plugin[grounded]"``.
+            box_threshold: the lowest score of an object that a text finds, in [0, 1].
+            min_area: the least pixels of an object that a text finds. A warning tells how many
+                are left out.
 
         Raises:
             RuntimeError: the editor has no model.
-            ValueError: no prompt, text beside clicks or a box, a malformed prompt, or nothing
-                found.
+            UserError: no prompt, text beside clicks or a box, a malformed prompt, or nothing
+                found, or nothing of that score and size.
             ImportError: text, and the extra is not installed.
             FileNotFoundError, ConnectionError: the detector cannot be loaded.
         """
@@ -187,10 +202,26 @@ class InpaintAnything:
         if text is not None:
             if point_coords is not None or box is not None:
                 raise UserError("give either text, or clicks and a box, not both")
-            found = self._grounded.predict(pixels, text)
+            found = self._grounded.predict(pixels, text, box_threshold)
             if not len(found):
-                raise UserError(f"nothing in the image matches {text!r}: try other words")
-            return found
+                raise UserError(
+                    f"nothing in the image matches {text!r} with a score of {box_threshold} or "
+                    "more: try other words, or a lower box_threshold"
+                )
+            areas = np.count_nonzero(found.masks, axis=(1, 2))
+            large = areas >= max(min_area, 1)
+            if not large.any():
+                raise UserError(
+                    f"all that matches {text!r} is smaller than {max(min_area, 1)} pixels: "
+                    f"{areas.max()} at most; lower min_area, or try other words"
+                )
+            if not large.all():
+                warnings.warn(
+                    f"{np.count_nonzero(~large)} of {len(found)} objects that match {text!r} are "
+                    f"smaller than {max(min_area, 1)} pixels and left out",
+                    stacklevel=2,
+                )
+            return found[large]
         if point_coords is None and box is None:
             raise UserError("nothing says what to segment: give point_coords, box or text")
         clicks = 0
@@ -208,6 +239,8 @@ class InpaintAnything:
     def remove(self, image: ImageSource, selection: Selection, margin: int = MARGIN) -> Inpainting:
         """Paints the background in where the objects are.
 
+        A pixel that is painted gets the transparency of the nearest one that is not.
+
         Args:
             image: an array, a PIL image or a path.
             selection: :meth:`segment`'s objects, or a mask (H, W).
@@ -221,20 +254,27 @@ class InpaintAnything:
         pixels = load_image(image)
         objects = _as_instances(selection, pixels)
         hole = _union(objects, margin)
-        return Inpainting(self._remove(pixels, hole), pixels, hole, objects)
+        painted = self._remove(pixels, hole)
+        alpha, profile = _read_extras(image)
+        if alpha is not None:
+            alpha = _fill_nearest(alpha, hole)
+        return Inpainting(painted, pixels, hole, objects, alpha, profile)
 
     def remove_video(
         self,
-        video: VideoSource,
-        selections: Iterable[Selection | None],
+        video: Video | VideoSource,
+        selections: Iterable[Selection | None] | Mapping[int, Selection],
         margin: int = MARGIN,
     ) -> Iterator[Pixels]:
         """Removes a tracked object from a video, frame by frame as the frames come.
 
         Args:
             video: a video file, a folder of images, or an iterable of frames.
-            selections: one a frame, as of :meth:`remove`. None or an empty mask, as for an object
-                that is hidden or lost, leaves the frame as it is.
+            selections: one a frame, as of :meth:`remove`, None or an empty mask where the object is
+                hidden or lost; or by the numbers of the frames, such as a
+                :class:`~mobile_sam_plugin.integrations.video.MaskFolder`. Frames without one stay
+                as they are; so do those that one covers whole. Warnings tell at the end how many
+                frames had no number and how many were covered.
             margin: as of :meth:`remove`.
 
         Yields:
@@ -242,28 +282,30 @@ class InpaintAnything:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the video cannot be decoded or changes its size, there are fewer or more
-                selections than frames, or as :meth:`remove`.
+            UserError: the video cannot be decoded or changes its size, there are fewer or more
+                selections than frames where they have no numbers, or as :meth:`remove`.
 
         Example:
             >>> masks = (tracked.objects for tracked in track)
             >>> frames = editor.remove_video("street.mp4", masks)
             >>> write_video("empty_street.mp4", frames, Video("street.mp4").frame_rate)
         """
-        end: Any = object()
-        frames = zip_longest(Video(video), selections, fillvalue=end)
-        for index, (pixels, selection) in enumerate(frames):
-            if pixels is end or selection is end:
-                ended, others = ("frames", "masks") if pixels is end else ("masks", "frames")
-                raise UserError(
-                    f"the {ended} end after {index}, and the {others} go on: give one mask a "
-                    "frame, None where the object is not to be seen"
-                )
+        video = video if isinstance(video, Video) else Video(video)
+        length = covered = 0
+        for pixels, selection in _pair(video, selections):
+            length += 1
             if selection is None or not _masks_of(selection).any():
                 yield pixels
-            else:
-                hole = _union(_as_instances(selection, pixels), margin)
-                yield self._remove(pixels, hole)
+                continue
+            hole = _union(_as_instances(selection, pixels), margin)
+            covered += bool(hole.all())
+            yield pixels if hole.all() else self._remove(pixels, hole)
+        if covered:
+            warnings.warn(
+                f"{covered} of {length} frames are left as they are, since their masks cover them "
+                "whole: nothing is left there to tell what is behind the object",
+                stacklevel=2,
+            )
 
     def fill(
         self, image: ImageSource, selection: Selection, prompt: str, margin: int = MARGIN
@@ -281,8 +323,7 @@ class InpaintAnything:
         """
         pixels, objects = self._prepare(image, selection, prompt)
         hole = _union(objects, margin)
-        painted = _paint(self.inpainter or self._diffusers, pixels, hole, prompt)
-        return Inpainting(painted, pixels, hole, objects)
+        return self._paint_prompt(image, pixels, hole, prompt, objects)
 
     def replace(
         self, image: ImageSource, selection: Selection, prompt: str, margin: int = MARGIN
@@ -303,8 +344,7 @@ class InpaintAnything:
         hole = ~_union(objects, margin)
         if not hole.any():
             raise UserError("the masks cover the whole image: there is no background to replace")
-        painted = _paint(self.inpainter or self._diffusers, pixels, hole, prompt)
-        return Inpainting(painted, pixels, hole, objects)
+        return self._paint_prompt(image, pixels, hole, prompt, objects)
 
     def _remove(self, pixels: Pixels, hole: Mask) -> Pixels:
         if hole.all():
@@ -312,6 +352,15 @@ class InpaintAnything:
                 "the masks cover the whole image: nothing is left to tell what is behind them"
             )
         return _paint(self.inpainter or OpenCVInpainter(), pixels, hole, "")
+
+    def _paint_prompt(
+        self, image: ImageSource, pixels: Pixels, hole: Mask, prompt: str, objects: Instances
+    ) -> Inpainting:
+        painted = _paint(self.inpainter or self._diffusers, pixels, hole, prompt)
+        alpha, profile = _read_extras(image)
+        if alpha is not None:
+            alpha = np.where(hole, np.uint8(255), alpha)
+        return Inpainting(painted, pixels, hole, objects, alpha, profile)
 
     def _prepare(
         self, image: ImageSource, selection: Selection, prompt: str
@@ -572,32 +621,16 @@ def write_video(path: str | os.PathLike[str], frames: Iterable[Pixels], frame_ra
     Args:
         path: ending in ``.mp4``.
         frames: (H, W, 3) uint8 RGB, all of one size.
-        frame_rate: frames a second.
+        frame_rate: frames a second; where MPEG-4 cannot hold it, a warning tells of the nearest.
 
     Raises:
-        ValueError: there is no frame, or the path ends in something else.
-        OSError: this OpenCV cannot write there.
+        MissingExtra: PyAV is not installed.
+        UserError: there is no frame, one has another size, or the path ends in something else.
+        OSError: it cannot be written, as on a full disk; what was there before stays.
     """
-    target = Path(path)
-    if target.suffix.lower() != ".mp4":
-        raise UserError(f"{str(target)!r} must end in .mp4")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.stem}.{os.getpid()}.partial.mp4")
-    writer = None
-    try:
+    with VideoWriter(path, frame_rate) as video:
         for frame in frames:
-            if writer is None:
-                size = frame.shape[1], frame.shape[0]
-                writer = create_video(partial, frame_rate, size)
-            writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
-        if writer is None:
-            raise UserError(f"there is no frame to write to {str(target)!r}")
-        writer.release()
-        os.replace(partial, target)
-    finally:
-        if writer is not None:
-            writer.release()
-        partial.unlink(missing_ok=True)
+            video.write(frame)
 
 
 def grow_mask(mask: Mask, margin: int) -> Mask:
@@ -623,6 +656,64 @@ def grow_mask(mask: Mask, margin: int) -> Mask:
     )
     grown[window] = distance <= margin + 1e-3
     return grown
+
+
+def _read_extras(image: ImageSource) -> tuple[Pixels | None, bytes | None]:
+    """The transparency (H, W) of an image, and its ICC profile, as far as it has them."""
+    if isinstance(image, np.ndarray):
+        return (image[..., 3].copy() if image.ndim == 3 and image.shape[2] == 4 else None), None
+    if not isinstance(image, Image.Image):
+        with open_image(image, os.fspath(image)) as opened:
+            opened.load()
+            return _read_extras(opened)
+    alpha = None
+    if image.has_transparency_data:
+        alpha = np.asarray(ImageOps.exif_transpose(image).convert("RGBA"))[..., 3]
+    # A profile of grays or inks does not fit the RGB that is painted.
+    fits = image.mode in ("P", "PA", "RGB", "RGBA", "RGBX")
+    return alpha, image.info.get("icc_profile") if fits else None
+
+
+def _pair(
+    video: Video, selections: Iterable[Selection | None] | Mapping[int, Selection]
+) -> Iterator[tuple[Pixels, Selection | None]]:
+    """Each frame with what is chosen in it."""
+    if isinstance(selections, Mapping):
+        index = -1
+        for index, pixels in enumerate(video):
+            yield pixels, selections.get(index)
+        masked = sum(number <= index for number in selections)
+        if masked <= index:
+            warnings.warn(
+                f"{index + 1 - masked} of {index + 1} frames have no mask and are left as they are",
+                stacklevel=3,
+            )
+        if masked < len(selections):
+            warnings.warn(
+                f"{len(selections) - masked} of {len(selections)} masks are left out, since the "
+                f"video ends before their frames, after {index + 1}",
+                stacklevel=3,
+            )
+        return
+    end: Any = object()
+    for index, (pixels, selection) in enumerate(zip_longest(video, selections, fillvalue=end)):
+        if pixels is end or selection is end:
+            ended, others = ("frames", "masks") if pixels is end else ("masks", "frames")
+            raise UserError(
+                f"the {ended} end after {index}, and the {others} go on: give one mask a frame, "
+                "None where the object is not to be seen"
+            )
+        yield pixels, selection
+
+
+def _fill_nearest(values: Pixels, hole: Mask) -> Pixels:
+    """(H, W) values, those in the hole taken from the nearest pixel outside."""
+    _, places = cv2.distanceTransformWithLabels(
+        hole.astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    known = np.zeros(places.max() + 1, np.uint8)
+    known[places[~hole]] = values[~hole]
+    return known[places]
 
 
 def _as_instances(selection: Selection, image: Pixels, score: float = 1.0) -> Instances:

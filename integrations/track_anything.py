@@ -386,7 +386,7 @@ class TrackAnything:
             frame,
         )
         lost = tuple(sorted(self._labels.keys() - self._scores.keys()))
-        return TrackedFrame(self._index, objects, lost)
+        return TrackedFrame(self._index, objects, lost, tuple(self._labels[i] for i in lost))
 
     def resume(self, history: Iterable[tuple[ImageSource, TrackedFrame]]) -> None:
         """Takes up a video where another tracker left it.
@@ -403,8 +403,9 @@ class TrackAnything:
             assert objects.ids is not None
             ids = objects.ids.tolist()
             self._labels.update(zip(ids, objects.labels, strict=True))
-            for number in tracked.lost:
-                self._labels.setdefault(number, "object")
+            labels = dict(zip(tracked.lost, tracked.lost_labels, strict=False))
+            for number in tracked.lost:  # which may never have been seen
+                self._labels.setdefault(number, labels.get(number) or "object")
             # Also where nothing is seen, so that the propagator knows that all are lost.
             if self._labels:
                 self._place(

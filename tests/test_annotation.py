@@ -27,7 +27,7 @@ from mobile_sam_plugin.annotation.sources import open_source
 from mobile_sam_plugin.automatic_mask_generator import SamAutomaticMaskGenerator
 from mobile_sam_plugin.cli import main
 from mobile_sam_plugin.integrations.grounded_sam import Detections, GroundedMobileSam
-from mobile_sam_plugin.integrations.video import create_video
+from mobile_sam_plugin.integrations.video import VideoWriter
 from mobile_sam_plugin.results import decode_mask
 
 from .annotation_attempts import FORMATS, SEARCH
@@ -364,10 +364,9 @@ def test_folder_of_results_in_the_source_is_left_out(
 
 
 def test_frames_of_a_video_and_going_on_with_them(small_sam: MobileSam, tmp_path: Path) -> None:
-    video = create_video(tmp_path / "video.mp4", 25, (80, 60))
-    for index in range(6):
-        video.write(np.asarray(draw(index))[..., ::-1])
-    video.release()
+    with VideoWriter(tmp_path / "video.mp4", 25) as video:
+        for index in range(6):
+            video.write(np.asarray(draw(index)))
     whole = tmp_path / "whole"
     results = [*annotate(tmp_path / "video.mp4", whole, model=small_sam, **SEARCH)]
     assert [result.key for result in results] == [f"{index:06}" for index in range(6)]

@@ -16,7 +16,7 @@ import torch
 from mobile_sam_plugin import MobileSam, annotate
 from mobile_sam_plugin.annotation import AnnotationRun, Options, open_source
 from mobile_sam_plugin.cli import main
-from mobile_sam_plugin.integrations.video import create_video
+from mobile_sam_plugin.integrations.video import VideoWriter
 
 from .test_annotation import FORMATS, SEARCH, draw, files_in, save_images
 
@@ -105,9 +105,8 @@ def test_an_error_in_a_stage_is_raised_as_it_is(
 
 
 def test_videos_are_refused(small_sam: MobileSam, tmp_path: Path) -> None:
-    video = create_video(tmp_path / "video.mp4", 25, (80, 60))
-    video.write(np.asarray(draw(0)))
-    video.release()
+    with VideoWriter(tmp_path / "video.mp4", 25) as video:
+        video.write(np.asarray(draw(0)))
     run = AnnotationRun(open_source(tmp_path / "video.mp4"), None, small_sam, Options())
     with pytest.raises(ValueError, match="engine local"):
         run.run_on_ray()

@@ -1,6 +1,7 @@
 """Removing, filling and replacing objects: the pipeline, its backends, and the commands."""
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,11 +15,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageCms
 
 from mobile_sam_plugin import MobileSam, SamPredictor
 from mobile_sam_plugin.checkpoint import BUNDLED_FILE
 from mobile_sam_plugin.cli import main
+from mobile_sam_plugin.errors import UserError
 from mobile_sam_plugin.integrations.inpaint_anything import (
     DiffusersInpainter,
     InpaintAnything,
@@ -29,7 +31,7 @@ from mobile_sam_plugin.integrations.inpaint_anything import (
     write_video,
 )
 from mobile_sam_plugin.integrations.instances import Instances
-from mobile_sam_plugin.integrations.video import Video
+from mobile_sam_plugin.integrations.video import MaskFolder, Video, VideoWriter, is_video
 
 from .hub import Client, Hub
 from .vocabularies import clip_text_config, save_clip_tokenizer
@@ -105,6 +107,28 @@ def test_segment_takes_text(small_sam: MobileSam, coffee: Pixels) -> None:
     assert found.labels == ["a cup"]
     with pytest.raises(ValueError, match="nothing in the image matches 'a cup. nothing.'"):
         editor.segment(coffee, text="a cup. nothing.")
+
+
+def test_small_finds_are_told_of(small_sam: MobileSam, coffee: Pixels) -> None:
+    from mobile_sam_plugin.integrations.grounded_sam import Detections
+
+    thresholds = []
+
+    def detect(image: Pixels, prompts: Any, box_threshold: float, _: float) -> Detections:
+        thresholds.append(box_threshold)
+        boxes = np.array([[170, 10, 430, 300], [250, 60, 350, 200], [20, 20, 60, 60]], np.float32)
+        return Detections(boxes, np.array([0.7, 0.6, 0.5], np.float32), ["a cup"] * 3)
+
+    editor = InpaintAnything(small_sam, detector=detect)
+    with pytest.warns(UserWarning, match="1 of 3 objects .* smaller than 1 pixels and left out"):
+        both = editor.segment(coffee, text="a cup", box_threshold=0.1)  # the last one's is empty
+    areas = sorted(np.count_nonzero(both.masks, axis=(1, 2)).tolist())
+    assert thresholds == [0.1] and len(areas) == 2 and areas[0] < areas[1]
+    with pytest.warns(UserWarning, match="2 of 3 objects that match 'a cup' are smaller than"):
+        (large,) = editor.segment(coffee, text="a cup", min_area=areas[1])
+    assert np.count_nonzero(large.masks) == areas[1]
+    with pytest.raises(UserError, match=f"smaller than {areas[1] + 1} pixels: {areas[1]} at most"):
+        editor.segment(coffee, text="a cup", min_area=areas[1] + 1)
 
 
 @pytest.mark.parametrize(
@@ -238,6 +262,32 @@ def test_results_are_saved(editor: InpaintAnything, coffee: Pixels, tmp_path: Pa
     ):
         np.testing.assert_array_equal(np.asarray(Image.open(path)), expected)
     assert json.loads((tmp_path / "out" / "instances.json").read_text()) == result.to_coco()
+
+
+@pytest.mark.parametrize("kind", ["path", "pil", "array"])
+def test_transparency_and_profile_are_kept(tmp_path: Path, kind: str) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    pixels = np.full((60, 80, 4), 200, np.uint8)
+    pixels[:, 40:, 3] = 0
+    logo = Image.fromarray(pixels)
+    logo.info["icc_profile"] = profile
+    logo.save(tmp_path / "logo.png", icc_profile=profile)
+    source: Any = {"path": tmp_path / "logo.png", "pil": logo, "array": pixels}[kind]
+    left, right = disc(60, 80, 15, 20, 6), disc(60, 80, 65, 20, 6)
+    editor = InpaintAnything(None, gray)
+    # What is behind an object is as transparent as what is around it; what is painted is not.
+    for result, expected in (
+        (InpaintAnything(None).remove(source, left | right, margin=0), 0),
+        (editor.fill(source, right, "a cup", margin=0), 255),
+    ):
+        saved = Image.open(result.save(tmp_path / "out")[0])
+        assert saved.mode == "RGBA"
+        assert saved.info.get("icc_profile") == (None if kind == "array" else profile)
+        alpha = np.asarray(saved)[..., 3]
+        np.testing.assert_array_equal(alpha[~right], pixels[~right, 3])  # 200 also behind the left
+        assert (alpha[right] == expected).all()
+    opaque = editor.fill(pixels[..., :3], right, "a cup").save(tmp_path / "opaque")[0]
+    assert Image.open(opaque).mode == "RGB"
 
 
 SMALL = np.zeros((6, 8, 3), dtype=np.uint8)
@@ -671,6 +721,7 @@ def files(tmp_path: Path, coffee: Pixels) -> Path:
     """A folder with a photograph, a mask of it and a text."""
     Image.fromarray(coffee).save(tmp_path / "coffee.png")
     Image.fromarray(disc(400, 600, 300, 150, 40)).save(tmp_path / "mask.png")
+    Image.new("L", (600, 400), 255).save(tmp_path / "white.png")
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.mp4").write_text("no video")
     return tmp_path
@@ -685,8 +736,21 @@ def test_remove_writes_what_the_pipeline_makes(
     objects = editor.segment(coffee, [[300, 130], [20, 20]], [1, 0])
     expected = editor.remove(coffee, objects, margin=3)
     paths = [Path(line) for line in capsys.readouterr().out.splitlines()]
-    assert set(paths) == set((files / "coffee").iterdir())
+    claimed = files / "coffee" / "source.json"
+    assert {*paths, claimed} == set((files / "coffee").iterdir())
     np.testing.assert_array_equal(np.asarray(Image.open(paths[0])), expected.image)
+
+
+def test_images_of_one_name_get_folders_of_their_own(files: Path) -> None:
+    (files / "other").mkdir()
+    Image.fromarray(random_pixels(400, 600, 3)).save(files / "other" / "coffee.png")
+    for source in ("coffee.png", "other/coffee.png", "coffee.png"):
+        arguments = ["remove", str(files / source), "--mask", str(files / "mask.png")]
+        assert main([*arguments, "--out", str(files / "out")]) == 0
+    for folder, source in (("coffee", "coffee.png"), ("coffee.png", "other/coffee.png")):
+        with Image.open(files / "out" / folder / "inpainted.png") as painted:
+            corner = np.asarray(painted)[:50]
+        np.testing.assert_array_equal(corner, np.asarray(Image.open(files / source))[:50])
 
 
 def test_remove_paints_with_lama_and_diffusers(files: Path, pipeline_folder: Path) -> None:
@@ -735,11 +799,246 @@ def test_remove_takes_a_video_and_a_folder_of_masks(
     for painted, frame in zip(Video(target), expected, strict=True):
         assert np.abs(painted.astype(int) - frame).mean() < 6  # the codec's share
 
-    (tmp_path / "masks" / "00004.png").unlink()
-    target.unlink()
+    # A mask belongs to the frame of its number; a frame without one stays as it is.
+    for index in (0, 2):
+        (tmp_path / "masks" / f"{index:05}.png").unlink()
+    assert main([*arguments, "--out", str(tmp_path), "--device", "cpu"]) == 0
+    assert "2 of 5 frames have no mask and are left as they are" in capsys.readouterr().err
+    red = [bool(frame[24, 10 + 10 * index, 1] < 60) for index, frame in enumerate(Video(target))]
+    assert red == [True, False, False, False, False]  # in frame 2 nothing is to be seen
+
+    (tmp_path / "masks" / "00009.png").write_bytes((tmp_path / "masks" / "00001.png").read_bytes())
+    before = target.read_bytes()
     assert main([*arguments, "--out", str(tmp_path), "--device", "cpu"]) == 2
-    assert "masks end after 4, and the frames go on" in capsys.readouterr().err
-    assert list(target.parent.iterdir()) == []
+    assert "'00009.png' is of frame 9, and 'clip' has 5 frames" in capsys.readouterr().err
+    assert target.read_bytes() == before
+
+
+def mask_folder(folder: Path, names: list[str]) -> Path:
+    """Masks of as many pixels as their place in the list, from 1."""
+    folder.mkdir(parents=True)
+    for count, name in enumerate(names, start=1):
+        mask = np.zeros((8, 8), np.uint8)
+        mask.flat[:count] = 255
+        Image.fromarray(mask).save(folder / name)
+    return folder
+
+
+def test_masks_belong_to_the_frames_of_their_numbers(tmp_path: Path) -> None:
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for index in range(1, 5):
+        Image.fromarray(random_pixels(8, 8, 3)).save(frames / f"frame_{index:04}.png")
+    stream, folder = Video([random_pixels(8, 8, 3)] * 12), Video(frames)
+
+    def pair(names: list[str], video: Video, place: str) -> dict[int, int]:
+        masks = MaskFolder(mask_folder(tmp_path / place, names), video)
+        assert len(masks) == len(names)
+        return {index: int(masks[index].sum()) for index in masks}
+
+    assert pair(["00002.png", "00010.png"], stream, "a") == {2: 1, 10: 2}
+    assert pair(["take2_3.png", "take2_11.png"], stream, "b") == {3: 1, 11: 2}
+    # As the frames are called, unless a tracker numbered them.
+    names = ["frame_0002.png", "frame_0004.png"]
+    assert pair(names, folder, "c") == {1: 1, 3: 2}
+    for index in range(1, 5):
+        (frames / f"frame_{index:04}.png").rename(frames / f"{index:05}.png")
+    folder = Video(frames)
+    assert pair(["00001.png", "00003.png"], folder, "d") == {0: 1, 2: 2}
+    (tmp_path / "tracked").mkdir()
+    (tmp_path / "tracked" / "run.json").write_text("{}")
+    assert pair(["00001.png", "00003.png"], folder, "tracked/masks") == {1: 1, 3: 2}
+
+    for names, message in (
+        (["mask.png"], "no number in its name"),
+        (["1.png", "01.png"], "'01.png' and '1.png' are both masks of frame 1"),
+        (["0.png", "7.png"], "'7.png' is of frame 7, and 'frames' has 4 frames"),
+    ):
+        with pytest.raises(UserError, match=message):
+            pair(names, folder, names[0])
+
+
+def test_masks_of_frames_that_a_video_does_not_reach_are_told_of(editor: InpaintAnything) -> None:
+    frames, masks = clip()
+    with pytest.warns(UserWarning, match="1 of 2 masks are left out.*ends before.*, after 5"):
+        painted = list(editor.remove_video(frames, {3: masks[3], 5: masks[3]}, margin=2))
+    np.testing.assert_array_equal(painted[1], frames[1])
+    assert np.abs(painted[3].astype(int) - ramp(48, 64)).mean() < 1
+
+
+def test_frames_that_are_covered_whole_do_not_end_a_video(editor: InpaintAnything) -> None:
+    frames, masks = clip()
+    masks[3][:] = True
+    with pytest.warns(UserWarning, match="1 of 5 frames are left as they are.*cover them whole"):
+        painted = list(editor.remove_video(frames, masks, margin=2))
+    np.testing.assert_array_equal(painted[3], frames[3])
+    assert np.abs(painted[4].astype(int) - ramp(48, 64)).mean() < 1
+
+
+@pytest.mark.parametrize(
+    ("name", "image"),
+    [
+        ("jpeg85.jpg", lambda mask: Image.fromarray(mask)),
+        ("0_and_1.png", lambda mask: Image.fromarray(mask // 255)),
+        ("ids.png", lambda mask: Image.fromarray((mask > 0).astype(np.uint16) * 300)),
+        ("alpha.png", lambda mask: Image.fromarray(np.dstack([mask * 0] * 3 + [mask]))),
+    ],
+)
+def test_masks_are_what_a_person_means(tmp_path: Path, name: str, image: Any) -> None:
+    mask = np.zeros((120, 160), np.uint8)
+    mask[40:80, 64:112] = 255
+    options = {"quality": 85} if name.endswith("jpg") else {}
+    image(mask).save(tmp_path / name, **options)
+    Image.fromarray(random_pixels(120, 160, 3)).save(tmp_path / "photo.png")
+    arguments = ["remove", str(tmp_path / "photo.png"), "--mask", str(tmp_path / name)]
+    assert main([*arguments, "--margin", "0", "--out", str(tmp_path / "out")]) == 0
+    with Image.open(tmp_path / "out" / "photo" / "inpainted_mask.png") as painted:
+        np.testing.assert_array_equal(np.asarray(painted), mask)
+
+
+def save_animation(path: Path, frames: list[Pixels], duration: int) -> Path:
+    first, *others = map(Image.fromarray, frames)
+    options: Any = {"lossless": True} if path.suffix == ".webp" else {}
+    first.save(path, save_all=True, append_images=others, duration=duration, **options)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".png", ".bin"])
+def test_animations_are_videos(tmp_path: Path, suffix: str) -> None:
+    """Also by a name that says nothing; of one frame, they are images."""
+    frames, masks = clip()
+    path = save_animation(tmp_path / f"a{suffix.replace('bin', 'gif')}", frames, 40)
+    path = path.rename(tmp_path / f"clip{suffix}")
+    assert is_video(path)
+    video = Video(path)
+    assert (video.name, video.length, video.frame_rate) == ("clip", 5, 25)
+    for read, frame in zip(video, frames, strict=True):
+        assert np.abs(read.astype(int) - frame).mean() < 4  # a palette's share
+    folder = mask_folder(tmp_path / "masks", [])
+    for index, mask in enumerate(masks):
+        Image.fromarray(mask).save(folder / f"{index}.png")
+    options = "--device", "cpu", "--out", str(tmp_path / "out")
+    assert main(["remove", str(path), "--mask", str(folder), *options]) == 0
+    written = Video(tmp_path / "out" / "clip" / "inpainted.mp4")
+    assert written.frame_rate == 25
+    for painted in written:
+        assert np.abs(painted.astype(int) - ramp(48, 64)).mean() < 6
+
+    still = save_animation(tmp_path / f"still{suffix.replace('bin', 'gif')}", frames[:1], 40)
+    assert not is_video(still)
+    assert main(["remove", str(still), "--mask", str(folder / "0.png"), *options]) == 0
+    assert (tmp_path / "out" / "still" / "inpainted.png").exists()
+
+
+def test_an_animation_of_uneven_times_is_told_of(tmp_path: Path) -> None:
+    frames, _ = clip()
+    first, *others = map(Image.fromarray, frames)
+    times = [40, 40, 200, 40, 80]
+    first.save(tmp_path / "clip.gif", save_all=True, append_images=others, duration=times)
+    with pytest.warns(UserWarning, match="shown for 40 to 200 ms"):
+        assert Video(tmp_path / "clip.gif").frame_rate == pytest.approx(5 / 0.4)
+
+
+# Files of videos
+
+
+@pytest.mark.parametrize("size", [(120, 160), (119, 159), (120, 159), (3, 500), (2, 1), (1, 1)])
+def test_videos_have_the_size_that_went_in(tmp_path: Path, size: tuple[int, int]) -> None:
+    frames = [np.full((*size, 3), 40 * index + 40, np.uint8) for index in range(3)]
+    for frame in frames:
+        frame[-1:], frame[:, -1:] = 250, 250  # what OpenCV's writer would drop
+    write_video(tmp_path / "clip.mp4", frames, 25)
+    capture = cv2.VideoCapture(str(tmp_path / "clip.mp4"))
+    for frame in frames:
+        read, seen = capture.read()
+        assert read and seen.shape == frame.shape
+        assert np.abs(seen[-1].astype(int) - 250).max() < 32
+        assert np.abs(seen[:, -1].astype(int) - 250).max() < 32
+        if min(size) > 100:
+            assert np.abs(seen[:-4, :-4].astype(int) - frame[:-4, :-4]).mean() < 3
+    assert not capture.read()[0]
+
+
+@pytest.mark.parametrize("rate", [25, 12.5, 59.94, 30000 / 1001, 119.988, 0.1])
+def test_frame_rates_are_kept(
+    tmp_path: Path, rate: float, recwarn: pytest.WarningsRecorder
+) -> None:
+    write_video(tmp_path / "clip.mp4", clip()[0], rate)
+    assert Video(tmp_path / "clip.mp4").frame_rate == pytest.approx(rate, rel=1e-9)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("rate", [66.667, 72.727, 211.222, 143.913, 1e-9])
+def test_the_nearest_frame_rate_is_told_of(tmp_path: Path, rate: float) -> None:
+    """MPEG-4 holds fractions of numbers up to 65535."""
+    with pytest.warns(UserWarning, match="cannot hold .* frames a second") as told:
+        write_video(tmp_path / "clip.mp4", clip()[0], rate)
+    assert len(told) == 1
+    if rate > 1:
+        assert Video(tmp_path / "clip.mp4").frame_rate == pytest.approx(rate, rel=1e-6)
+    assert len([*Video(tmp_path / "clip.mp4")]) == 5
+
+
+@pytest.mark.parametrize("rate", [0, -5, np.nan, np.inf])
+def test_no_rate_is_refused(tmp_path: Path, rate: float) -> None:
+    with pytest.raises(UserError, match="frame rate must be a positive number"):
+        write_video(tmp_path / "clip.mp4", clip()[0], rate)
+
+
+def test_a_rate_that_makes_no_sense_ends_no_run(tmp_path: Path) -> None:
+    write_video(tmp_path / "clip.mp4", clip()[0], 1200)
+    with pytest.warns(UserWarning, match=r"no frame rate that makes sense \(1200\).* 25 frames"):
+        assert Video(tmp_path / "clip.mp4").frame_rate == 25
+
+
+def test_a_frame_of_another_size_is_no_frame_less(tmp_path: Path) -> None:
+    frames = clip()[0]
+    frames[2] = frames[2][:, :60]
+    (tmp_path / "clip.mp4").write_bytes(b"before")
+    with pytest.raises(UserError, match="frame 2 has 60 x 48 pixels, those before have 64 x 48"):
+        write_video(tmp_path / "clip.mp4", frames, 25)
+    assert (tmp_path / "clip.mp4").read_bytes() == b"before"
+    assert len([*tmp_path.iterdir()]) == 1
+
+
+def test_a_full_disk_is_told_of_and_keeps_what_was_there(tmp_path: Path) -> None:
+    disk = tmp_path / "disk:1"  # what stands before a colon is no protocol
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this user may not mount a tmpfs")
+    try:
+        write_video(disk / "clip.mp4", clip()[0], 25)
+        before = (disk / "clip.mp4").read_bytes()
+        noise = np.random.default_rng(0).integers(0, 256, (30, 240, 320, 3), dtype=np.uint8)
+        # Full in the middle, and when what is left in buffers is written at the end.
+        for frames in (noise, noise[:2]):
+            with pytest.raises(OSError, match="No space left") as error:
+                write_video(disk / "clip.mp4", frames, 25)
+            assert error.value.filename == str(disk / "clip.mp4")
+            assert (disk / "clip.mp4").read_bytes() == before
+            assert [*disk.iterdir()] == [disk / "clip.mp4"]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_videos_need_an_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Which is asked for before anything is painted."""
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ImportError, match=r'pip install "mobile-sam-plugin\[video\]"'):
+        write_video(tmp_path / "clip.mp4", (pytest.fail("painted") for _ in "a"), 25)
+
+
+def test_two_runs_may_write_one_file(tmp_path: Path) -> None:
+    frames = clip()[0]
+    first, second = (VideoWriter(tmp_path / "clip.mp4", 25) for _ in range(2))
+    for frame in frames:
+        first.write(frame)
+        second.write(frame)
+    second.close()
+    first.close()
+    assert len([*Video(tmp_path / "clip.mp4")]) == 5
+    assert len([*tmp_path.iterdir()]) == 1
 
 
 @pytest.mark.parametrize("suffix", [".mkv", ".m4v", ""])
@@ -789,7 +1088,9 @@ def test_remove_follows_an_object_through_a_video(tmp_path: Path) -> None:
         (["remove", "text.mp4", "--point", "1,2"], "text.mp4"),
         (["remove", "coffee.png", "--mask", "mask.png", "--margin", "-1"], "--margin"),
         (["remove", "coffee.png", "--mask", "mask.png", "--model", "m"], "OpenCV has no weights"),
-        (["remove", "coffee.png", "--mask", "coffee.png"], "cover the whole image"),
+        (["remove", "coffee.png", "--mask", "white.png"], "cover the whole image"),
+        (["remove", "coffee.png", "--mask", "mask.png", "--max-pixels", "9"], "too large"),
+        (["fill", "coffee.png", "x", "--mask", "mask.png", "--max-pixels", "9"], "too large"),
         (
             ["remove", "mask.png", "--mask", "mask.png", "--device", "warp", "--inpainter", "lama"],
             "'warp'",
@@ -809,6 +1110,7 @@ def test_commands_name_mistakes(
     words: str,
 ) -> None:
     monkeypatch.chdir(files)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # set by --max-pixels
     assert main([*arguments, "--checkpoint", "bundled", "--out", "out"]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("mobile-sam: ") and captured.err.count("\n") == 1, captured.err

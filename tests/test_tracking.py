@@ -45,7 +45,14 @@ from mobile_sam_plugin.integrations.track_anything import (
     find_everything,
     track_video,
 )
-from mobile_sam_plugin.integrations.video import TrackedFrame, TrackWriter, Video, create_video
+from mobile_sam_plugin.integrations.video import (
+    TrackedFrame,
+    TrackWriter,
+    Video,
+    VideoWriter,
+)
+from mobile_sam_plugin.integrations.video import _encode_ids as encode_ids
+from mobile_sam_plugin.results import encode_mask
 
 from .hub import Client, Hub
 
@@ -111,15 +118,14 @@ def make_frames(length: int = 8) -> tuple[list[Pixels], list[Mask], list[Mask]]:
 
 
 def write_clip(path: Path, frames: list[Pixels], rate: float = 12.5) -> Path:
-    writer = create_video(path, rate, (frames[0].shape[1], frames[0].shape[0]))
-    for frame in frames:
-        writer.write(frame[..., ::-1])
-    writer.release()
+    with VideoWriter(path, rate) as writer:
+        for frame in frames:
+            writer.write(frame)
     return path
 
 
 def write_folder(folder: Path, frames: list[Pixels]) -> Path:
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for index, frame in enumerate(frames):
         Image.fromarray(frame).save(folder / f"{index}.png")
     return folder
@@ -160,10 +166,21 @@ def test_folders_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     for number in (10, 9, 100, 1):
         pixels = np.full((4, 5, 3), number, np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"frame{number}.png")
+    # A superscript is no digit that can be counted by.
+    Image.fromarray(np.full((4, 5, 3), 200, np.uint8)).save(tmp_path / "frame5²5.png")
     (tmp_path / "notes.txt").write_text("not a frame")
-    video = Video(tmp_path)
-    assert (video.name, video.length, video.frame_rate) == (tmp_path.name, 4, 25)
-    assert [int(frame[0, 0, 0]) for frame in video] == [1, 9, 10, 100]
+    (tmp_path / "._frame1.png").write_bytes(b"\0\5\x16\7")
+    Image.fromarray(np.full((4, 5, 3), 50, np.uint8)).save(tmp_path / ".thumb.png")
+    (tmp_path / "more.png").mkdir()
+    with pytest.warns(UserWarning, match="3 files are left out: 2 hidden, 1 .txt"):
+        video = Video(tmp_path)
+    assert (video.name, video.length, video.frame_rate) == (tmp_path.name, 5, 25)
+    assert [int(frame[0, 0, 0]) for frame in video] == [1, 200, 9, 10, 100]
+
+
+def test_a_folder_is_one_whatever_it_is_called(tmp_path: Path) -> None:
+    video = Video(write_folder(tmp_path / "clip.mp4", make_frames()[0]))
+    assert (video.name, video.length) == ("clip.mp4", 8)
 
 
 def test_streams_are_read_as_they_come() -> None:
@@ -197,8 +214,9 @@ def test_videos_that_cannot_be_read(tmp_path: Path) -> None:
     different = [np.zeros((4, 5, 3), np.uint8), np.zeros((6, 5, 3), np.uint8)]
     with pytest.raises(ValueError, match="frame 1 of 'sizes' has 5 x 6 pixels.* 5 x 4.*cut the"):
         [*Video(write_folder(tmp_path / "sizes", different))]
-    with pytest.raises(OSError, match="cannot write the video"):
-        create_video(tmp_path / "no folder" / "clip.mp4", 25, (64, 48))
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(OSError, match="file"):
+        write_clip(tmp_path / "file" / "clip.mp4", make_frames(1)[0])
 
 
 def test_a_damaged_video_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
@@ -878,9 +896,14 @@ def test_a_folder_holds_one_run(tracker: TrackAnything, tmp_path: Path) -> None:
         track_video(tracker, video, tmp_path / "out", prompts, settings={"box": (1, 3)})
     with pytest.raises(ValueError, match="another first_frame and box"):
         track_video(tracker, video, tmp_path / "out", {1: follow_both}, 1)
-    other = write_folder(tmp_path / "other", frames)
+    # Known by its contents: another one of that name is another one, and a copy is the same.
+    other = write_folder(tmp_path / "other" / "clip", frames[::-1])
     with pytest.raises(ValueError, match="another video"):
         track_video(tracker, other, tmp_path / "out", prompts, settings={"box": (1, 2)})
+    files = [write_clip(tmp_path / f"{day}.mp4", frames[day:7]) for day in (0, 1)]
+    track_video(tracker, files[0], tmp_path / "file", prompts)
+    with pytest.raises(ValueError, match="another video"):
+        track_video(tracker, files[1].replace(files[0]), tmp_path / "file", prompts)
 
     track_video(tracker, iter(frames), tmp_path / "camera", prompts)
     with pytest.raises(ValueError, match="with frames gone by"):
@@ -891,6 +914,117 @@ def test_a_folder_holds_one_run(tracker: TrackAnything, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="files of another origin"):
         track_video(tracker, video, tmp_path / "own", prompts)
     assert [path.name for path in (tmp_path / "own").iterdir()] == ["masks"]
+
+
+def test_a_finished_overlay_is_not_shortened(tracker: TrackAnything, tmp_path: Path) -> None:
+    video = write_folder(tmp_path / "clip", make_frames()[0])
+    out = tmp_path / "out"
+    track_video(tracker, video, out, {0: follow_both})
+    before = (out / "overlay.mp4").read_bytes()
+
+    class Interrupted(Video):
+        def __iter__(self) -> Iterator[Pixels]:
+            for index, frame in enumerate(super().__iter__()):
+                if index == 3:
+                    raise KeyboardInterrupt
+                yield frame
+
+    with pytest.raises(KeyboardInterrupt):
+        track_video(tracker, Interrupted(video), out, {0: follow_both})
+    assert (out / "overlay.mp4").read_bytes() == before
+    assert not [*out.glob(".*")]
+    # Where there is none, as after a run that was killed, some frames are better than nothing.
+    (out / "overlay.mp4").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        track_video(tracker, Interrupted(video), out, {0: follow_both})
+    assert len([*Video(out / "overlay.mp4")]) == 3
+    track_video(tracker, video, out, {0: follow_both})
+    assert len([*Video(out / "overlay.mp4")]) == 8
+
+
+def test_a_full_disk_stops_the_run_and_keeps_what_is_done(
+    tracker: TrackAnything, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this user may not mount a tmpfs")
+    try:
+        noise = np.random.default_rng(0).integers(0, 256, (8, 240, 320, 3), dtype=np.uint8)
+        video = write_folder(tmp_path / "clip", [*noise])
+        tracker.propagator = StillPropagator()
+        mask = square(20, 20, 50, (240, 320))
+        prompts = {0: lambda tracker: tracker.add_object(mask=mask)}
+        with pytest.raises(OSError, match="No space left"):
+            track_video(tracker, video, disk / "out", prompts)
+        assert not (disk / "out" / "overlay.mp4").exists()
+        assert not [*(disk / "out").glob(".*")]
+        subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)
+        track_video(tracker, video, disk / "out", prompts)
+        track_video(tracker, video, tmp_path / "out", prompts)
+        assert len([*Video(disk / "out" / "overlay.mp4")]) == 8
+        for name in ("tracks.csv", "tracks.json", "masks/00007.png"):
+            assert (disk / "out" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_objects_that_were_never_seen_are_not_forgotten(
+    small_sam: MobileSam, tmp_path: Path
+) -> None:
+    """Their ids are not given to others when a run is taken up, and their labels stay."""
+    frames, reds, _ = make_frames()
+
+    def first(tracker: TrackAnything) -> None:
+        tracker.add_object(mask=reds[0], label="ball")
+        tracker.add_object(mask=square(5, 5, 3), label="spot")
+        tracker.correct(1, mask=square(0, 0, 20))  # which hides the spot
+
+    def later(tracker: TrackAnything) -> None:
+        tracker.add_object(mask=square(50, 30), label="late")
+
+    def interrupt(tracker: TrackAnything) -> None:
+        raise KeyboardInterrupt
+
+    class Still(StillPropagator):
+        def propagate(self, frame: Pixels) -> dict[int, Mask]:
+            return {number: mask for number, mask in self.masks.items() if mask.any()}
+
+    tracker = TrackAnything(small_sam, Still())
+    video = write_folder(tmp_path / "clip", frames)
+    assert track_video(tracker, video, tmp_path / "whole", {0: first, 5: later}) == [1, 2, 3]
+    with pytest.raises(KeyboardInterrupt):
+        track_video(tracker, video, tmp_path / "parts", {0: first, 3: interrupt, 5: later})
+    assert track_video(tracker, video, tmp_path / "parts", {0: first, 5: later}) == [1, 2, 3]
+    whole, parts = (read_table(tmp_path / name) for name in ("whole", "parts"))
+    assert parts == whole
+    assert {(row["id"], row["label"]) for row in whole if row["state"] == "lost"} == {("2", "spot")}
+
+
+def test_other_files_beside_the_masks_are_left_alone(
+    tracker: TrackAnything, tmp_path: Path
+) -> None:
+    video = write_folder(tmp_path / "clip", make_frames()[0])
+    track_video(tracker, video, tmp_path / "out", {0: follow_both})
+    before = (tmp_path / "out" / "tracks.json").read_bytes()
+    for name in ("._00000.png", "notes.png", "5².png"):
+        (tmp_path / "out" / "masks" / name).write_bytes(b"\0\5\x16\7")
+    track_video(tracker, video, tmp_path / "out", {0: follow_both})
+    assert (tmp_path / "out" / "tracks.json").read_bytes() == before
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 4), st.integers(0, 2**32 - 1))
+def test_masks_of_all_ids_are_encoded_at_once(h: int, w: int, most: int, seed: int) -> None:
+    ids = np.random.default_rng(seed).integers(0, most + 1, (h, w)).astype(np.uint8)
+    ids[ids == most] = 255
+    encoded = encode_ids(ids)
+    assert sorted(encoded) == sorted({*ids.ravel().tolist()} - {0})
+    for number, (segmentation, box, area) in encoded.items():
+        assert segmentation == encode_mask(ids == number)
+        assert box == [*cv2.boundingRect((ids == number).astype(np.uint8))]
+        assert area == np.count_nonzero(ids == number)
 
 
 def test_a_size_that_changes_ends_the_run_and_keeps_what_was_done(
@@ -1326,6 +1460,14 @@ def test_track_writes_what_the_tracker_finds(
         expected = (clip_file.parent / "expected" / name).read_bytes()
         assert (out / "clip" / name).read_bytes() == expected
 
+    # Another video of that name gets a folder of its own.
+    other = clip_file.parent / "tuesday" / "clip.mp4"
+    other.parent.mkdir()
+    write_clip(other, make_frames(3)[0])
+    assert main(["track", str(other), *command[2:]]) == 0
+    assert "the results of" in capsys.readouterr().err
+    assert [len(read_ids(out / name)) for name in ("clip", "clip.mp4")] == [4, 3]
+
     # Taken up, and not mixed with another run.
     (out / "clip" / "masks" / "00003.png").unlink()
     assert main(command) == 0
@@ -1352,9 +1494,19 @@ def test_track_takes_clicks_and_everything(
     assert read_table(tmp_path / "clicks" / "clip")[0]["id"] == "1"
 
 
+def test_track_leaves_small_finds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clip = make_clip(seed=102, length=1, size=(160, 200), objects=2)
+    video = write_folder(tmp_path / "clip", [*clip.frames])
+    command = ["track", str(video), *BUNDLED, "--everything", *LENIENT, "--out", str(tmp_path)]
+    assert main([*command, "--min-area", str(160 * 200 + 1)]) == 2
+    assert "no object was found" in capsys.readouterr().err
+    assert main([*command, "--min-area", "0"]) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["clip.mp4", "--text", "a dog", "--box-threshold", "2"], "--box-threshold"),
         (["clip.mp4"], "give --point, --box, --text or --everything"),
         (["clip.mp4", "--text", "a dog", "--everything"], "give one of"),
         (["clip.mp4", "--text", " "], "the prompt ' ' is empty"),

@@ -7,15 +7,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .inputs import Checkpoint, Detector, Device, ImageFile, Out, Points, find_device, load_model
+from .inputs import (
+    BoxThreshold,
+    Checkpoint,
+    Detector,
+    Device,
+    ImageFile,
+    MaxPixels,
+    Out,
+    Points,
+    find_device,
+    load_model,
+)
 from .segment import parse_box, parse_point
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
+    from ..inputs import ImageSource
     from ..integrations.inpaint_anything import DiffusersInpainter, InpaintAnything, Inpainting
     from ..integrations.instances import Instances
+    from ..integrations.video import Video
 
 
 class Backend(str, Enum):
@@ -52,8 +62,11 @@ MaskFile = Annotated[
         metavar="PNG",
         exists=True,
         dir_okay=False,
-        help="A mask instead, black where nothing is chosen.",
+        help="A mask instead, white where something is chosen; or a map of ids, or a cut-out.",
     ),
+]
+MinArea = Annotated[
+    int, typer.Option(metavar="PIXELS", min=1, help="Leave out what words find and is smaller.")
 ]
 Margin = Annotated[
     int, typer.Option(metavar="PIXELS", min=0, help="By how much the mask is grown.")
@@ -76,7 +89,7 @@ def remove(
         typer.Argument(
             metavar="IMAGE|VIDEO",
             exists=True,
-            help="An image; or a video, or a folder with its frames.",
+            help="An image; or a video, an animated GIF or WebP, or a folder of frames.",
         ),
     ],
     out: Out,
@@ -88,8 +101,8 @@ def remove(
         typer.Option(
             metavar="PNG|FOLDER",
             exists=True,
-            help="A mask instead, black where nothing is chosen; for a video a folder with one for "
-            "each frame, as `mobile-sam track` writes it.",
+            help="A mask instead, white where something is chosen; for a video a folder of them, "
+            "numbered as the frames, from 0, as `mobile-sam track` writes it.",
         ),
     ] = None,
     margin: Margin = 7,
@@ -111,6 +124,9 @@ def remove(
     steps: Steps = 50,
     seed: Seed = None,
     detector: Detector = None,
+    box_threshold: BoxThreshold = 0.25,
+    min_area: MinArea = 1,
+    max_pixels: MaxPixels = None,
     checkpoint: Checkpoint = None,
     device: Device = "auto",
 ) -> None:
@@ -122,15 +138,46 @@ def remove(
     """
     if model is not None and inpainter is Backend.opencv:
         raise typer.BadParameter("OpenCV has no weights: add --inpainter", param_hint="--model")
-    if mask is not None and mask.is_dir() != _is_video(image):
-        wanted = "a folder with a mask for each frame" if _is_video(image) else "a PNG"
+    _check_prompts(point, box, text, mask)
+
+    from tqdm import tqdm
+
+    from ..integrations.inpaint_anything import InpaintAnything, write_video
+    from ..integrations.video import MaskFolder, Video, is_video
+    from ..results import claim_folder
+
+    filmed = is_video(image)
+    if mask is not None and mask.is_dir() != filmed:
+        wanted = "a folder with a mask for each frame" if filmed else "a PNG"
         raise typer.BadParameter(f"{str(mask)!r} must be {wanted}", param_hint="--mask")
-    editor, pixels, selection = _select(image, point, box, text, mask, detector, checkpoint, device)
-    editor.inpainter = _load_inpainter(inpainter, model, device, steps, seed)
-    if _is_video(image):
-        _remove_from_video(editor, image, selection, mask, margin, out)
+    video = Video(image) if filmed else None
+    selections: Any = None
+    if video is not None and mask is not None:
+        editor, selections = InpaintAnything(None), MaskFolder(mask, video)
     else:
-        _write(editor.remove(pixels, selection, margin), out, image)
+        editor, selection = _select(
+            image if video is None else next(iter(video)),
+            point,
+            box,
+            text,
+            mask,
+            detector,
+            box_threshold,
+            min_area,
+            checkpoint,
+            device,
+        )
+    editor.inpainter = _load_inpainter(inpainter, model, device, steps, seed)
+    if video is None:
+        _write(editor.remove(image, selection, margin), out, image)
+        return
+    if selections is None:
+        selections = _follow(editor, video, selection)
+    frames = editor.remove_video(video, selections, margin)
+    target = claim_folder(out, image.resolve(), video.name) / "inpainted.mp4"
+    bar = tqdm(frames, total=video.length, unit="frame", disable=None)
+    write_video(target, bar, video.frame_rate)
+    typer.echo(target)
 
 
 def _painting_command(name: str, purpose: str) -> Callable[..., None]:
@@ -149,14 +196,27 @@ def _painting_command(name: str, purpose: str) -> Callable[..., None]:
         steps: Steps = 50,
         seed: Seed = None,
         detector: Detector = None,
+        box_threshold: BoxThreshold = 0.25,
+        min_area: MinArea = 1,
+        max_pixels: MaxPixels = None,
         checkpoint: Checkpoint = None,
         device: Device = "auto",
     ) -> None:
-        editor, pixels, selection = _select(
-            image, point, box, text, mask, detector, checkpoint, device
+        _check_prompts(point, box, text, mask)
+        editor, selection = _select(
+            image,
+            point,
+            box,
+            text,
+            mask,
+            detector,
+            box_threshold,
+            min_area,
+            checkpoint,
+            device,
         )
         editor.inpainter = _load_diffusers(model, device, steps, seed)
-        _write(getattr(editor, name)(pixels, selection, prompt, margin), out, image)
+        _write(getattr(editor, name)(image, selection, prompt, margin), out, image)
 
     command.__name__ = name
     command.__doc__ = f"""{purpose}
@@ -170,17 +230,9 @@ fill = _painting_command("fill", "Paint what PROMPT says in place of an object."
 replace = _painting_command("replace", "Paint the background that PROMPT says around an object.")
 
 
-def _select(
-    path: Path,
-    point: list[str] | None,
-    box: str | None,
-    text: str | None,
-    mask: Path | None,
-    detector: str | None,
-    checkpoint: str | None,
-    device: str,
-) -> "tuple[InpaintAnything, NDArray[np.uint8], Any]":
-    """The editor, the image or the first frame of the video, and what is chosen in it."""
+def _check_prompts(
+    point: list[str] | None, box: str | None, text: str | None, mask: Path | None
+) -> None:
     prompts = {"--text": text, "--mask": mask, "--point and --box": point or box}
     given = [name for name, value in prompts.items() if value]
     if len(given) != 1:
@@ -189,24 +241,41 @@ def _select(
             if given
             else "give --point, --box, --text or --mask, so that it is known what to work on"
         )
+
+
+def _select(
+    image: "ImageSource",
+    point: list[str] | None,
+    box: str | None,
+    text: str | None,
+    mask: Path | None,
+    detector: str | None,
+    box_threshold: float,
+    min_area: int,
+    checkpoint: str | None,
+    device: str,
+) -> "tuple[InpaintAnything, Any]":
+    """The editor, and what is chosen in an image: objects, or the mask that is given."""
     clicks = [parse_point(click) for click in point or []]
     corners = parse_box(box) if box else None
 
+    from ..inputs import load_mask
     from ..integrations.grounded_sam import DEFAULT_DETECTOR
     from ..integrations.inpaint_anything import InpaintAnything
 
-    pixels = _open(path)
     if mask is not None:
-        return InpaintAnything(None), pixels, _open(mask).any(axis=-1)
+        return InpaintAnything(None), load_mask(mask)
     editor = InpaintAnything(load_model(checkpoint, device), detector=detector or DEFAULT_DETECTOR)
     objects = editor.segment(
-        pixels,
+        image,
         [click[:2] for click in clicks] or None,
         [click[2] for click in clicks] or None,
         corners,
         text,
+        box_threshold,
+        min_area,
     )
-    return editor, pixels, objects
+    return editor, objects
 
 
 def _load_inpainter(
@@ -232,61 +301,15 @@ def _load_diffusers(
 
 
 def _write(result: "Inpainting", out: Path, image: Path) -> None:
-    for path in result.save(out / image.stem):
+    from ..results import claim_folder
+
+    for path in result.save(claim_folder(out, image)):
         typer.echo(path)
 
 
-def _is_video(path: Path) -> bool:
-    """Whether it is a folder, or a file that Pillow does not know for an image."""
-    from PIL import Image, UnidentifiedImageError
-
-    from ..integrations.video import image_suffixes
-
-    if path.is_dir() or path.suffix.lower() in image_suffixes():
-        return path.is_dir()
-    try:
-        Image.open(path).close()
-    except UnidentifiedImageError:
-        return True
-    return False
-
-
-def _open(path: Path) -> "NDArray[np.uint8]":
-    """An image, or the first of a video."""
-    from ..inputs import load_image
-    from ..integrations.video import Video
-
-    return next(iter(Video(path))) if _is_video(path) else load_image(path)
-
-
-def _remove_from_video(
-    editor: "InpaintAnything",
-    path: Path,
-    objects: "Instances",
-    masks: Path | None,
-    margin: int,
-    out: Path,
-) -> None:
-    from tqdm import tqdm
-
-    from ..integrations.inpaint_anything import write_video
-    from ..integrations.video import Video
-
-    video = Video(path)
-    selections: Iterator[Any]
-    if masks is None:
-        selections = _follow(editor, video, objects)
-    else:
-        selections = (frame.any(axis=-1) for frame in Video(masks))
-    frames = editor.remove_video(path, selections, margin)
-    target = out / video.name / "inpainted.mp4"
-    write_video(
-        target, tqdm(frames, total=video.length, unit="frame", disable=None), video.frame_rate
-    )
-    typer.echo(target)
-
-
-def _follow(editor: "InpaintAnything", video: Any, objects: "Instances") -> "Iterator[Instances]":
+def _follow(
+    editor: "InpaintAnything", video: "Video", objects: "Instances"
+) -> "Iterator[Instances]":
     from ..integrations.track_anything import TrackAnything
 
     assert editor.predictor is not None
@@ -294,7 +317,8 @@ def _follow(editor: "InpaintAnything", video: Any, objects: "Instances") -> "Ite
     frames = iter(video)
     tracker.start(next(frames))
     for mask in objects.masks:
-        tracker.add_object(mask=mask)
+        if mask.any():
+            tracker.add_object(mask=mask)
     yield tracker.current.objects
     for frame in frames:
         yield tracker.track(frame).objects

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .inputs import (
+    BoxThreshold,
     Checkpoint,
     Detector,
     Device,
+    MaxPixels,
+    MinArea,
     PointsPerSide,
     Threshold,
     find_device,
@@ -25,7 +28,9 @@ def track(
     video: Annotated[
         Path,
         typer.Argument(
-            metavar="VIDEO", exists=True, help="A file that OpenCV decodes, or a folder of frames."
+            metavar="VIDEO",
+            exists=True,
+            help="A file that OpenCV decodes, an animated GIF or WebP, or a folder of frames.",
         ),
     ],
     out: Annotated[
@@ -79,9 +84,12 @@ def track(
         ),
     ] = None,
     detector: Detector = None,
+    box_threshold: BoxThreshold = 0.25,
+    min_area: MinArea = 200,
     points_per_side: PointsPerSide = 32,
     pred_iou_thresh: Threshold = 0.88,
     stability_score_thresh: Threshold = 0.95,
+    max_pixels: MaxPixels = None,
     checkpoint: Checkpoint = None,
     device: Device = "auto",
 ) -> None:
@@ -114,6 +122,7 @@ def track(
     from ..integrations.propagators import TransformersPropagator
     from ..integrations.track_anything import TrackAnything, find_everything, track_video
     from ..integrations.video import Video
+    from ..results import claim_folder
 
     phrases = None if text is None else split_prompts(text)
     thresholds = {
@@ -122,11 +131,16 @@ def track(
         "stability_score_thresh": stability_score_thresh,
     }
     source = Video(video)
+    if source.length is not None and first_frame >= source.length:
+        raise typer.BadParameter(
+            f"{source.name!r} has {source.length} frames, so there is no frame {first_frame}",
+            param_hint="--first-frame",
+        )
     model = load_model(checkpoint, device)
     find = None
     if phrases is not None:
         grounded = GroundedMobileSam(model, detector or DEFAULT_DETECTOR)
-        find = partial(grounded.predict, prompts=phrases)
+        find = partial(grounded.predict, prompts=phrases, box_threshold=box_threshold)
     elif everything:
         find = find_everything(model, **thresholds)
     tracker = TrackAnything(
@@ -134,6 +148,7 @@ def track(
         None if propagator is None else TransformersPropagator(propagator, find_device(device)),
         find,
         find_every,
+        min_area,
     )
 
     def choose(tracker: "TrackAnything") -> None:
@@ -142,7 +157,7 @@ def track(
         for corners in boxes:
             tracker.add_object(box=corners)
 
-    folder = out / source.name
+    folder = claim_folder(out, video.resolve(), source.name)
     settings = {
         "point": point,
         "box": box,
@@ -152,7 +167,9 @@ def track(
         "propagator": propagator,
         "detector": detector,
         "checkpoint": checkpoint,
+        **({} if text is None else {"box_threshold": box_threshold}),
         **(thresholds if everything else {}),
+        **({} if find is None else {"min_area": min_area}),
     }
     objects = track_video(tracker, source, folder, {first_frame: choose}, first_frame, settings)
     typer.echo(f"{folder / 'tracks.json'}  {len(objects)} object{'s'[: len(objects) != 1]}")

@@ -238,13 +238,22 @@ def describe_skipped(names: Iterable[str]) -> str:
         >>> describe_skipped(["a.jpg", "b.HEIC", "notes.txt", "._a.jpg"])
         '3 files are left out: 1 .heic (...), 1 hidden, 1 .txt'
     """
-    kinds: Counter[str] = Counter()
-    for name in names:
-        path = PurePath(name)
-        if path.name.startswith("."):
-            kinds["hidden"] += path.suffix.lower() in image_suffixes()
-        elif not is_image_name(path.name):
-            kinds[path.suffix.lower() or "without a suffix"] += 1
+    return describe_kinds(Counter(filter(None, map(skipped_kind, names))))
+
+
+def skipped_kind(name: str) -> str:
+    """What counts as one kind among the files that are left out: a suffix, or "hidden".
+
+    "" of an image, and of a hidden file that would be none either.
+    """
+    path = PurePath(name)
+    if path.name.startswith("."):
+        return "hidden" if path.suffix.lower() in image_suffixes() else ""
+    return "" if is_image_name(path.name) else path.suffix.lower() or "without a suffix"
+
+
+def describe_kinds(kinds: Counter[str]) -> str:
+    """Says how many files of each kind are left out; "" if there is none."""
     parts = [f"{count} {kind}{_heic_hint([kind])}" for kind, count in kinds.most_common() if count]
     total = kinds.total()
     if not total:

@@ -1,8 +1,9 @@
 """Annotating a data set: from one photograph to a cluster's worth of them.
 
-``sources`` lists images, ``stages`` says what becomes of one, ``pipeline`` and ``ray_engine`` take
-many through the stages, ``writers`` has the formats, ``storage`` the folder, and ``run`` knows what
-is done and what is missing.
+``sources`` lists images, as ``items`` describes them, and ``coco`` those of a data set with their
+boxes; ``stages`` says what becomes of one, ``pipeline`` and ``ray_engine`` take many through the
+stages, ``writers`` has the formats, ``storage`` the folder, and ``run`` knows what is done and what
+is missing.
 """
 
 import os
@@ -35,7 +36,7 @@ def annotate(
     *,
     model: Sam | str | os.PathLike[str] = DEFAULT_CHECKPOINT,
     mode: str = "everything",
-    formats: Sequence[str] = ("coco",),
+    formats: str | Sequence[str] = ("coco",),
     images: str | os.PathLike[str] | None = None,
     prompt: str | Sequence[str] | None = None,
     detector: Any = None,
@@ -45,6 +46,8 @@ def annotate(
     overlay_every: int = 1,
     limit: int | None = None,
     shard: tuple[int, int] = (1, 1),
+    polygons: bool = False,
+    max_pixels: int | None = None,
     restart: bool = False,
     workers: int | None = None,
     batch_size: int | None = None,
@@ -52,7 +55,8 @@ def annotate(
 ) -> Iterator[ImageResult]:
     """Annotates images, with files or without, and goes on with a run that was stopped.
 
-    Reading, computing and writing overlap, and memory does not grow with the number of images.
+    Reading, computing and writing overlap, and memory does not grow with the number of images. What
+    is left out of the source is counted and told by a warning.
 
     Args:
         source: an image, a glob, a folder and all below it, a ``.txt`` with a path a line, a COCO
@@ -60,8 +64,8 @@ def annotate(
         out: the folder for results, a path or a URL. If None nothing is written.
         model: a Sam on the device where it computes, or the name of MobileSAM's checkpoint.
         mode: "everything"; "boxes", those of the COCO json; or "text", what the prompt names.
-        formats: any of "coco", "parquet", "ids", "yolo" and "overlay"; see docs/annotate.md. "sa1b"
-            is always written.
+        formats: any of "coco", "parquet", "ids", "yolo", "labelme" and "overlay"; see
+            docs/annotate.md. "sa1b" is always written.
         images: where the images of a COCO json are; beside it if None.
         prompt: in mode text what to find, as a list or one text with full stops in it.
         detector: in mode text what finds it, and ``box_threshold``, ``text_threshold`` and
@@ -70,6 +74,9 @@ def annotate(
         overlay_every: of how many images one gets an overlay.
         limit: only so many images.
         shard: (i, n), only the i-th of n parts, from 1. Each part needs an ``out`` of its own.
+        polygons: whether masks in the format coco are polygons, which have no holes, and not RLE.
+        max_pixels: images of more pixels are refused; Pillow's limit, 178,956,970, if None. While
+            the iterator is open it holds for all that Pillow opens in this process.
         restart: whether to give up what ``out`` holds of another run.
         workers: threads that compute with the model; 2 on a GPU and 1 elsewhere if None.
         batch_size: images that are encoded together; 8 on a GPU and 1 elsewhere if None.
@@ -92,7 +99,7 @@ def annotate(
     """
     options = Options(
         mode,
-        tuple(formats),
+        (formats,) if isinstance(formats, str) else tuple(formats),
         search,
         split_prompt(prompt),
         detector,
@@ -102,11 +109,13 @@ def annotate(
         overlay_every,
         limit,
         shard,
+        polygons,
     )
     opened = open_source(source, images, leave_out=out)
     if not isinstance(model, Sam):
         model = build_sam_vit_t(model)
-    return AnnotationRun(opened, out, model, options, restart).run(workers, batch_size)
+    run = AnnotationRun(opened, out, model, options, restart, max_pixels)
+    return run.run(workers, batch_size)
 
 
 def split_prompt(prompt: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from ..polygons import Losses
 from ..results import Record
 
 MODES = ("everything", "boxes", "text")
-FORMATS = ("sa1b", "coco", "parquet", "ids", "yolo", "overlay")
+FORMATS = ("sa1b", "coco", "parquet", "ids", "yolo", "labelme", "overlay")
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,20 @@ class Options:
     overlay_every: int = 1
     limit: int | None = None
     shard: tuple[int, int] = (1, 1)
+    polygons: bool = False
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise UserError(f"the mode must be one of {', '.join(MODES)}, not {self.mode!r}")
+        if isinstance(self.formats, str):
+            object.__setattr__(self, "formats", (self.formats,))
         for name in self.formats:
             if name not in FORMATS:
                 raise UserError(f"a format must be one of {', '.join(FORMATS)}, not {name!r}")
         asked_for = {"sa1b", *self.formats}  # what the others are made from
         object.__setattr__(self, "formats", tuple(name for name in FORMATS if name in asked_for))
+        if self.polygons and "coco" not in self.formats:
+            raise UserError("polygons are of the format coco: ask for it as well")
         if self.mode != "everything" and self.search:
             raise UserError(f"{', '.join(self.search)}: of mode everything, not {self.mode}")
         if (self.mode == "text") != bool(self.prompts):
@@ -79,6 +84,8 @@ class ImageResult:
             images; in modes boxes and text also ``category_id`` and ``category``, in mode text the
             detector's ``score``.
         error: why there are none.
+        left_out: in mode boxes the boxes that could not be used, of each its ``annotation``,
+            ``bbox`` and the ``reason``.
         categories: id to name, all of the run in their order.
         unnamed: objects that are left out since what the detector calls them is none of the
             prompts.
@@ -91,6 +98,7 @@ class ImageResult:
     height: int = 0
     records: list[Record] = field(default_factory=list)
     error: str | None = None
+    left_out: list[dict[str, Any]] = field(default_factory=list)
     categories: Mapping[int, str] = field(default_factory=dict)
     unnamed: int = 0
     losses: Losses = field(default_factory=Losses)

@@ -11,8 +11,8 @@ from typing import TypeVar
 import torch
 
 from . import stages
+from .items import Item
 from .options import ImageResult, Options
-from .sources import Item
 from .storage import Folder
 
 Given = TypeVar("Given")

@@ -12,13 +12,14 @@ from collections.abc import Generator, Iterable, Mapping
 from typing import Any
 
 import torch
+from PIL import Image
 from segment_anything.modeling import Sam
 
 from ..errors import MissingExtra
 from . import stages
+from .items import Item
 from .options import ImageResult, Options
-from .sources import Item
-from .storage import Folder
+from .storage import RUN_FILE, Folder
 
 try:
     import pyarrow
@@ -90,7 +91,10 @@ def run_ray(
             ray.data.from_items(rows, override_num_blocks=blocks)
             .map(
                 _load,
-                fn_kwargs={"long_side": model.image_encoder.img_size},
+                fn_kwargs={
+                    "long_side": model.image_encoder.img_size,
+                    "limit": Image.MAX_IMAGE_PIXELS,  # of this process
+                },
                 num_cpus=_CPUS_OF_IO,
             )
             .map_batches(
@@ -118,7 +122,8 @@ def run_ray(
             ray.shutdown()
 
 
-def _load(row: dict[str, Any], long_side: int) -> dict[str, Any]:
+def _load(row: dict[str, Any], long_side: int, limit: int | None) -> dict[str, Any]:
+    Image.MAX_IMAGE_PIXELS = limit
     return _row(stages.load(pickle.loads(row["value"]), long_side))
 
 
@@ -142,6 +147,11 @@ class _Segmenter:
 def _write(row: dict[str, Any], folder: Folder | None, options: Options) -> dict[str, Any]:
     loaded, result = pickle.loads(row["value"])
     try:
+        if folder is not None and folder.local is not None and not folder.exists(RUN_FILE):
+            raise OSError(
+                f"the folder {str(folder.local)!r} is not the same on all machines of the cluster: "
+                "name a shared one, or a URL"
+            )
         return _row(stages.write(loaded, result, folder, options))
     except OSError as error:  # as it is, where Ray would wrap it and lose what kind it was
         return _row(error)

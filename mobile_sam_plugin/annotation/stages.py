@@ -3,33 +3,37 @@
 ``load`` and ``write`` are cheap and take one image, ``Segmenter`` has the model and takes a batch.
 """
 
+import errno
 import math
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import ExifTags
 from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 
 from ..automatic_mask_generator import SamAutomaticMaskGenerator
 from ..checkpoint import fingerprint
 from ..errors import UserError
-from ..inputs import as_finite, input_size
+from ..inputs import input_size, open_image, read_image
 from ..mask_postprocessing import MaskUpscaler
 from ..predictor import SamPredictor
 from ..results import Record, decode_mask
 from . import writers
+from .coco import place_boxes
+from .items import BoxPrompt, Item
 from .options import ImageResult, Options
-from .sources import Item
-from .storage import Folder
+from .storage import Folder, is_url
 
-_MASKS_PER_IMAGE = 1_000_000  # ids of an image's masks start at so many times its own
+MASKS_PER_IMAGE = 1_000_000  # ids of an image's masks start at so many times its own
 _BOXES_PER_BATCH = 16
+_OF_THE_NAME = (FileExistsError, IsADirectoryError, NotADirectoryError)  # not of the disk
 _LONGEST_NAME = 255 - len(".json")  # in bytes, without a suffix, as file systems have it
 
 
@@ -45,12 +49,18 @@ class Loaded:
         item: which.
         pixels: (H, W, 3) uint8 RGB.
         resized: (h, w, 3), the same for the model.
+        prompts: the boxes that can be used.
+        boxes: the same, (N, 4) XYXY in pixels.
+        left_out: the others.
         error: why there are no pixels.
     """
 
     item: Item
     pixels: NDArray[np.uint8] | None = None
     resized: NDArray[np.uint8] | None = None
+    prompts: Sequence[BoxPrompt] = ()
+    boxes: NDArray[np.float32] | None = None
+    left_out: list[dict[str, Any]] = field(default_factory=list)
     error: str | None = None
 
 
@@ -64,16 +74,38 @@ def load(item: Item, long_side: int) -> Loaded:
     if len(os.fsencode(os.path.basename(item.name))) > _LONGEST_NAME:
         return Loaded(item, error=f"{item.path!r}: the name is too long for those of its results")
     try:
-        pixels = item.load()
-        height, width = pixels.shape[:2]
+        if item.boxes:
+            with item.open() as file:
+                loaded = Loaded(item, read_image(file, item.path))
+                _place_boxes(loaded, file)
+        else:
+            loaded = Loaded(item, item.load())
+        assert loaded.pixels is not None
+        height, width = loaded.pixels.shape[:2]
         input_size(height, width, long_side)  # refuses images that are too thin
-        resized = ResizeLongestSide(long_side).apply_image(pixels)
-    except (OSError, ValueError, TypeError) as error:
+        loaded.resized = ResizeLongestSide(long_side).apply_image(loaded.pixels)
+        return loaded
+    except (ImportError, OSError, ValueError, TypeError) as error:
         named = item.path in str(error)
         return Loaded(item, error=str(error) if named else f"{item.path!r}: {error}")
     except MemoryError:
         return Loaded(item, error=f"{item.path!r} does not fit into memory")
-    return Loaded(item, pixels, resized)
+
+
+def _place_boxes(loaded: Loaded, file: BinaryIO) -> None:
+    """Finds out where the boxes of a json lie in the image, whose file is open."""
+    item, pixels = loaded.item, loaded.pixels
+    assert pixels is not None
+
+    def read_orientation() -> int:
+        file.seek(0)
+        with open_image(file, item.path) as image:
+            return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+
+    height, width = pixels.shape[:2]
+    loaded.prompts, loaded.boxes, loaded.left_out = place_boxes(
+        item.boxes, item.size, (height, width), read_orientation
+    )
 
 
 class Segmenter:
@@ -142,7 +174,11 @@ class Segmenter:
     def _segment(self, loaded: Loaded, predictor: SamPredictor | None) -> ImageResult:
         item = loaded.item
         result = ImageResult(
-            item.key, item.image_id, error=loaded.error, categories=self._categories
+            item.key,
+            item.image_id,
+            error=loaded.error,
+            left_out=loaded.left_out,
+            categories=self._categories,
         )
         if loaded.pixels is None or predictor is None:
             return result
@@ -154,14 +190,17 @@ class Segmenter:
                 # With both thresholds at 0 the generator lets masks of no pixel pass.
                 records = [record for record in records if record["area"]]
             elif self._options.mode == "boxes":
-                records = self._segment_prompts(item, predictor)
+                records = self._segment_prompts(loaded, predictor)
             else:
                 records = self._segment_words(loaded.pixels, predictor, result)
         except (ValueError, TypeError) as error:
             result.error = f"{item.path!r}: {error}"
             return result
+        except (MemoryError, torch.cuda.OutOfMemoryError):
+            result.error = f"{item.path!r}: its masks do not fit into memory"
+            return result
         for number, record in enumerate(records, 1):
-            record.setdefault("id", item.image_id * _MASKS_PER_IMAGE + number)
+            record.setdefault("id", item.image_id * MASKS_PER_IMAGE + number)
             if math.isnan(record["stability_score"]):  # a mask without a pixel has none
                 record["stability_score"] = 0.0
         result.records = records
@@ -171,14 +210,13 @@ class Segmenter:
         if self.stop.is_set():
             raise Stopped
 
-    def _segment_prompts(self, item: Item, predictor: SamPredictor) -> list[Record]:
-        boxes = []
-        for prompt in item.boxes:
-            x, y, width, height = as_finite(f"bbox of annotation {prompt.id}", prompt.bbox)
-            boxes.append([x, y, x + width, y + height])
-        records = self._segment_boxes(np.array(boxes, np.float32).reshape(-1, 4), predictor)
-        for record, prompt in zip(records, item.boxes, strict=True):
-            record["id"] = prompt.id
+    def _segment_prompts(self, loaded: Loaded, predictor: SamPredictor) -> list[Record]:
+        if loaded.boxes is None:
+            return []
+        records = self._segment_boxes(loaded.boxes, predictor)
+        for record, prompt in zip(records, loaded.prompts, strict=True):
+            if prompt.number is not None:
+                record["id"] = prompt.number
             record["category_id"] = prompt.category_id
             record["category"] = self._categories[prompt.category_id]
         return records
@@ -257,7 +295,11 @@ def write(
         return result
     try:
         _write(loaded.item, loaded.pixels, result, folder, options)
-    except ValueError as error:
+    except (MemoryError, ValueError, *_OF_THE_NAME) as error:
+        result.error = f"{loaded.item.path!r}: {error}"
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
         result.error = f"{loaded.item.path!r}: {error}"
     return result
 
@@ -273,12 +315,23 @@ def _write(
         folder.write(f"ids/{item.name}.png", writers.encode_ids(result))
     if "yolo" in options.formats:
         folder.write(f"labels/{item.name}.txt", writers.encode_yolo(result))
+    if "labelme" in options.formats:
+        content = writers.encode_labelme(result, _image_path(item, folder))
+        folder.write(f"labelme/{item.name}.json", content)
+    if not {"yolo", "labelme"}.isdisjoint(options.formats):
         for record in result.records:
             result.losses.outer_polygons(decode_mask(record))
     if "overlay" in options.formats and item.index % options.overlay_every == 0:
         overlay = f"overlays/{item.name}{writers.overlay_suffix(result)}"
         folder.write(overlay, writers.encode_overlay(pixels, result))
     folder.write(writers.record_file(item.name), writers.encode_record(result))
+
+
+def _image_path(item: Item, folder: Folder) -> str:
+    """Where labelme finds an image: seen from its json, where both are on this machine."""
+    if folder.local is None or is_url(item.path):
+        return item.path
+    return os.path.relpath(item.path, os.path.dirname(folder.local / "labelme" / item.name))
 
 
 def model_identity(model: Sam) -> dict[str, Any]:

@@ -22,7 +22,11 @@ from .storage import Folder
 COCO_FILE = "instances.json"
 PARQUET_FILE = "masks.parquet"
 YOLO_FILE = "data.yaml"
-IMAGE_FOLDERS = ("sa1b", "ids", "labels", "overlays")
+ERRORS_FILE = "errors.jsonl"
+LIST_FILE = "images.jsonl.gz"
+IMAGE_FOLDERS = ("sa1b", "ids", "labels", "overlays", "labelme")
+WRITTEN = (*IMAGE_FOLDERS, COCO_FILE, PARQUET_FILE, YOLO_FILE, ERRORS_FILE, LIST_FILE)
+"""All that a run writes but ``run.json``."""
 
 _ROWS_PER_GROUP = 20_000
 _LONGEST_OF_JPEG = 65_500  # pixels, of libjpeg
@@ -41,7 +45,9 @@ def encode_record(result: ImageResult) -> bytes:
         "width": result.width,
         "height": result.height,
     }
-    content = {"image": image, "annotations": result.records}
+    content: dict[str, Any] = {"image": image, "annotations": result.records}
+    if result.left_out:
+        content["left_out"] = result.left_out
     return json.dumps(content, allow_nan=False).encode()
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import search_options
-from .inputs import Checkpoint, Detector, Device, ModelType, load_sam
+from .inputs import Checkpoint, Detector, Device, MaxPixels, ModelType, load_sam
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -36,6 +36,7 @@ class Format(str, Enum):
     parquet = "parquet"
     ids = "ids"
     yolo = "yolo"
+    labelme = "labelme"
     overlay = "overlay"
 
 
@@ -96,6 +97,9 @@ def annotate(
     overlay_every: Annotated[
         int, typer.Option(min=1, metavar="N", help="With --format overlay: one of N images.")
     ] = 1,
+    polygons: Annotated[
+        bool, typer.Option("--polygons", help="With --format coco: polygons without holes, no RLE.")
+    ] = False,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Take only the first images.", show_default="all")
     ] = None,
@@ -109,6 +113,7 @@ def annotate(
         bool,
         typer.Option("--dry-run", help="Count and estimate, but write nothing."),
     ] = False,
+    max_pixels: MaxPixels = None,
     points_per_side: search_options.PointsPerSide = None,
     points_per_batch: search_options.PointsPerBatch = None,
     pred_iou_thresh: search_options.PredIouThresh = None,
@@ -158,9 +163,9 @@ def annotate(
     """Annotate a data set, and go on with it where it was stopped.
 
     Writes into DIR: sa1b/, a json an image in the format of SA-1B; and by --format instances.json
-    (COCO), masks.parquet, ids/ (PNGs of instance numbers), labels/ (YOLO) and overlays/. The same
-    command after an interruption does what is missing. Images that cannot be read are listed in
-    errors.jsonl, and the exit code is then 1.
+    (COCO), masks.parquet, ids/ (PNGs of instance numbers), labels/ (YOLO), labelme/ and overlays/.
+    The same command after an interruption, or with more images, does what is missing. Images that
+    cannot be read are listed in errors.jsonl, and the exit code is then 1.
     """
     from ..annotation import AnnotationRun, Options, open_source, split_prompt
 
@@ -188,6 +193,7 @@ def annotate(
         overlay_every=overlay_every,
         limit=limit,
         shard=_parse_shard(shard),
+        polygons=polygons,
     )
     if engine == Engine.local and (ray_address is not None or gpus_per_worker is not None):
         raise typer.BadParameter("goes with --engine ray", param_hint="--ray-address")
@@ -196,8 +202,9 @@ def annotate(
     run = AnnotationRun(opened, out, model, options, restart)
     if dry_run:
         typer.echo(f"{run.total} images, {run.done} of them done, {run.total - run.done} to do")
-        sample = AnnotationRun(opened, None, model, options)
-        _estimate(sample.run(workers, batch_size), run.total - run.done)
+        if run.total > run.done:
+            sample = AnnotationRun(opened, None, model, options)
+            _estimate(sample.run(workers, batch_size), run.total - run.done)
         return
     if engine == Engine.ray:
         results = run.run_on_ray(ray_address, workers, batch_size, gpus_per_worker)
@@ -218,6 +225,9 @@ def annotate(
         rate = (run.done - before + run.failed) / (time.perf_counter() - start)
         typer.echo(f"{out}  {run.done} of {run.total} images are done, {rate:.3g} a second")
     typer.echo(f"{out}  {masks} masks in {run.done - before} images")
+    if run.left_out:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in run.left_out.most_common())
+        typer.echo(f"{out}  left out: {kinds}")
     if run.failed:
         typer.echo(f"{run.failed} could not be read: see {out.rstrip('/')}/errors.jsonl")
         raise typer.Exit(1)
@@ -235,6 +245,8 @@ def _estimate(results: "Generator[ImageResult, None, None]", left: int) -> None:
     start = time.perf_counter()
     with closing(results):
         times = [time.perf_counter() - start for _ in islice(results, _MEASURED)]
+    if not times:  # a video whose header tells of frames that it does not have
+        return
     # The first also warms up, so that the others tell more.
     each = times[0] if len(times) == 1 else (times[-1] - times[0]) / (len(times) - 1)
     typer.echo(

@@ -22,10 +22,11 @@ from pyarrow import parquet
 from pycocotools.coco import COCO
 
 from mobile_sam_plugin import MobileSam, SamPredictor, annotate
-from mobile_sam_plugin.annotation import ImageResult
+from mobile_sam_plugin.annotation import AnnotationRun, ImageResult, Options
 from mobile_sam_plugin.annotation.sources import open_source
 from mobile_sam_plugin.automatic_mask_generator import SamAutomaticMaskGenerator
 from mobile_sam_plugin.cli import main
+from mobile_sam_plugin.errors import UserError
 from mobile_sam_plugin.integrations.grounded_sam import Detections, GroundedMobileSam
 from mobile_sam_plugin.integrations.video import VideoWriter
 from mobile_sam_plugin.results import decode_mask
@@ -345,8 +346,9 @@ def test_sources_list_the_same_images(photos: Path, tmp_path: Path) -> None:
     paths = tmp_path / "paths.txt"
     paths.write_text(f"# two\n{photos}/sub/image_02.png\n\n{photos}/image_01.png\n")
     assert keys(paths) == ["sub/image_02.png", "image_01.png"]
-    (photos / "relative.txt").write_text("image_01.png\n./sub/image_02.png\n")
-    assert keys(photos / "relative.txt") == ["image_01.png", "sub/image_02.png"]
+    paths = photos.parent / "relative.txt"
+    paths.write_text("photos/image_01.png\n./photos/sub/image_02.png\n")
+    assert keys(paths) == ["image_01.png", "sub/image_02.png"]
     assert keys(photos / "image_01.png") == ["image_01.png"]
 
 
@@ -377,6 +379,98 @@ def test_frames_of_a_video_and_going_on_with_them(small_sam: MobileSam, tmp_path
     (result,) = annotate(tmp_path / "video.mp4", whole, model=small_sam, **SEARCH)
     assert result.key == "000003" and result.records == results[3].records
     assert before.items() <= files_in(whole).items()
+
+
+def test_a_video_that_goes_on_counts_what_is_done(small_sam: MobileSam, tmp_path: Path) -> None:
+    video = create_video(tmp_path / "video.mp4", 25, (80, 60))
+    for index in range(6):
+        video.write(np.asarray(draw(index))[..., ::-1])
+    video.release()
+
+    def begin(**options: Any) -> AnnotationRun:
+        source = open_source(tmp_path / "video.mp4")
+        return AnnotationRun(source, tmp_path / "out", small_sam, Options(search=SEARCH, **options))
+
+    def images() -> int:
+        return len(json.loads((tmp_path / "out" / "instances.json").read_text())["images"])
+
+    run = begin(limit=4)
+    assert [result.key for result in run.run()] == [f"{index:06}" for index in range(4)]
+    assert (run.done, run.total) == (4, 4)
+    run = begin()
+    assert (run.done, run.total) == (4, 6)
+    interrupted = run.follow(interrupt())  # while it skips what is done
+    with pytest.raises(KeyboardInterrupt):
+        next(interrupted)
+    assert run.done == images() == 4
+    run = begin()
+    assert len([*run.run()]) == 2 and run.done == images() == 6
+    assert begin().done == 6
+
+
+def interrupt() -> Any:
+    raise KeyboardInterrupt
+    yield
+
+
+def test_a_limit_ends_the_decoding_of_a_video(tmp_path: Path) -> None:
+    video = create_video(tmp_path / "video.mp4", 25, (80, 60))
+    for index in range(9):
+        video.write(np.asarray(draw(index))[..., ::-1])
+    video.release()
+    asked = []
+    source = open_source(tmp_path / "video.mp4")
+    found = [*source.items(lambda listed: bool(asked.append(listed.index)) or True, 2)]
+    assert [item.index for item in found] == asked == [0, 1]
+
+
+def test_labelme_and_polygons(photos: Path, small_sam: MobileSam, tmp_path: Path) -> None:
+    options: Any = {"model": small_sam, "formats": ["coco", "labelme"], "polygons": True, **SEARCH}
+    results = [*annotate(photos, tmp_path, **options)]
+    content = json.loads((tmp_path / "labelme" / "sub" / "image_02.json").read_text())
+    path = tmp_path / "labelme" / "sub" / content["imagePath"]
+    assert path.resolve() == photos / "sub" / "image_02.png"
+    assert content["imagePath"].startswith("..")
+    assert content["shapes"][0]["shape_type"] == "polygon"
+    coco = COCO(tmp_path / "instances.json")
+    for result in results:
+        for annotation in coco.loadAnns(coco.getAnnIds(result.image_id)):
+            assert isinstance(annotation["segmentation"], list)
+    again = [*annotate(photos, tmp_path, **{**options, "polygons": False})]  # made from the records
+    assert again == []
+    coco = COCO(tmp_path / "instances.json")
+    assert all(isinstance(each["segmentation"], dict) for each in coco.anns.values())
+    with pytest.raises(UserError, match="polygons are of the format coco"):
+        Options(formats=("yolo",), polygons=True)
+
+
+def test_options_may_be_numpy_values(photos: Path, small_sam: MobileSam, tmp_path: Path) -> None:
+    options: Any = {
+        "points_per_side": None,
+        "point_grids": [np.array([[0.5, 0.5]])],
+        "pred_iou_thresh": np.float32(0),
+        "stability_score_thresh": np.float64(0),
+    }
+    for _ in range(2):
+        run = annotate(photos, tmp_path, model=small_sam, formats="coco", limit=1, **options)
+        assert len([*run]) <= 1
+    described = json.loads((tmp_path / "run.json").read_text())
+    assert described["formats"] == ["sa1b", "coco"]
+    assert described["options"]["search"]["point_grids"] == [[[0.5, 0.5]]]
+
+
+def test_the_limit_of_pixels_can_be_lifted(small_sam: MobileSam, tmp_path: Path) -> None:
+    draw(0, 80, 60).save(tmp_path / "a.png")
+    draw(0, 80, 59).save(tmp_path / "b.png")
+    options: Any = {"model": small_sam, "points_per_side": 1}
+    limit = Image.MAX_IMAGE_PIXELS
+    large, small = annotate(tmp_path, tmp_path / "out", max_pixels=80 * 59, **options)
+    assert "--max-pixels" in str(large.error) and small.error is None
+    assert Image.MAX_IMAGE_PIXELS == limit
+    (large,) = annotate(tmp_path, tmp_path / "out", max_pixels=80 * 60, **options)
+    assert large.error is None
+    with pytest.raises(UserError, match="max_pixels must be 1 or more"):
+        annotate(tmp_path, max_pixels=0, **options)
 
 
 def test_urls_are_read_and_written(
@@ -499,6 +593,116 @@ def test_a_full_disk_stops_the_run_and_keeps_what_is_done(
         subprocess.run(["umount", str(disk)], check=True)
 
 
+def test_new_images_are_taken_in_and_ids_and_names_stay(
+    small_sam: MobileSam, tmp_path: Path
+) -> None:
+    """Before, between and behind those that are there, and with the name of one."""
+    images, out = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+
+    def run() -> list[str]:
+        options: Any = {"model": small_sam, "formats": ["coco", "yolo"], **SEARCH}
+        return [result.key for result in annotate(images, out, **options)]
+
+    for index, name in enumerate(("b.png", "d.png")):
+        draw(index).save(images / name)
+    assert run() == ["b.png", "d.png"]
+    before = files_in(out)
+    for index, name in enumerate(("a.png", "c.png", "d.jpg", "e.png"), 2):
+        draw(index).save(images / name)
+    assert run() == ["a.png", "c.png", "d.jpg", "e.png"]
+    after = files_in(out)
+    whole = {"images.jsonl.gz", "instances.json"}
+    assert {name: after[name] for name in before.keys() - whole} == {
+        name: before[name] for name in before.keys() - whole
+    }
+    ids = {key: content["image"]["image_id"] for key, content in read_records(out).items()}
+    assert ids == {"b.png": 1, "d.png": 2, "a.png": 3, "c.png": 4, "d.jpg": 5, "e.png": 6}
+    coco = COCO(out / "instances.json")
+    assert {image["file_name"]: number for number, image in coco.imgs.items()} == ids
+    assert len(coco.anns) == sum(len(each["annotations"]) for each in read_records(out).values())
+    assert run() == [] and files_in(out) == after
+
+    (images / "b.png").unlink()
+    draw(9).save(images / "f.png")
+    with pytest.warns(UserWarning, match=r"1 image is no longer in the input, such as 'b.png'"):
+        assert run() == ["f.png"]
+    assert sorted(COCO(out / "instances.json").imgs) == [2, 3, 4, 5, 6, 7]
+    assert (out / "sa1b" / "b.json").exists()
+
+
+def test_parts_share_new_images_out_whenever_they_see_them(
+    small_sam: MobileSam, tmp_path: Path
+) -> None:
+    images = save_images(tmp_path / "images", 4)
+
+    def run(part: int) -> list[tuple[str, int]]:
+        options: Any = {"model": small_sam, "shard": (part, 2), "points_per_side": 1}
+        results = annotate(images, tmp_path / str(part), **options)
+        return [(result.key, result.image_id) for result in results]
+
+    found = run(1) + run(2)
+    for name in "uvwx":
+        draw(ord(name)).save(images / f"{name}.png")
+    found += run(1)  # the other part does not see these alone
+    for name in "abcd":
+        draw(ord(name)).save(images / f"{name}.png")
+    found += run(1) + run(2)
+    assert sorted(key for key, _ in found) == sorted(
+        path.relative_to(images).as_posix() for path in images.rglob("*.png")
+    )
+    assert len({image_id for _, image_id in found}) == 12
+    assert run(1) == run(2) == []
+
+
+def test_new_images_of_a_json_are_taken_in_and_changed_boxes_refused(
+    small_sam: MobileSam, tmp_path: Path
+) -> None:
+    data, out = save_coco(tmp_path / "data"), tmp_path / "out"
+    content = json.loads(data.read_text())
+
+    def run(mode: str = "boxes") -> list[int]:
+        data.write_text(json.dumps(content))
+        options: Any = {"model": small_sam, "mode": mode}
+        return [result.image_id for result in annotate(data, out, **options)]
+
+    assert run() == [1, 2, 3]
+    draw(7).save(tmp_path / "data" / "7.png")
+    content["images"].insert(0, {"id": 70, "file_name": "7.png"})
+    content["annotations"].append(
+        {"id": 90, "image_id": 70, "category_id": 7, "bbox": [5, 5, 9, 9]}
+    )
+    assert run() == [70]
+    assert sorted(COCO(out / "instances.json").anns) == [40, 41, 42, 90]
+    content["annotations"][0]["bbox"] = [0, 0, 5, 5]
+    with pytest.raises(UserError, match=r"ids or boxes of 1 images have changed, such as '0.png'"):
+        run()
+
+
+def test_a_damaged_record_is_made_again(small_sam: MobileSam, tmp_path: Path) -> None:
+    images = save_images(tmp_path / "images", 3)
+    options: Any = {"model": small_sam, **SEARCH}
+    assert len([*annotate(images, tmp_path / "out", **options)]) == 3
+    before = files_in(tmp_path / "out")
+    (tmp_path / "out" / "sa1b" / "image_00.json").write_bytes(b"")  # the machine lost its power
+    with pytest.warns(UserWarning, match=r"image_00.json' was damaged and is removed"):
+        assert [*annotate(images, tmp_path / "out", **options)] == []
+    (result,) = annotate(images, tmp_path / "out", **options)
+    assert result.key == "image_00.png" and files_in(tmp_path / "out") == before
+
+
+def test_results_that_cannot_have_their_name_are_the_error_of_their_image(
+    small_sam: MobileSam, tmp_path: Path
+) -> None:
+    """Here the results of one image would be a folder of those of another."""
+    (tmp_path / "images" / "a.json").mkdir(parents=True)
+    draw(0).save(tmp_path / "images" / "a.png")
+    draw(1).save(tmp_path / "images" / "a.json" / "b.png")
+    options: Any = {"model": small_sam, "points_per_side": 1}
+    first, second = annotate(tmp_path / "images", tmp_path / "out", **options)
+    assert first.error is None and "a.json" in str(second.error)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -509,7 +713,7 @@ def test_a_full_disk_stops_the_run_and_keeps_what_is_done(
         ({"overlay_every": 4}, "overlay_every"),
         ({"model": "weights"}, "weights_sha256"),
         ({"model": "size"}, "image_size was 224, is now 256"),
-        ({"source": "fewer"}, "listing images was 5, is now 1"),
+        ({"source": "sub"}, "image_root was"),
     ],
     ids=lambda value: str(value)[:20],
 )
@@ -550,7 +754,7 @@ def test_restart_gives_up_an_earlier_run_and_nothing_else(
     (tmp_path / "notes.txt").write_text("mine")
     assert len([*annotate(photos, tmp_path, formats=["yolo"], restart=True, **options)]) == 5
     found = {name.partition("/")[0] for name in files_in(tmp_path)}
-    assert found == {"run.json", "sa1b", "labels", "notes.txt"}
+    assert found == {"images.jsonl.gz", "run.json", "sa1b", "labels", "data.yaml", "notes.txt"}
 
 
 def test_folders_of_another_origin_are_refused(
@@ -573,7 +777,7 @@ def test_shards_are_disjoint_and_cover_all(
 ) -> None:
     parts = []
     for part in (1, 2, 3):
-        options: Any = {"model": small_sam, "shard": (part, 3), **SEARCH}
+        options: Any = {"model": small_sam, "shard": (part, 3), "formats": FORMATS, **SEARCH}
         parts += [*annotate(photos, tmp_path / str(part), **options)]
     parts.sort(key=lambda result: result.image_id)
     assert parts == annotated[1]
@@ -586,7 +790,7 @@ def test_command_counts_estimates_and_annotates(
     photos: Path, small_cli: None, tmp_path: Path, capsys: Captured
 ) -> None:
     out = tmp_path / "out"
-    command = ["annotate", str(photos), "--out", str(out), *FLAGS, "--format", "yolo"]
+    command = ["annotate", str(photos), "--out", str(out), *FLAGS, "--format", "ids"]
     assert main([*command, "--dry-run"]) == 0
     assert not out.exists()
     counted, estimated = capsys.readouterr().out.splitlines()
@@ -598,6 +802,24 @@ def test_command_counts_estimates_and_annotates(
     assert captured.err == "" and f"{out}  5 of 5 images are done" in captured.out
     assert set(read_records(out)) == {listed.key for listed in open_source(photos).listing()}
     assert not (out / "instances.json").exists()
+
+
+def test_command_tells_what_is_left_out_and_of_a_part_without_images(
+    small_cli: None, tmp_path: Path, capsys: Captured
+) -> None:
+    draw(0).save(tmp_path / "a.png")
+    (tmp_path / "notes.txt").write_text("no image")
+    command = ["annotate", str(tmp_path), "--out", str(tmp_path / "out"), *FLAGS]
+    assert main([*command, "--shard", "2/2", "--dry-run"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "0 images, 0 of them done, 0 to do\n"
+    assert captured.err.count("1 file is left out: 1 .txt") == captured.err.count("\n") == 1
+    assert main([*command, "--max-pixels", "4000"]) == 1
+    captured = capsys.readouterr()
+    assert "too large to be safe" in captured.err and "left out: 1 .txt" in captured.out
+    Image.MAX_IMAGE_PIXELS = 89478485  # as Pillow has it
+    assert main([*command, "--polygons", "--format", "coco", "--format", "labelme"]) == 2
+    assert "formats was" in capsys.readouterr().err
 
 
 def test_command_loads_the_model_and_tells_of_unreadable_images(

@@ -157,7 +157,7 @@ UNREADABLE: dict[str, tuple[Maker, str]] = {
     "header_cut.png": (content(PNG[:20]), "cannot be read"),
     "header_only.gif": (content(encoded("gif")[:13]), "no image"),
     "damaged.png": (content(PNG[:60] + bytes(8) + PNG[68:]), "cannot be read"),
-    "bomb.png": (bomb, "decompression bomb"),
+    "bomb.png": (bomb, "too large to be safe"),
     "no_rows.bmp": (
         content(encoded("bmp")[:22] + bytes(4) + encoded("bmp")[26:]),
         "no image",

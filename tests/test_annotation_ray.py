@@ -15,6 +15,8 @@ import torch
 
 from mobile_sam_plugin import MobileSam, annotate
 from mobile_sam_plugin.annotation import AnnotationRun, Options, open_source
+from mobile_sam_plugin.annotation.ray_engine import run_ray
+from mobile_sam_plugin.annotation.storage import Folder
 from mobile_sam_plugin.cli import main
 from mobile_sam_plugin.integrations.video import VideoWriter
 
@@ -90,18 +92,30 @@ def test_the_command_goes_on_with_a_local_run_on_a_cluster_by_url(
     assert files_in(tmp_path / "out") == whole
 
 
-def test_an_error_in_a_stage_is_raised_as_it_is(
+def test_workers_know_the_folder_and_the_limit_of_pixels(
+    cluster: str, small_sam: MobileSam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were started elsewhere, and open images in processes of their own."""
+    monkeypatch.chdir(tmp_path)
+    draw(0).save(tmp_path / "a.png")
+    options = Options(search={**SEARCH, "points_per_side": 1})
+    for max_pixels, done in ((80 * 60 - 2, 0), (80 * 60, 1)):
+        run = AnnotationRun(open_source("a.png"), "out", small_sam, options, max_pixels=max_pixels)
+        (result,) = run.run_on_ray()
+        assert (result.error is None) == done == run.done
+    assert (tmp_path / "out" / "sa1b" / "a.json").exists()
+
+
+def test_an_error_of_the_folder_is_raised_as_it_is(
     cluster: str, small_sam: MobileSam, tmp_path: Path
 ) -> None:
-    """Here the results of one image would be a folder of those of another."""
-    images = tmp_path / "images"
-    (images / "a.json").mkdir(parents=True)
-    draw(0).save(images / "a.png")
-    draw(1).save(images / "a.json" / "b.png")
+    """Here the workers do not see what the command has written there."""
+    draw(0).save(tmp_path / "a.png")
+    items = open_source(tmp_path / "a.png").items(lambda _: True)
     options = Options(search={**SEARCH, "points_per_side": 1})
-    run = AnnotationRun(open_source(images), tmp_path / "out", small_sam, options)
-    with pytest.raises(OSError, match="a.json"):
-        list(run.run_on_ray())
+    with pytest.raises(OSError, match="not the same on all machines"):
+        list(run_ray(items, small_sam, options, {1: "object"}, Folder(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
 
 
 def test_videos_are_refused(small_sam: MobileSam, tmp_path: Path) -> None:

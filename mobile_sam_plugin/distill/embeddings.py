@@ -36,10 +36,10 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 from tqdm import tqdm
 
+from ..checkpoint import fingerprint
 from ..errors import MissingExtra, UserError
 from ..inputs import input_size, list_images, load_image
 from ..predictor import eval_mode
-from .fingerprints import fingerprint_decoder
 from .readable import Skipped
 
 _STORE_FILE = "store.json"
@@ -371,6 +371,13 @@ def _hash_encoder(teacher: Sam) -> str:
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def fingerprint_decoder(sam: Sam) -> str:
+    """The checksum of the weights of a prompt encoder and mask decoder."""
+    parts = ("prompt_encoder.", "mask_decoder.")
+    tensors = sam.state_dict().items()
+    return fingerprint({key: tensor for key, tensor in tensors if key.startswith(parts)})
 
 
 def _check_continued(folder: Path, description: dict[str, Any]) -> None:

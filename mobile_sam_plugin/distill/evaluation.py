@@ -42,12 +42,12 @@ from torch import Tensor
 from typing_extensions import Self
 
 from ..automatic_mask_generator import SamAutomaticMaskGenerator
+from ..checkpoint import fingerprint
 from ..errors import MissingExtra, UserError
 from ..predictor import SamPredictor
 from ..results import draw_overlay, encode_mask, write_file
 from .costs import Cost
 from .data import AnnotatedImage, AnnotatedImages
-from .fingerprints import fingerprint
 from .measures import (
     PAIR_DISTANCES,
     Prompt,
@@ -251,8 +251,8 @@ def evaluate(
         "masks_per_image": masks_per_image,
         "seed": seed,
         **sizes,
-        "student": fingerprint(student),
-        "teacher": None if teacher is None else fingerprint(teacher),
+        "student": _fingerprint(student),
+        "teacher": None if teacher is None else _fingerprint(teacher),
     }
     known: dict[tuple[int, str], ImageScores] = {}
     if journal is not None:
@@ -639,6 +639,11 @@ def _check_arguments(
         raise UserError(f"seed must not be negative, but is {seed}")
     if len(data) == 0:
         raise UserError("there is no image to evaluate on")
+
+
+def _fingerprint(sam: Sam) -> str:
+    of_pixels = {"pixel_mean": sam.pixel_mean, "pixel_std": sam.pixel_std}  # which no file holds
+    return fingerprint(sam.state_dict() | of_pixels)
 
 
 def _continue_journal(path: Path, settings: dict[str, Any]) -> dict[tuple[int, str], ImageScores]:

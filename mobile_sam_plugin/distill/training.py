@@ -35,8 +35,7 @@ from ..inputs import list_images
 from ..mobile_sam import MobileSam
 from .batches import EmbeddedImages, EmbeddingExamples, MaskExamples, Steps
 from .data import AnnotatedImage, AnnotatedImages, open_annotated_images
-from .embeddings import Embeddings
-from .fingerprints import fingerprint_decoder
+from .embeddings import Embeddings, fingerprint_decoder
 from .objectives import Batch, Coupled, Decoupled, Losses, Objective, Supervised, set_image_size
 from .options import PARTS, Options
 from .readable import Readable, check_fit
@@ -438,7 +437,9 @@ def _next(batches: Iterator[Batch]) -> Batch:
     try:
         return next(batches)
     except UserError as error:
-        raise UserError(str(error).rstrip().splitlines()[-1].partition("UserError: ")[2]) from error
+        if not str(error).startswith("Caught "):
+            raise
+        raise UserError(str(error).rstrip().splitlines()[-1].partition(": ")[2]) from error
 
 
 def _require_finite(sam: nn.Module, step: int) -> None:

@@ -382,10 +382,9 @@ def test_frames_of_a_video_and_going_on_with_them(small_sam: MobileSam, tmp_path
 
 
 def test_a_video_that_goes_on_counts_what_is_done(small_sam: MobileSam, tmp_path: Path) -> None:
-    video = create_video(tmp_path / "video.mp4", 25, (80, 60))
-    for index in range(6):
-        video.write(np.asarray(draw(index))[..., ::-1])
-    video.release()
+    with VideoWriter(tmp_path / "video.mp4", 25) as video:
+        for index in range(6):
+            video.write(np.asarray(draw(index)))
 
     def begin(**options: Any) -> AnnotationRun:
         source = open_source(tmp_path / "video.mp4")
@@ -414,10 +413,9 @@ def interrupt() -> Any:
 
 
 def test_a_limit_ends_the_decoding_of_a_video(tmp_path: Path) -> None:
-    video = create_video(tmp_path / "video.mp4", 25, (80, 60))
-    for index in range(9):
-        video.write(np.asarray(draw(index))[..., ::-1])
-    video.release()
+    with VideoWriter(tmp_path / "video.mp4", 25) as video:
+        for index in range(9):
+            video.write(np.asarray(draw(index)))
     asked = []
     source = open_source(tmp_path / "video.mp4")
     found = [*source.items(lambda listed: bool(asked.append(listed.index)) or True, 2)]

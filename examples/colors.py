@@ -8,6 +8,7 @@ They need no weights, so the other examples run with them where there is no netw
         --search "orange petals" --classifier colors --image examples/images/flower.jpg
 """
 
+import re
 from collections.abc import Iterable, Sequence
 
 import cv2
@@ -64,13 +65,15 @@ def classify_colors(
     """Tells how much of each image has the colour of each text, as a ``Classifier`` does."""
     rows = []
     for image in images:
-        names = _nearest_colors(image)[image.any(axis=2)]  # black is what is outside of the mask
+        inside = image.any(axis=2)  # black is what is outside of the mask, or all of it
+        names = _nearest_colors(image)[inside if inside.any() else ~inside]
         rows.append([10 * np.isin(names, _places(text)).mean() for text in texts])
     return np.array(rows, np.float32).reshape(-1, len(texts))
 
 
 def _places(text: str) -> list[int]:
-    return [place for place, name in enumerate(COLORS) if name in text.lower()]
+    words = re.findall(r"\w+", text.lower())  # "red" is none in "colored"
+    return [place for place, name in enumerate(COLORS) if name in words]
 
 
 def _nearest_colors(image: NDArray[np.uint8]) -> NDArray[np.int64]:

@@ -183,7 +183,7 @@ class InpaintAnything:
             point_coords: (N, 2), XY in pixels.
             point_labels: (N,), 1 for the object, 0 for the background; all 1 if None.
             box: XYXY in pixels.
-            text: what to look for, several phrases with full stops between them; every object
+            text: what to look for, several phrases with full stops or commas between; every object
                 found is returned. Needs ``pip install "mobile-sam-plugin[grounded]"``.
             box_threshold: the lowest score of an object that a text finds, in [0, 1].
             min_area: the least pixels of an object that a text finds. A warning tells how many

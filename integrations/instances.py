@@ -58,9 +58,12 @@ def check_thresholds(**thresholds: Any) -> None:
     """Refuses a threshold outside [0, 1].
 
     Raises:
-        ValueError: names it.
+        TypeError: one is no number; the message names it.
+        UserError: one lies outside, or is NaN.
     """
     for name, value in thresholds.items():
+        if not isinstance(value, int | float | np.number):
+            raise TypeError(f"{name} must be a number in [0, 1], not {value!r:.60}")
         if not 0 <= value <= 1:  # nor NaN
             raise UserError(f"{name} must lie in [0, 1], not at {value}")
 

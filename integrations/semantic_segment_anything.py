@@ -87,7 +87,15 @@ class SemanticInstances(Instances):
         texts = [f"{self.classes[i]} {shares[i]:.0%}" for i in occurring]
         return np.hstack([picture, _draw_column(len(picture), texts, colors[1:][occurring])])
 
-    def save(self, folder: str | os.PathLike[str], image: ImageSource | None = None) -> list[Path]:
+    def save(
+        self,
+        folder: str | os.PathLike[str],
+        image: ImageSource | None = None,
+        *,
+        cutouts: bool = False,
+        polygons: bool = False,
+        labelme: bool = False,
+    ) -> list[Path]:
         """As :meth:`Instances.save`, and ``semantic_map.png`` and ``legend.png`` beside.
 
         The values of ``semantic_map.png`` are 1 and up for the classes, 0 for none; it has a
@@ -100,7 +108,7 @@ class SemanticInstances(Instances):
             if len(self.classes) < 256
             else encode_png(values.astype(np.uint16))
         )
-        paths = super().save(folder, image)
+        paths = super().save(folder, image, cutouts=cutouts, polygons=polygons, labelme=labelme)
         for name, content in (("semantic_map.png", semantic_map), ("legend.png", legend)):
             paths.append(Path(folder) / name)
             write_file(paths[-1], content)

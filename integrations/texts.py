@@ -61,7 +61,7 @@ def split_classes(text: str) -> list[str]:
     Full stops do not separate, since names have them: "St. Bernard". What is between two commas is
     returned even if it is empty, since a name's place counts.
     """
-    names = [name.strip() for name in _BETWEEN_CLASSES.split(text)]
+    names = [name.strip() for name in _BETWEEN_CLASSES.split(text.strip())]
     return names[:-1] if len(names) > 1 and not names[-1] else names
 
 

@@ -85,6 +85,18 @@ def test_semantic_labels(scripts: Scripts, capsys: pytest.CaptureFixture[str]) -
     assert legend.shape[0] == 427 and legend.shape[1] > 640 and found.shape == (427, 640, 3)
 
 
+def test_colors_are_words_and_black_is_one() -> None:
+    colors = runpy.run_path(str(EXAMPLES / "colors.py"))
+    black = np.zeros((5, 5, 3), np.uint8)
+    texts = ["black ground", "a colored blueprint", "Red cars, teal leaves"]
+    np.testing.assert_array_equal(colors["classify_colors"]([black], texts), [[10, 0, 0]])
+    image = np.full((60, 60, 3), colors["COLORS"]["red"], np.uint8)
+    image[:, 30:] = colors["COLORS"]["teal"]
+    found = colors["detect_colors"](image, texts, 0.5, 0.25)
+    assert found.phrases == [texts[2]] and found.boxes.tolist() == [[0, 0, 60, 60]]
+    np.testing.assert_array_equal(colors["classify_colors"]([image], texts), [[0, 0, 10]])
+
+
 @pytest.mark.parametrize(
     ("script", "arguments"),
     [

@@ -348,7 +348,9 @@ def test_nothing_found(predictor: SamPredictor, cup: Pixels, tmp_path: Path) -> 
     objects = GroundedMobileSam(predictor, find([], [])).predict(cup, "a dog")
     assert len(objects) == 0 and objects.masks.shape == (0, *cup.shape[:2])
     assert len(objects.to_supervision()) == 0
-    assert {path.name for path in objects.save(tmp_path, cup)} == {"overlay.png", "instances.json"}
+    assert {path.name for path in objects.save(tmp_path, cup)} == {
+        "overlay.png", "instances.png", "instances.json"
+    }  # fmt: skip
 
 
 def test_list_of_images(predictor: SamPredictor, cup: Pixels, tmp_path: Path) -> None:
@@ -389,6 +391,8 @@ def test_thresholds_outside_0_to_1(
 ) -> None:
     with pytest.raises(ValueError, match=rf"{name} must lie in \[0, 1\]"):
         GroundedMobileSam(predictor, find([], [])).predict(cup, "a dog", **{name: value})
+    with pytest.raises(TypeError, match=rf"{name} must be a number in \[0, 1\], not '0.3'"):
+        GroundedMobileSam(predictor, find([], [])).predict([], "a dog", **{name: "0.3"})
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -674,7 +678,9 @@ def test_text_command(
 
     assert run_text(image, "a dog", *options[:2], "--box-threshold", "1") == 0
     assert "lower --box-threshold (1.0)" in capsys.readouterr().out
-    assert {path.name for path in folder.iterdir()} == {"overlay.png", "instances.json"}
+    assert {path.name for path in folder.iterdir()} == {
+        "overlay.png", "instances.json", "source.json"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

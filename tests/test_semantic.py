@@ -435,7 +435,7 @@ def run(command: str, image: Path, *arguments: str) -> int:
 
 
 def test_label_command(clip_folder: Path, image: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--classes", "cup, spoon,table", "--classifier", str(clip_folder)]
+    arguments = ["--classes", "cup; spoon，table,\n", "--classifier", str(clip_folder)]
     assert run("label", image, *arguments) == 0
     folder = image.parent / "out" / "cup"
     lines = capsys.readouterr().out.splitlines()
@@ -468,6 +468,8 @@ def test_search_command(clip_folder: Path, image: Path, capsys: pytest.CaptureFi
         (["label", "--classes", "cup,,spoon"], "empty name"),
         (["search", " "], "empty"),
         (["search", "cup", "--limit", "0"], "--limit"),
+        (["search", "cup", "--max-pixels", "30000"], "--max-pixels"),
+        (["label", "--classes", "cup", "--max-pixels", "30000"], "--max-pixels"),
         (["search", "cup", "--pred-iou-thresh", "1.5"], "--pred-iou-thresh"),
         (["label", "--classes", "cup", "--stability-score-thresh", "-1"], "--stability-score"),
         (["search", "cup", "--classifier", "no/such/folder"], "no/such/folder"),
@@ -475,8 +477,13 @@ def test_search_command(clip_folder: Path, image: Path, capsys: pytest.CaptureFi
     ids=str,
 )
 def test_commands_name_mistakes(
-    image: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+    image: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    words: str,
 ) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # which they may set
     assert run(arguments[0], image, *arguments[1:]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("mobile-sam: ") and captured.err.count("\n") == 1

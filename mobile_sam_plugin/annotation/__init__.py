@@ -67,7 +67,7 @@ def annotate(
         formats: any of "coco", "parquet", "ids", "yolo", "labelme" and "overlay"; see
             docs/annotate.md. "sa1b" is always written.
         images: where the images of a COCO json are; beside it if None.
-        prompt: in mode text what to find, as a list or one text with full stops in it.
+        prompt: in mode text what to find, a list, or one text with full stops or commas in it.
         detector: in mode text what finds it, and ``box_threshold``, ``text_threshold`` and
             ``nms_threshold``: as of :class:`~mobile_sam_plugin.integrations.grounded_sam.
             GroundedMobileSam`.

@@ -127,7 +127,7 @@ class TextTab(Tab):
 
     def __init__(self, stage: Stage) -> None:
         super().__init__(stage)
-        gr.Markdown("Find and segment what words name, with full stops between several things.")
+        gr.Markdown("Find and segment what words name, with full stops or commas between several.")
         usable = self.note(DETECTOR)
         words = gr.Textbox(
             "", label="What to find", placeholder="a dog. the red car.", interactive=usable
@@ -332,6 +332,7 @@ class LabelTab(Tab):
         progress: gr.Progress = _PROGRESS,
     ) -> Any:
         from ..integrations.semantic_segment_anything import SemanticMobileSam
+        from ..integrations.texts import split_classes
 
         session = self.stage.session(request)
         picture = session.require_picture()
@@ -347,7 +348,7 @@ class LabelTab(Tab):
             progress((done, total), desc="Looking for masks", unit="points")
 
         masks = pipeline.segment(picture.pixels, report)
-        found = pipeline.predict(picture.pixels, names.split(","), masks)
+        found = pipeline.predict(picture.pixels, split_classes(names), masks)
         message = f"Named: {_count(found)}." if len(found) else "No mask passed the thresholds."
         return _show(session, picture, found, message)
 

@@ -9,6 +9,7 @@ from .inputs import (
     Checkpoint,
     Device,
     ImageFile,
+    MaxPixels,
     Out,
     PointsPerSide,
     Threshold,
@@ -36,13 +37,17 @@ def label(
     image: ImageFile,
     classes: Annotated[
         str,
-        typer.Option(metavar="NAME,NAME,...", help='What there may be: "cup, spoon, table".'),
+        typer.Option(
+            metavar="NAME,NAME,...",
+            help='What there may be: "cup, spoon, table", or a name a line.',
+        ),
     ],
     out: Out,
     classifier: Classifier = None,
     points_per_side: PointsPerSide = 32,
     pred_iou_thresh: Threshold = 0.88,
     stability_score_thresh: Threshold = 0.95,
+    max_pixels: MaxPixels = None,
     checkpoint: Checkpoint = None,
     device: Device = "auto",
 ) -> None:
@@ -52,12 +57,14 @@ def label(
     instances.json, a COCO data set, semantic_map.png, whose values are the places in the list of
     classes, 0 for none of them, and legend.png, the map over the image with the names.
     """
-    names = classes.split(",")
-    if not all(name.strip() for name in names):
+    from ..integrations.texts import split_classes
+
+    names = split_classes(classes)
+    if not all(names):
         raise typer.BadParameter(f"there is an empty name in {classes!r}", param_hint="--classes")
     options = points_per_side, pred_iou_thresh, stability_score_thresh
     semantic, pixels, masks = _segment(image, classifier, options, checkpoint, device)
-    _write(semantic.predict(pixels, names, masks), out / image.stem, options)
+    _write(semantic.predict(pixels, names, masks), image, out, options)
 
 
 def search(
@@ -71,6 +78,7 @@ def search(
     points_per_side: PointsPerSide = 32,
     pred_iou_thresh: Threshold = 0.88,
     stability_score_thresh: Threshold = 0.95,
+    max_pixels: MaxPixels = None,
     checkpoint: Checkpoint = None,
     device: Device = "auto",
 ) -> None:
@@ -83,7 +91,7 @@ def search(
         raise typer.BadParameter("the text is empty", param_hint="TEXT")
     options = points_per_side, pred_iou_thresh, stability_score_thresh
     semantic, pixels, masks = _segment(image, classifier, options, checkpoint, device)
-    _write(semantic.search(pixels, text, masks, limit), out / image.stem, options)
+    _write(semantic.search(pixels, text, masks, limit), image, out, options)
 
 
 def _segment(
@@ -117,8 +125,11 @@ def _advance(bar: Any, done: int) -> None:
     bar.update(done - bar.n)
 
 
-def _write(objects: "Instances", folder: Path, options: tuple[int, float, float]) -> None:
-    paths = objects.save(folder)
+def _write(objects: "Instances", image: Path, out: Path, options: tuple[int, float, float]) -> None:
+    from ..results import claim_folder
+
+    objects.image_path = str(image)
+    paths = objects.save(claim_folder(out, image))
     for path, name, score in zip(paths, objects.labels, objects.scores, strict=False):
         typer.echo(f"{path}  {name}  score {score:.3f}")
     if not len(objects):

@@ -23,7 +23,8 @@ def text(
         str,
         typer.Argument(
             metavar="TEXT",
-            help='What to find, with full stops between several things: "a dog. the red car."',
+            help="What to find, with full stops or commas between several things: "
+            '"a dog. the red car."',
         ),
     ],
     out: Out,

@@ -166,7 +166,6 @@ def track(
         "find_every": find_every,
         "propagator": propagator,
         "detector": detector,
-        "checkpoint": checkpoint,
         **({} if text is None else {"box_threshold": box_threshold}),
         **(thresholds if everything else {}),
         **({} if find is None else {"min_area": min_area}),

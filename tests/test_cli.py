@@ -23,7 +23,7 @@ from mobile_sam_plugin import SamPredictor, build_sam_vit_t
 from mobile_sam_plugin.checkpoint import BUNDLED_FILE, read_checkpoint
 from mobile_sam_plugin.cli import app, main
 from mobile_sam_plugin.errors import MissingExtra, UserError
-from mobile_sam_plugin.results import name_folders
+from mobile_sam_plugin.results import claim_folder, name_folders
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = ("segment", "everything", "run", "info", "convert", "download")
@@ -320,8 +320,7 @@ def test_images_of_a_folder_never_share_a_folder(names: list[str], folders: list
 def test_everything_says_what_to_do_when_it_finds_nothing(
     image: Path, out: Path, capsys: Captured
 ) -> None:
-    stale = out / "scene" / "mask_007.png"
-    stale.parent.mkdir(parents=True)
+    stale = claim_folder(out, image) / "mask_007.png"
     stale.touch()
     assert main(["everything", str(image), "--out", str(out), *QUICK, "--pred-iou-thresh=2"]) == 0
     assert check_folder(out / "scene") == [] and not stale.exists()

@@ -16,20 +16,22 @@ import numpy as np
 import pycocotools.mask
 import pytest
 import supervision
+import yaml
 from numpy.typing import NDArray
 from PIL import Image
 from pyarrow import parquet
 from pycocotools.coco import COCO
 
 from mobile_sam_plugin import MobileSam, SamPredictor, annotate
-from mobile_sam_plugin.annotation import AnnotationRun, ImageResult, Options
+from mobile_sam_plugin.annotation import AnnotationRun, ImageResult, Options, stages, writers
 from mobile_sam_plugin.annotation.sources import open_source
+from mobile_sam_plugin.annotation.storage import Folder
 from mobile_sam_plugin.automatic_mask_generator import SamAutomaticMaskGenerator
 from mobile_sam_plugin.cli import main
 from mobile_sam_plugin.errors import UserError
 from mobile_sam_plugin.integrations.grounded_sam import Detections, GroundedMobileSam
 from mobile_sam_plugin.integrations.video import VideoWriter
-from mobile_sam_plugin.results import decode_mask
+from mobile_sam_plugin.results import decode_mask, encode_mask
 
 from .annotation_attempts import FORMATS, SEARCH
 from .test_grounded_sam import save_owl_detector
@@ -229,16 +231,128 @@ def test_yolo_outlines_and_ids_agree_with_the_masks(
         assert (ids[masks[smallest]] == 1 + smallest).all()
 
 
-def test_ids_take_16_bits_for_many_masks() -> None:
-    from mobile_sam_plugin.annotation.writers import encode_ids
-    from mobile_sam_plugin.results import encode_mask
+@pytest.mark.parametrize("ids", [[0, 1], [1, 90], [3, 2]], ids=str)
+def test_yolo_numbers_classes_from_0_and_names_them(
+    tmp_path: Path, small_sam: MobileSam, ids: list[int]
+) -> None:
+    names = ['the "red": car', "яблоко"]
+    categories = [{"id": n, "name": name} for n, name in zip(ids, names, strict=True)]
+    annotations = [
+        {"id": n, "image_id": 1, "category_id": category, "bbox": [10, 10, 30, 30]}
+        for n, category in enumerate(reversed(ids), 1)
+    ]
+    data = save_coco(tmp_path / "data", categories=categories, annotations=annotations)
+    out = tmp_path / "out"
+    assert len([*annotate(data, out, model=small_sam, mode="boxes", formats=["yolo"])]) == 3
+    lines = (out / "labels" / "0.txt").read_text().splitlines()
+    assert [line.split()[0] for line in lines] == ["1", "0"]
+    read = yaml.safe_load((out / "data.yaml").read_text())
+    assert read == {"train": "images", "val": "images", "names": dict(enumerate(names))}
 
+
+@pytest.mark.parametrize(
+    ("categories", "category_id"), [(None, 1), ([{"id": 1, "name": "a"}], 5)], ids=str
+)
+def test_categories_that_are_used_are_listed(
+    tmp_path: Path, small_sam: MobileSam, categories: Any, category_id: int
+) -> None:
+    annotation = {"id": 1, "image_id": 1, "category_id": category_id, "bbox": [10, 10, 30, 30]}
+    data = save_coco(tmp_path / "data", categories=categories or [], annotations=[annotation])
+    if categories is None:
+        content = json.loads(data.read_text())
+        del content["categories"]
+        data.write_text(json.dumps(content))
+    options: Any = {"model": small_sam, "mode": "boxes", "formats": ["coco", "yolo"]}
+    with pytest.warns(UserWarning, match=f"categor.*{category_id}"):
+        results = [*annotate(data, tmp_path / "out", **options)]
+    coco = COCO(tmp_path / "out" / "instances.json")
+    assert coco.anns[1]["category_id"] in coco.cats
+    assert coco.cats[category_id]["name"] == results[0].records[0]["category"] == str(category_id)
+    expected = "1" if categories else "0"
+    assert (tmp_path / "out" / "labels" / "0.txt").read_text().startswith(f"{expected} ")
+
+
+def test_coco_in_polygons_tells_what_is_lost(tmp_path: Path) -> None:
+    mask = np.zeros((40, 60), dtype=bool)
+    mask[10:30, 20:50] = True
+    mask[15:20, 30:40] = False
+    fields = {"predicted_iou": 0.5, "stability_score": 0.5}
+    records = [
+        {"id": n, "segmentation": encode_mask(each), "area": int(each.sum()), **fields}
+        for n, each in enumerate((mask, mask & False), 1)
+    ]
+    image = {"image_id": 3, "file_name": "a.png", "width": 60, "height": 40}
+    content = {"image": image, "annotations": records}
+    with pytest.warns(UserWarning, match="holes of 1 mask are filled, 1 mask of no pixel"):
+        writers.write_coco(Folder(tmp_path), [content], {1: "object"}, polygons=True)
+    coco = COCO(tmp_path / "instances.json")
+    (annotation,) = coco.anns.values()
+    filled = np.zeros_like(mask)
+    filled[10:30, 20:50] = True
+    np.testing.assert_array_equal(coco.annToMask(annotation), filled)
+    assert annotation["area"] == mask.sum() and annotation["bbox"] == [20, 10, 30, 20]
+
+
+def test_labelme_has_the_categories() -> None:
+    mask = np.zeros((40, 60), dtype=bool)
+    mask[10:30, 20:50] = True
+    record = {"segmentation": encode_mask(mask), "area": 600}
+    result = ImageResult("a.png", 1, 60, 40, [record, record | {"category": "cat"}])
+    content = json.loads(writers.encode_labelme(result, "../../photos/a.png"))
+    assert [shape["label"] for shape in content["shapes"]] == ["object", "cat"]
+    assert (content["imageWidth"], content["imageHeight"]) == (60, 40)
+    assert content["imagePath"] == "../../photos/a.png"
+
+
+def only_item(path: Path) -> Any:
+    draw(0).save(path)
+    return next(open_source(path).items(lambda _: True))
+
+
+def test_an_overlay_too_long_for_jpeg_is_a_png(tmp_path: Path) -> None:
+    item = only_item(tmp_path / "a.png")
+    options = Options(formats=("overlay",))
+    for width, suffix in ((65500, "jpg"), (65501, "png")):
+        pixels = np.zeros((2, width, 3), np.uint8)
+        result = ImageResult("a.png", 1, width, 2)
+        stages.write(stages.Loaded(item, pixels), result, Folder(tmp_path), options)
+        assert result.error is None
+        with Image.open(tmp_path / "overlays" / f"a.{suffix}") as overlay:
+            assert overlay.size == (width, 2)
+
+
+def test_what_no_format_can_hold_is_an_error_of_that_image(tmp_path: Path) -> None:
+    item = only_item(tmp_path / "a.png")
+    pixels = np.zeros((1, 1_000_001, 3), np.uint8)  # longer than libpng writes
+    result = ImageResult("a.png", 1, 1_000_001, 1)
+    options = Options(formats=("ids",))
+    stages.write(stages.Loaded(item, pixels), result, Folder(tmp_path), options)
+    assert result.error is not None and "1000001 x 1" in result.error
+    assert not list(tmp_path.rglob("*/*.png")) and not list(tmp_path.rglob("*.json"))
+
+
+def test_objects_that_are_none_of_the_prompts_are_left_out(
+    photos: Path, tmp_path: Path, small_sam: MobileSam
+) -> None:
+    def detect(image: NDArray[np.uint8], prompts: Any, *_: float) -> Detections:
+        boxes = np.array([[5, 5, 40, 40], [50, 10, 79, 55]], np.float32)
+        return Detections(boxes, np.array([0.9, 0.4], np.float32), ["zebra", "square"])
+
+    options: Any = {"mode": "text", "prompt": "a disc. a square", "detector": detect}
+    with pytest.warns(UserWarning, match="left out: 2 objects"):
+        results = [*annotate(photos, tmp_path, model=small_sam, **options, limit=2)]
+    for result in results:
+        assert [record["category"] for record in result.records] == ["a square"]
+        assert [record["category_id"] for record in result.records] == [2]
+
+
+def test_ids_take_16_bits_for_many_masks() -> None:
     records = []
     for index in range(300):
         mask = np.zeros((20, 20), bool)
         mask.flat[index] = True
         records.append({"segmentation": encode_mask(mask), "area": 1})
-    png = encode_ids(ImageResult("a", 1, 20, 20, records))
+    png = writers.encode_ids(ImageResult("a", 1, 20, 20, records))
     ids = np.asarray(cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED))
     assert ids.dtype == np.uint16 and ids.flat[299] == 300 and ids.flat[300] == 0
 

@@ -19,7 +19,7 @@ from PIL import Image
 from typer.main import get_command
 
 import mobile_sam_plugin
-from mobile_sam_plugin import SamPredictor, build_sam_vit_t
+from mobile_sam_plugin import SamAutomaticMaskGenerator, SamPredictor, build_sam_vit_t
 from mobile_sam_plugin.checkpoint import BUNDLED_FILE, read_checkpoint
 from mobile_sam_plugin.cli import app, main
 from mobile_sam_plugin.errors import MissingExtra, UserError
@@ -145,6 +145,31 @@ def test_segment_takes_every_prompt_and_refines(
     assert refined["point_coords"] == []
 
 
+def test_no_result_takes_the_place_of_another_images(
+    tmp_path: Path, out: Path, capsys: Captured
+) -> None:
+    for name, radius in (("shot.png", 30), ("shot.bmp", 20), ("x/shot.png", 10)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        pixels = np.full((120, 160, 3), 90, dtype=np.uint8)
+        cv2.circle(pixels, (50, 60), radius, (220, 40, 40), cv2.FILLED)
+        Image.fromarray(pixels).save(tmp_path / name)
+        command = ["segment", str(tmp_path / name), "--point", "50,60", "--out", str(out)]
+        assert main([*command, "--cutout", *BUNDLED]) == 0
+    folders = [out / name for name in ("shot", "shot.bmp", "shot.png")]
+    areas = [check_folder(folder)[0]["area"] for folder in folders]
+    assert areas == sorted(areas, reverse=True) and len(set(areas)) == 3
+    captured = capsys.readouterr()
+    assert captured.err.count("warning") == 2 and str(out / "shot.bmp") in captured.err
+    assert str(out / "shot.bmp" / "cutout_000.png") in captured.out
+    before = {path: path.read_bytes() for folder in folders[1:] for path in folder.iterdir()}
+    options = ["--pred-iou-thresh=2", *QUICK]
+    assert main(["everything", str(tmp_path / "shot.png"), "--out", str(out), *options]) == 0
+    assert check_folder(out / "shot") == [] and not (out / "shot" / "cutout_000.png").exists()
+    assert {
+        path: path.read_bytes() for folder in folders[1:] for path in folder.iterdir()
+    } == before
+
+
 def test_segment_turns_photographs_upright_and_warns_in_one_line(
     tmp_path: Path, out: Path, capsys: Captured
 ) -> None:
@@ -243,6 +268,51 @@ def test_everything_segments_a_folder(tmp_path: Path, out: Path, capsys: Capture
     warning, error = captured.err.splitlines()
     assert warning.startswith("mobile-sam: warning: ") and "1 file is left out: 1 .txt" in warning
     assert error.startswith("mobile-sam: ") and "broken.png' is no image" in error
+
+
+def test_everything_writes_polygons_labelme_and_cutouts(
+    image: Path, out: Path, capsys: Captured
+) -> None:
+    extra = ["--polygons", "--labelme", "--cutout", "--max-pixels", "1000000"]
+    assert main(["everything", str(image), "--out", str(out), *QUICK, *PERMISSIVE, *extra]) == 0
+    folder = out / "scene"
+    records = check_folder(folder)
+    coco = json.loads((folder / "instances.json").read_text())
+    assert coco["images"] == [{"id": 1, "file_name": "scene.png", "height": 120, "width": 160}]
+    for annotation, record in zip(coco["annotations"], records, strict=True):
+        mask = pycocotools.mask.decode(record["segmentation"])
+        rles = pycocotools.mask.frPyObjects(annotation["segmentation"], 120, 160)
+        filled = pycocotools.mask.decode(pycocotools.mask.merge(rles))
+        assert (filled >= mask).all() and annotation["area"] == mask.sum()
+        assert annotation["bbox"] == pycocotools.mask.toBbox(record["segmentation"]).tolist()
+    content = json.loads((folder / "labelme.json").read_text())
+    assert content["imagePath"] == "../../scene.png" and len(content["shapes"]) >= len(records)
+    assert len(list(folder.glob("cutout_*.png"))) == len(records)
+    assert capsys.readouterr().err.count("holes") <= 1
+
+    # Another command's results of this image take the place of all of these.
+    command = ["segment", str(image), "--point", "50,60", "--out", str(out), *BUNDLED]
+    assert main(command) == 0 and len(check_folder(folder)) == 1
+    assert {path.name for path in folder.iterdir()} == {
+        *("source.json", "masks.json", "overlay.png", "mask_000.png", "mask_000_logits.npy")
+    }
+
+
+def test_everything_goes_on_after_any_error(
+    tmp_path: Path, out: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.png", "b.png"):
+        scene().save(tmp_path / name)
+    generate = SamAutomaticMaskGenerator.generate
+
+    def fail_once(self: Any, *arguments: Any) -> Any:
+        monkeypatch.setattr(SamAutomaticMaskGenerator, "generate", generate)
+        raise RuntimeError("no kernel for this size")
+
+    monkeypatch.setattr(SamAutomaticMaskGenerator, "generate", fail_once)
+    assert main(["everything", str(tmp_path), "--out", str(out), *QUICK, *PERMISSIVE]) == 1
+    assert {path.name for path in out.iterdir()} == {"b"} and check_folder(out / "b")
+    check_mistake(capsys.readouterr(), "a.png", "RuntimeError: no kernel for this size")
 
 
 def test_everything_hands_upstreams_options_on(

@@ -348,9 +348,8 @@ def test_nothing_found(predictor: SamPredictor, cup: Pixels, tmp_path: Path) -> 
     objects = GroundedMobileSam(predictor, find([], [])).predict(cup, "a dog")
     assert len(objects) == 0 and objects.masks.shape == (0, *cup.shape[:2])
     assert len(objects.to_supervision()) == 0
-    assert {path.name for path in objects.save(tmp_path, cup)} == {
-        "overlay.png", "instances.png", "instances.json"
-    }  # fmt: skip
+    names = {path.name for path in objects.save(tmp_path, cup)}
+    assert names == {"overlay.png", "instances.json", "instances.png"}
 
 
 def test_list_of_images(predictor: SamPredictor, cup: Pixels, tmp_path: Path) -> None:
@@ -678,9 +677,30 @@ def test_text_command(
 
     assert run_text(image, "a dog", *options[:2], "--box-threshold", "1") == 0
     assert "lower --box-threshold (1.0)" in capsys.readouterr().out
-    assert {path.name for path in folder.iterdir()} == {
-        "overlay.png", "instances.json", "source.json"
-    }  # fmt: skip
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"overlay.png", "instances.json", "source.json"}
+
+
+def test_text_command_writes_polygons_labelme_and_cutouts(
+    folders: dict[str, Path], image: Path
+) -> None:
+    options = ["--detector", str(folders["GroundingDino"]), "--box-threshold", "0.3"]
+    assert run_text(image, "a dog. the red cars.", *options) == 0
+    folder = image.parent / "out" / "cup"
+    rle = json.loads((folder / "instances.json").read_text())
+    assert rle["images"][0]["file_name"] == "cup.png"
+    assert [each["name"] for each in rle["categories"]] == ["a dog", "the red cars"]
+    extra = ["--polygons", "--labelme", "--cutout", "--max-pixels", "1000000"]
+    assert run_text(image, "a dog. the red cars.", *options, *extra) == 0
+    polygons = json.loads((folder / "instances.json").read_text())
+    found = [each for each in rle["annotations"] if each["area"]]
+    assert len(found) == len(polygons["annotations"]) == len(list(folder.glob("cutout_*.png"))) > 0
+    for each, expected in zip(polygons["annotations"], found, strict=True):
+        assert isinstance(each["segmentation"], list)
+        assert each["category_id"] == expected["category_id"]
+    content = json.loads((folder / "labelme.json").read_text())
+    assert (folder / content["imagePath"]).resolve() == image
+    assert {shape["label"] for shape in content["shapes"]} <= {"a dog", "the red cars"}
 
 
 @pytest.mark.parametrize(

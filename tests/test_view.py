@@ -20,7 +20,15 @@ from PIL import Image
 
 from mobile_sam_plugin.annotation.view import write_view
 from mobile_sam_plugin.cli import main
-from mobile_sam_plugin.results import Record, decode_mask, encode_mask, make_record, write_results
+from mobile_sam_plugin.integrations.instances import Instances, boxes_of
+from mobile_sam_plugin.results import (
+    Record,
+    claim_folder,
+    decode_mask,
+    encode_mask,
+    make_record,
+    write_results,
+)
 
 CHROMIUM = shutil.which("chromium")
 HOSTILE = "<img src=x onerror=hacked=1>"
@@ -534,6 +542,74 @@ def test_folders_of_everything_mode(tmp_path: Path, images: Path, annotations: A
     assert (view.shown, view.without_picture) == (2, 1)  # one is in a folder of its own
     shown = entries(tmp_path / "originals.html")
     assert [entry["name"] for entry in shown] == ["no mask", "ねこ 1"]
+
+
+def test_a_json_beside_an_image_is_not_the_image(
+    tmp_path: Path, images: Path, annotations: Annotations
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    shutil.copy(images / "no mask.png", folder / "photo.png")
+    (folder / "photo.json").write_text('{"version": "5.5.0"}')
+    pixels = np.asarray(Image.open(folder / "photo.png"))
+    write_results(tmp_path / "run" / "photo", pixels, annotations["no mask.png"])
+    assert write_view(tmp_path / "run", images=folder).without_picture == 0
+
+
+def test_pictures_are_of_the_image_that_a_folder_is_of(
+    tmp_path: Path, images: Path, annotations: Annotations
+) -> None:
+    photo = tmp_path / "photos" / "a.png"
+    photo.parent.mkdir()
+    shutil.copy(images / "no mask.png", photo)
+    pixels = np.asarray(Image.open(photo))
+    folder = claim_folder(tmp_path / "run", photo)
+    write_results(folder, pixels, annotations["no mask.png"])
+    Image.new("RGB", pixels.shape[1::-1], "red").save(folder / "overlay.png")
+
+    def redness() -> float:
+        assert write_view(tmp_path / "run").without_picture == 0
+        (entry,) = entries(tmp_path / "run" / "view.html")
+        with fsspec.open(entry["picture"], "rb") as file:
+            shown = np.asarray(Image.open(file), dtype=float)
+        return float(shown[..., 0].mean() - shown[..., 1:].mean())
+
+    assert redness() < 100
+    photo.rename(tmp_path / "moved.png")
+    assert redness() > 200  # the overlay stands in
+
+
+def test_names_of_folders_as_a_shell_and_fsspec_have_them(
+    tmp_path: Path, images: Path, annotations: Annotations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    pixels = np.asarray(Image.open(images / "no mask.png"))
+    write_results(tmp_path / "run" / "a", pixels, annotations["no mask.png"])
+    expected = str(tmp_path / "run" / "view.html")
+    for place in (f"file://{tmp_path}/run", "~/run"):
+        assert write_view(place).path == expected and Path(expected).is_file()
+        Path(expected).unlink()
+    for out in (f"file://{tmp_path}/new/page.html", "~/new/page.html"):
+        assert write_view(tmp_path / "run", out).path == str(tmp_path / "new" / "page.html")
+        (tmp_path / "new" / "page.html").unlink()
+    write_view(tmp_path / "run", images=f"file://{images}")
+
+
+def test_polygons_of_coco(tmp_path: Path) -> None:
+    mask = np.zeros((40, 60), dtype=bool)
+    mask[10:30, 20:50] = True
+    masks = np.array([mask, mask & False])
+    objects = Instances((40, 60), boxes_of(masks), masks, np.ones(2, np.float32), ["a", "a"])
+    content = objects.to_coco()
+    for annotation, segmentation in zip(
+        content["annotations"], ([[20, 10, 50, 10, 50, 30, 20, 30]], []), strict=True
+    ):
+        annotation["segmentation"] = segmentation
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    assert write_view(tmp_path).masks == 2
+    (entry,) = entries(tmp_path / "view.html")
+    rles = [{"size": [40, 60], "counts": shown["counts"]} for shown in entry["masks"]]
+    np.testing.assert_array_equal([decode_mask({"segmentation": rle}) for rle in rles], masks)
 
 
 def test_frames_of_a_video(tmp_path: Path) -> None:

@@ -18,13 +18,14 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pycocotools.mask
 from numpy.typing import NDArray
 
 from ..errors import UserError
-from ..inputs import load_image
-from ..results import Record, decode_mask, encode_mask, write_file
+from ..inputs import is_image_name, load_image
+from ..results import Record, decode_mask, encode_image, encode_mask, read_source, write_file
 from .sources import Item, open_source
-from .storage import Folder, is_url
+from .storage import Folder, is_url, local_path
 
 _LONG_SIDE = 640
 """Of the pictures and masks in the page, pixels."""
@@ -88,7 +89,7 @@ def write_view(
             everything`` wrote.
         out: the HTML file; ``view.html`` in the folder if None.
         images: where the images are now, a folder, URL or video; where the run found them if None.
-            ``mobile-sam everything`` does not tell where, its overlays are shown then.
+            Of what ``mobile-sam everything`` wrote, overlays stand in for images that are lost.
         limit: images in the page at most; of more, as many are taken at even distances.
         progress: called with the number of images done and of all that will be.
 
@@ -99,10 +100,11 @@ def write_view(
     """
     if limit < 1:
         raise UserError(f"limit must be at least 1, not {limit}")
-    place = os.fspath(folder)
-    run = _open_run(place, None if images is None else os.fspath(images))
-    if out is not None:
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
+    place = _expand(folder)
+    run = _open_run(place, None if images is None else _expand(images))
+    target = None if out is None else Path(_expand(out))
+    if target is not None:
+        target.parent.mkdir(parents=True, exist_ok=True)
     total = len(run.images)
     chosen = np.linspace(0, total - 1, min(limit, total)).round().astype(int).tolist()
     # The page is put together in memory: it has to fit into that of a browser anyway.
@@ -119,9 +121,9 @@ def write_view(
     template = resources.files(__package__).joinpath("view.html").read_text("utf-8")
     head, tail = template.split("<!-- data -->")
     page = "\n".join((head, _script("run", about), *entries, tail)).encode()
-    if out is not None:
-        path = os.fspath(out)
-        write_file(Path(path), page)
+    if target is not None:
+        path = str(target)
+        write_file(target, page)
     elif is_url(place):
         path = Folder(place).path("view.html")
         Folder(place).write("view.html", page)
@@ -129,6 +131,11 @@ def write_view(
         path = str(Path(place, "view.html"))
         write_file(Path(path), page)
     return View(path, len(page), len(entries), total, masks, without_picture)
+
+
+def _expand(name: str | os.PathLike[str]) -> str:
+    """A URL as it is, any other name as a path: without ``file://`` and ``~``."""
+    return os.fspath(name) if is_url(name) else str(local_path(name))
 
 
 def _script(kind: str, content: dict[str, Any]) -> str:
@@ -147,7 +154,7 @@ def _make_entry(image: _Image) -> dict[str, Any]:
         pixels = image.load()
     except FileNotFoundError as error:
         note = f"The image is not there any more: {error.filename or error}"
-    except (OSError, TypeError, ValueError) as error:
+    except Exception as error:  # fsspec's backends raise of every kind
         note = f"The image cannot be read: {error}"
     else:
         if pixels.shape[:2] == image.size:
@@ -172,16 +179,16 @@ def _encode_picture(pixels: NDArray[np.uint8], size: tuple[int, int]) -> str:
     """A JPEG of a size (h, w), as a data URI."""
     small = cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_AREA)
     for quality in _QUALITIES:
-        jpeg = cv2.imencode(".jpg", small[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, quality))[1]
-        if jpeg.size <= _PICTURE_BYTES:
+        jpeg = encode_image(".jpg", small, cv2.IMWRITE_JPEG_QUALITY, quality)
+        if len(jpeg) <= _PICTURE_BYTES:
             break
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg.tobytes()).decode("ascii")
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
 
 
 def _make_mask(record: Record, image: _Image, size: tuple[int, int]) -> dict[str, Any]:
     """What the page shows of a record, with its mask resized to a size (h, w)."""
     try:
-        mask = decode_mask(record)
+        mask = _decode(record, image.size)
         if mask.shape != image.size:
             raise UserError(f"a mask of {mask.shape} in an image of {image.size}")
         shown = {
@@ -201,6 +208,17 @@ def _make_mask(record: Record, image: _Image, size: tuple[int, int]) -> dict[str
     if record.get("label") is not None:
         shown["label"] = str(record["label"])
     return shown
+
+
+def _decode(record: Record, size: tuple[int, int]) -> NDArray[np.bool_]:
+    """The mask of a record, also in polygons, as COCO has them."""
+    segmentation = record["segmentation"]
+    if segmentation == []:
+        return np.zeros(size, dtype=bool)
+    if isinstance(segmentation, list):
+        rles = pycocotools.mask.frPyObjects(segmentation, *size)
+        return decode_mask({"segmentation": pycocotools.mask.merge(rles)})
+    return decode_mask(record)
 
 
 def shrink_mask(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
@@ -335,16 +353,23 @@ def _read_coco(
 
 
 def _read_everything(folder: Path, images: str | None) -> _Image:
-    """The folder that ``mobile-sam everything`` names after an image, by its stem or whole name."""
-    source = folder / "overlay.png"
+    """A folder that ``mobile-sam everything`` wrote; its overlay stands in for a lost image."""
+    overlay = folder / "overlay.png"
     records = _read_json(Folder(folder), "masks.json", list)
     try:
-        size = records[0]["segmentation"]["size"] if records else load_image(source).shape[:2]
+        size = records[0]["segmentation"]["size"] if records else load_image(overlay).shape[:2]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{str(folder)!r} holds no result of a run: {error!r}") from error
+    claim = read_source(folder)
+    source = overlay if claim is None else Path(claim["path"])
     if images is not None:
-        named = (p for p in sorted(Path(images).iterdir()) if folder.name in (p.stem, p.name))
-        source = next(named, Path(images, folder.name))
+        # Older versions did not write whose a folder is: it is named by the stem or the name.
+        names = [folder.name] if claim is None else [source.name, folder.name]
+        listed = [path for path in sorted(Path(images).iterdir()) if is_image_name(path.name)]
+        found = (path for name in names for path in listed if name in (path.name, path.stem))
+        source = next(found, Path(images, names[0]))
+    elif not source.exists():
+        source = overlay
     height, width = map(int, size)
     return _Image(folder.name, (height, width), records, partial(load_image, source))
 

@@ -23,6 +23,7 @@ from ..checkpoint import fingerprint
 from ..errors import UserError
 from ..inputs import input_size, open_image, read_image
 from ..mask_postprocessing import MaskUpscaler
+from ..polygons import relative_path
 from ..predictor import SamPredictor
 from ..results import Record, decode_mask
 from . import writers
@@ -331,7 +332,7 @@ def _image_path(item: Item, folder: Folder) -> str:
     """Where labelme finds an image: seen from its json, where both are on this machine."""
     if folder.local is None or is_url(item.path):
         return item.path
-    return os.path.relpath(item.path, os.path.dirname(folder.local / "labelme" / item.name))
+    return relative_path(item.path, (folder.local / "labelme" / item.name).parent)
 
 
 def model_identity(model: Sam) -> dict[str, Any]:

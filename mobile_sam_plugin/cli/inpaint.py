@@ -303,6 +303,7 @@ def _load_diffusers(
 def _write(result: "Inpainting", out: Path, image: Path) -> None:
     from ..results import claim_folder
 
+    result.objects.image_path = str(image)
     for path in result.save(claim_folder(out, image)):
         typer.echo(path)
 

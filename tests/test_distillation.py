@@ -685,9 +685,16 @@ def test_images_that_do_not_fit_are_skipped(tmp_path: Path) -> None:
     thin = AnnotatedImage("", np.zeros((1, 600, 3), np.uint8), np.ones((1, 1, 600), bool))
     write_annotated_image(data, "sa_3", thin)
     options = Options(
-        *("supervised", str(data)),
-        **{"steps": 2, "image_size": SIZE, "batch_size": 4, "prompts_per_image": 1},
-        **{"evaluation_data": str(data), "parts": "decoder", "workers": 1, "evaluate_every": 1},
+        "supervised",
+        str(data),
+        steps=2,
+        image_size=SIZE,
+        batch_size=4,
+        prompts_per_image=1,
+        parts="decoder",
+        evaluation_data=str(data),
+        evaluate_every=1,
+        workers=1,
     )
     with pytest.warns(UserWarning) as caught:
         train(options, tmp_path / "run")
@@ -752,8 +759,13 @@ def test_evaluation_data_are_tried_before_the_first_step(tmp_path: Path) -> None
     json_file = tmp_path / "annotations" / "instances.json"
     json_file.write_text(json.dumps(content))
     options = Options(
-        *("supervised", "scenes"),
-        **{"steps": 1, "image_size": SIZE, "batch_size": 1, "parts": "decoder", "workers": 0},
+        "supervised",
+        "scenes",
+        steps=1,
+        image_size=SIZE,
+        batch_size=1,
+        parts="decoder",
+        workers=0,
         evaluation_data=str(json_file),
     )
     with pytest.raises(ValueError, match="1 of 1 image to evaluate on .*1 missing.*a.png"):

@@ -677,12 +677,16 @@ def test_a_gradient_that_is_not_finite_reaches_no_weight(
     assert all(torch.isfinite(tensor).all() for tensor in state["model"].values())
 
 
+def _one_mask(height: int, width: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    return np.zeros((height, width, 3), np.uint8), np.ones((1, height, width), dtype=bool)
+
+
 def test_images_that_do_not_fit_are_skipped(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
     for index, scene in enumerate(Scenes(3, SIZE)[i] for i in range(3)):
         write_annotated_image(data, f"sa_{index}", scene)
-    thin = AnnotatedImage("", np.zeros((1, 600, 3), np.uint8), np.ones((1, 1, 600), bool))
+    thin = AnnotatedImage("", *_one_mask(1, 600))
     write_annotated_image(data, "sa_3", thin)
     options = Options(
         "supervised",
@@ -705,7 +709,9 @@ def test_images_that_do_not_fit_are_skipped(tmp_path: Path) -> None:
 
 
 def test_crops_of_a_thin_image_fit() -> None:
-    thin = AnnotatedImage("", np.zeros((3, 300, 3), np.uint8), np.ones((1, 3, 300), bool))
+    with pytest.raises(ValueError, match="too thin, 600 x 1 pixels"):
+        MaskExamples([AnnotatedImage("", *_one_mask(1, 600))], SIZE, 1, seed=0)[0]
+    thin = AnnotatedImage("", *_one_mask(3, 300))
     examples = MaskExamples([thin], SIZE, 1, seed=0)
     assert all(examples[position]["pixels"].shape == (3, SIZE, SIZE) for position in range(20))
 
@@ -768,7 +774,7 @@ def test_evaluation_data_are_tried_before_the_first_step(tmp_path: Path) -> None
         workers=0,
         evaluation_data=str(json_file),
     )
-    with pytest.raises(ValueError, match="1 of 1 image to evaluate on .*1 missing.*a.png"):
+    with pytest.raises(ValueError, match="1 of 1 evaluation image is left out: 1 missing.*a.png"):
         train(options, tmp_path / "run")
     found = replace(options, evaluation_images=str(tmp_path / "val"))
     assert train(found, tmp_path / "run").exists()

@@ -20,7 +20,7 @@ from ..errors import UserError
 from .data import AnnotatedImages
 from .embeddings import Embeddings, preprocess, read_image
 from .objectives import LOW_RES, Batch, sample_prompts
-from .readable import Items, Unfit
+from .readable import Items, Unfit, check_fit
 from .scenes import Scenes
 
 
@@ -56,6 +56,7 @@ class MaskExamples(Dataset[Batch]):
         length = len(self.images)
         index = shuffled_index(position, length, self.seed) if self.shuffled else position % length
         item = self.images[index]
+        check_fit(item.image, self.size)
         rng = np.random.default_rng((self.seed, position))
         generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
 

@@ -111,8 +111,8 @@ class Skipped:
         parts = []
         if len(self):
             by_kind = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common() if count)
-            plural = self._what + "s" * (len(states) > 1)
-            parts.append(f"{len(self):,} of {len(states):,} {plural} are left out: {by_kind}")
+            items = f"{self._what}s are" if len(states) > 1 else f"{self._what} is"
+            parts.append(f"{len(self):,} of {len(states):,} {items} left out: {by_kind}")
         if empty := sum(self._empty_masks):
             parts.append(f"masks without a pixel are left out: {empty:,}")
         return "; ".join(parts)

@@ -203,7 +203,7 @@ class _Run:
             options.evaluation_data, images=options.evaluation_images
         )
         check = partial(_check_image, size=self.sam.image_encoder.img_size)
-        Readable(self.evaluation_data, check=check, what="image to evaluate on")[0]
+        Readable(self.evaluation_data, check=check, what="evaluation image")[0]
 
     def tell_left_out(self) -> None:
         """Warns of images and steps that were left out."""

@@ -223,7 +223,7 @@ class TrackAnything:
             found, score = self._segment(points, labels, box)
         else:
             found, score = _only_mask(mask, frame, points, labels, box), 1.0
-        area = np.count_nonzero(found)
+        area = int(np.count_nonzero(found))
         smaller = [number for number in self._scores if self._area(number) < area]
         visible = found & ~np.isin(self._ids, smaller)
         if not visible.any():
@@ -440,7 +440,7 @@ class TrackAnything:
 
     def _area(self, number: int) -> int:
         """Of an object that is seen: as it was told, or in pixels."""
-        return self._areas.get(number) or np.count_nonzero(self._ids == number)
+        return self._areas.get(number) or int(np.count_nonzero(self._ids == number))
 
     def _require_frame(self) -> Frame:
         if self._frame is None:
@@ -628,7 +628,7 @@ def _alike(found: TrackedFrame, written: TrackedFrame) -> bool:
     if found.lost != written.lost or len(found.objects) != len(written.objects):
         return False
     ours, theirs = found.id_map(), written.id_map()
-    for number in _values(np.maximum(ours, theirs)):
+    for number in {*_values(ours), *_values(theirs)}:
         common = np.count_nonzero((ours == number) & (theirs == number))
         if common < _SAME * np.count_nonzero((ours == number) | (theirs == number)):
             return False
@@ -636,8 +636,6 @@ def _alike(found: TrackedFrame, written: TrackedFrame) -> bool:
 
 
 _SAME = 0.9  # IoU from which on two masks of a frame are of one prompt
-
-
 _BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}, {postfix}]"
 
 

@@ -460,11 +460,11 @@ def test_prompts_that_are_none() -> None:
         with pytest.raises(UserError, match="'[Aa] dog' is given twice"):
             split_prompts(twice)
     with pytest.raises(TypeError, match="prompts must be .* list of texts: item 1 .* not int"):
-        split_prompts(["a dog", 3])  # type: ignore[list-item]
+        split_prompts(["a dog", 3])
     for wrong in (None, 5, b"a dog", {"a dog": 1}):
         kind = type(wrong).__name__
         with pytest.raises(TypeError, match=f"prompts must be a text or a list .* not {kind}"):
-            split_prompts(wrong)  # type: ignore[arg-type]
+            split_prompts(wrong)
 
 
 def test_full_stops_in_prompts_do_not_shift_the_classes(

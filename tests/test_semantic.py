@@ -242,7 +242,7 @@ def test_bad_searches(semantic: SemanticMobileSam, scene: Pixels, masks: NDArray
     with pytest.raises(ValueError, match="at least 1, not 0"):
         semantic.search(scene, "red", masks, limit=0)
     with pytest.raises(TypeError, match="limit must be a whole number, not 2.5"):
-        semantic.search(scene, "red", masks, limit=2.5)  # type: ignore[arg-type]
+        semantic.search(scene, "red", masks, limit=2.5)
 
 
 @pytest.mark.parametrize("name", ["pred_iou_thresh", "stability_score_thresh", "box_nms_thresh"])
@@ -264,7 +264,7 @@ def test_bad_masks(semantic: SemanticMobileSam, scene: Pixels, masks: NDArray[np
     with pytest.raises(UserError, match=r"\(N, 90, 120\) for this image, not shapes of several"):
         semantic.predict(scene, ["red"], [masks[0], masks[1, 1:]])
     with pytest.raises(TypeError, match="boolean, not int64"):
-        semantic.predict(scene, ["red"], 5)  # type: ignore[arg-type]
+        semantic.predict(scene, ["red"], 5)
 
 
 def test_masks_may_be_a_list(

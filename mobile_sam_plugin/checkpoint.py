@@ -44,7 +44,7 @@ BUNDLED_FILE = Path(__file__).parent / "weights" / "mobile_sam.safetensors"
 
 # What a transfer ends with when it breaks off: the Hub's own error, the root of those of the HTTP
 # library that it builds on (httpx or requests, by its release), and what hf_xet raises.
-_TRANSFER_ERRORS = (
+_TRANSFER_ERRORS: tuple[type[Exception], ...] = (
     *(kind for kind in HfHubHTTPError.__mro__ if kind.__module__ != "builtins"),
     RuntimeError,
 )
@@ -169,8 +169,9 @@ def download(
             f"name one that it has, as hf://{repo_id}/FILE"
         ) from error
     except ValueError as error:
-        if isinstance(error.__cause__, (OSError, *_TRANSFER_ERRORS)):  # with force_download
-            raise _broken_off(repo_id, filename, at, error.__cause__) from error
+        cause = error.__cause__
+        if cause is not None and isinstance(cause, (OSError, *_TRANSFER_ERRORS)):  # force_download
+            raise _broken_off(repo_id, filename, at, cause) from error
         raise UserError(
             f"{repo_id!r} and {filename!r} name no file on the Hub: {_first_line(error)}"
         ) from error

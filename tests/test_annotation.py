@@ -24,6 +24,7 @@ from pycocotools.coco import COCO
 
 from mobile_sam_plugin import MobileSam, SamPredictor, annotate
 from mobile_sam_plugin.annotation import AnnotationRun, ImageResult, Options, stages, writers
+from mobile_sam_plugin.annotation.items import Listed
 from mobile_sam_plugin.annotation.sources import open_source
 from mobile_sam_plugin.annotation.storage import Folder
 from mobile_sam_plugin.automatic_mask_generator import SamAutomaticMaskGenerator
@@ -531,8 +532,12 @@ def test_a_limit_ends_the_decoding_of_a_video(tmp_path: Path) -> None:
         for index in range(9):
             video.write(np.asarray(draw(index)))
     asked = []
-    source = open_source(tmp_path / "video.mp4")
-    found = [*source.items(lambda listed: bool(asked.append(listed.index)) or True, 2)]
+
+    def is_wanted(listed: Listed) -> bool:
+        asked.append(listed.index)
+        return True
+
+    found = [*open_source(tmp_path / "video.mp4").items(is_wanted, 2)]
     assert [item.index for item in found] == asked == [0, 1]
 
 

@@ -192,7 +192,7 @@ def test_images_in_an_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert item.path == f"zip://photos/a.png::{tmp_path}/p.zip"  # for workers in other folders
 
 
-class Unreliable(MemoryFileSystem):  # type: ignore[misc]
+class Unreliable(MemoryFileSystem):
     """Fails in ways of its own, as back ends do: a file each time, or the first time."""
 
     protocol = "unreliable"

@@ -25,12 +25,13 @@ def _set_hooks() -> None:
     plan = json.loads(os.environ.get("MOBILE_SAM_RUN", "{}"))
     if plan.pop("prefix", None) != sys.prefix:
         return  # another environment, which may not have what this package needs
-    root = os.path.dirname(os.path.dirname(_HERE))
-    sys.path.append(root)  # where python found the package in the folder that it was started in
+    path = sys.path[:]
+    # Where the package lies, in case python only found it in the folder that it was started in.
+    sys.path.append(os.path.dirname(os.path.dirname(_HERE)))
     try:
         from mobile_sam_plugin.import_hooks import ImportHooks
     finally:
-        sys.path.remove(root)
+        sys.path[:] = path
     ImportHooks(**plan).install()
 
 

@@ -38,6 +38,7 @@ _RESULTS = re.compile(
 _LISTS = ("masks.json", "instances.json")
 _WHOLE = 1 << 26  # bytes of the largest file that is read whole to know it again
 _END = 1 << 20  # bytes at either end of a larger one
+_PIECE = 1 << 14  # bytes of a file in a folder of frames
 _WHITE: Color = (255, 255, 255)
 _OBJECT: Color = (0, 170, 60)
 _BACKGROUND: Color = (230, 30, 40)
@@ -347,15 +348,17 @@ def digest_source(path: Path) -> str:
     """The SHA-256 by which an image, a video or a folder of frames is known again.
 
     Of files above 64 MiB the size and both ends count; of a folder the names and sizes of its
-    files, and what is in the first one.
+    files, and a piece from the middle of each.
     """
     digest = hashlib.sha256()
     if path.is_dir():
-        files = sorted(each for each in path.iterdir() if each.is_file())
-        for each in files:
-            digest.update(os.fsencode(f"{each.name}\0{each.stat().st_size}\0"))
-        path = files[0] if files else path
-    if path.is_file():
+        for each in sorted(each for each in path.iterdir() if each.is_file()):
+            size = each.stat().st_size
+            digest.update(os.fsencode(f"{each.name}\0{size}\0"))
+            with open(each, "rb") as file:
+                file.seek(max(0, size - _PIECE) // 2)
+                digest.update(file.read(_PIECE))
+    elif path.is_file():
         size = path.stat().st_size
         digest.update(f"{size}\0".encode())
         with open(path, "rb") as file:

@@ -243,9 +243,13 @@ def test_videos_and_folders_of_frames_are_told_apart(
         digests.add(digest_source(tmp_path / "+".join(frames)))
     save(tmp_path / "0.png" / "0.png", 8)
     digests.add(digest_source(tmp_path / "0.png"))
+    for shade in (8, 9):  # of one name and size, as frames without compression are
+        Image.new("RGB", (60, 40), (7, 7, 7)).save(tmp_path / "0.png" / "0.bmp")
+        Image.new("RGB", (60, 40), (shade, 7, 7)).save(tmp_path / "0.png" / "1.bmp")
+        digests.add(digest_source(tmp_path / "0.png"))
     (tmp_path / "empty").mkdir()
     digests.add(digest_source(tmp_path / "empty"))
-    assert len(digests) == 9
+    assert len(digests) == 11
 
 
 # Cut-outs

@@ -62,7 +62,7 @@ class ImportHooks:
     def problems(self) -> list[str]:
         """What could not be done to the modules so far, a sentence each."""
         suffix = ".build_sam"
-        known = [name.removesuffix(suffix) for name in sys.modules if name.endswith(suffix)]
+        known = [name.removesuffix(suffix) for name in list(sys.modules) if name.endswith(suffix)]
         way_out = f"; imported were: {', '.join(known)}" if known else ""
         return [f"{name} {problem}{way_out}" for name, problem in self._problems.items()]
 

@@ -102,7 +102,9 @@ def _exchange(old: Callable[..., Any], new: Callable[..., Any], module: ModuleTy
     Told by what it is rather than by its name, since one function has several.
     """
     parts = [module]
-    parts += [part for name, part in sys.modules.items() if name.startswith(f"{module.__name__}.")]
+    parts += [
+        part for name, part in list(sys.modules.items()) if name.startswith(f"{module.__name__}.")
+    ]
     for part in parts:
         namespace = getattr(part, "__dict__", {})
         for table in (namespace, *namespace.values()):

@@ -87,7 +87,7 @@ def encode_yolo(result: ImageResult) -> bytes:
         points = outline(decode_mask(record))
         if len(points):
             numbers = " ".join(f"{number:.6f}" for number in (points / size).ravel())
-            lines.append(f"{classes.get(record.get('category_id', 1), 0)} {numbers}\n")
+            lines.append(f"{classes[record.get('category_id', 1)] if classes else 0} {numbers}\n")
     return "".join(lines).encode()
 
 

@@ -21,6 +21,7 @@ from mobile_sam_plugin.annotation import AnnotationRun, Options, open_source
 from mobile_sam_plugin.annotation.coco import place_boxes
 from mobile_sam_plugin.annotation.items import BoxPrompt, Item, Source
 from mobile_sam_plugin.annotation.storage import Folder
+from mobile_sam_plugin.annotation.view import _make_loader
 from mobile_sam_plugin.errors import UserError
 from mobile_sam_plugin.inputs import load_image
 
@@ -188,8 +189,10 @@ def test_images_in_an_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert keys("zip://photos::p.zip") == ["a.png", "deep/b.png"]
     assert keys("zip://photos/*.png::p.zip") == ["a.png"]
     assert keys("zip://list.txt::p.zip") == ["a.png"]
-    (item, _) = items(open_source("zip://photos::p.zip"))
+    source = open_source("zip://photos::p.zip")
+    (item, _) = items(source)
     assert item.path == f"zip://photos/a.png::{tmp_path}/p.zip"  # for workers in other folders
+    assert _make_loader(source.root)(item.key).shape == PIXELS.shape  # the page's
 
 
 class Unreliable(MemoryFileSystem):

@@ -25,7 +25,7 @@ from ..errors import UserError
 from ..inputs import is_image_name, load_image
 from ..results import Record, decode_mask, encode_image, encode_mask, read_source, write_file
 from .sources import Item, open_source
-from .storage import Folder, is_url, local_path
+from .storage import Folder, Place, is_url, local_path
 
 _LONG_SIDE = 640
 """Of the pictures and masks in the page, pixels."""
@@ -279,7 +279,7 @@ def _make_loader(root: str, frames: Sequence[str] | None = None) -> _Loader:
         frames: the results of a video's frames, which are then to be asked for in this order.
     """
     if frames is None:
-        return lambda key: Item(0, 0, key, key, f"{root.rstrip('/')}/{key}").load()
+        return lambda key: Item(0, 0, key, key, Place.of(root).join(key)).load()
     keys = {Path(name).stem for name in frames}
     items: Iterator[Item] | None = None
 

@@ -340,7 +340,7 @@ def test_objects_that_are_none_of_the_prompts_are_left_out(
         return Detections(boxes, np.array([0.9, 0.4], np.float32), ["zebra", "square"])
 
     options: Any = {"mode": "text", "prompt": "a disc. a square", "detector": detect}
-    with pytest.warns(UserWarning, match="left out: 2 of objects that the detector"):
+    with pytest.warns(UserWarning, match="left out: 2 that the detector"):
         results = [*annotate(photos, tmp_path, model=small_sam, **options, limit=2)]
     for result in results:
         assert [record["category"] for record in result.records] == ["a square"]

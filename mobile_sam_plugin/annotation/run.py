@@ -32,7 +32,7 @@ from .storage import RUN_FILE, Folder
 from .writers import ERRORS_FILE, LIST_FILE
 
 _READERS = 8
-_UNNAMED = "of objects that the detector calls by none of the prompts (lower text_threshold)"
+_UNNAMED = "that the detector calls by none of the prompts (lower text_threshold)"
 
 
 class AnnotationRun:

@@ -11,11 +11,17 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from segment_anything.utils.amg import MaskData
+from torch import Tensor
 
 from .everything import MaskSearch, Progress, clean
 from .mask_postprocessing import FloatArray, MaskUpscaler
 from .model import MaskDecoder
 from .predictor import SamPredictor, eval_mode
+
+# Indices of prompts (K,), predicted IoU (K,) and low-res logits (K, h, w) of some masks.
+Decoded = tuple[Tensor, Tensor, Tensor]
+
+_PROMPTS_AT_ONCE = 8  # the fastest of upstream's decoder on a CPU
 
 
 class SamAutomaticMaskGenerator(MaskSearch, segment_anything.SamAutomaticMaskGenerator):
@@ -24,6 +30,10 @@ class SamAutomaticMaskGenerator(MaskSearch, segment_anything.SamAutomaticMaskGen
     Works with any ``segment_anything.modeling.Sam``. Memory does not grow with the number of
     points, and hardly with the image; several threads may share a generator. ``points_per_batch``
     is how often progress is reported; it changes neither speed nor memory much.
+
+    A mask decoder with upstream's code is computed by :class:`.model.MaskDecoder`. Any other is
+    called as the module it is, which takes longer: an adapted, compiled or patched one, or one with
+    forward hooks.
 
     Example:
         >>> generator = SamAutomaticMaskGenerator(sam_model_registry["vit_t"]("mobile_sam.pt"))
@@ -87,10 +97,9 @@ class SamAutomaticMaskGenerator(MaskSearch, segment_anything.SamAutomaticMaskGen
             return super(SamAutomaticMaskGenerator, search).generate(image, progress)
 
     def _decoder(self) -> "Callable[[NDArray[np.uint8]], _CropDecoder]":
-        decoder = self.predictor.model.mask_decoder
-        if not isinstance(decoder, MaskDecoder):
-            decoder = MaskDecoder.sharing(decoder)
-        return partial(_CropDecoder, self.predictor.model, decoder, self._encoded)
+        model = self.predictor.model
+        decoder = MaskDecoder.standing_in(model.mask_decoder)
+        return partial(_CropDecoder, model, decoder, self._encoded)
 
     @staticmethod
     def postprocess_small_regions(
@@ -116,7 +125,7 @@ class _CropDecoder:
     def __init__(
         self,
         model: segment_anything.modeling.Sam,
-        decoder: MaskDecoder,
+        decoder: MaskDecoder | None,
         encoded: SamPredictor | None,
         pixels: NDArray[np.uint8],
     ) -> None:
@@ -139,18 +148,35 @@ class _CropDecoder:
     def masks_above(
         self, points: NDArray[np.float64], pred_iou_thresh: float
     ) -> Iterator[tuple[int, float, FloatArray]]:
-        predictor, prompt_encoder = self._predictor, self._model.prompt_encoder
+        predictor = self._predictor
         coords = predictor.transform.apply_coords(points, predictor.original_size)
-        coords = torch.as_tensor(coords, dtype=torch.float, device=predictor.device)
+        coords = torch.as_tensor(coords, dtype=torch.float, device=predictor.device)[:, None]
         labels = torch.ones(len(points), 1, dtype=torch.int, device=predictor.device)
-        sparse, dense = prompt_encoder((coords[:, None], labels), None, None)
-        decoded = self._decoder.predict_masks_above(
-            predictor.features, prompt_encoder.get_dense_pe(), sparse, dense, pred_iou_thresh
-        )
-        for prompts, scores, low_res_logits in decoded:
+        decode = self._decode_by_module if self._decoder is None else self._decode
+        for prompts, scores, low_res_logits in decode(coords, labels, pred_iou_thresh):
             yield from zip(
                 prompts.tolist(),
                 scores.float().tolist(),
                 low_res_logits.float().cpu().numpy(),
                 strict=True,
             )
+
+    def _decode(self, coords: Tensor, labels: Tensor, pred_iou_thresh: float) -> Iterator[Decoded]:
+        assert self._decoder is not None
+        prompt_encoder = self._model.prompt_encoder
+        sparse, dense = prompt_encoder((coords, labels), None, None)
+        return self._decoder.predict_masks_above(
+            self._predictor.features, prompt_encoder.get_dense_pe(), sparse, dense, pred_iou_thresh
+        )
+
+    def _decode_by_module(
+        self, coords: Tensor, labels: Tensor, pred_iou_thresh: float
+    ) -> Iterator[Decoded]:
+        # A few prompts at a time: upstream's decoder copies the image for each.
+        step = _PROMPTS_AT_ONCE if coords.device.type == "cpu" else len(coords)
+        for start in range(0, len(coords), step):
+            some = slice(start, start + step)
+            logits, scores = self._predictor.predict_low_res_torch(coords[some], labels[some])
+            above = (scores > pred_iou_thresh) | (pred_iou_thresh <= 0)
+            prompts, masks = above.nonzero(as_tuple=True)
+            yield prompts + start, scores[prompts, masks], logits[prompts, masks]

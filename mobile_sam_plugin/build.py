@@ -1,9 +1,12 @@
 """The builder that SAM's registry calls for ``vit_t``."""
 
 import os
+from collections.abc import Callable
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from .checkpoint import DEFAULT_CHECKPOINT, load_checkpoint, locate_checkpoint, read_backbone
+from .sam_hq import return_pairs, unpacks_pairs
 
 if TYPE_CHECKING:
     from .mobile_sam import MobileSam
@@ -44,3 +47,26 @@ def build_sam_vit_t(
     sam = MobileSam.untrained(read_backbone(path))
     load_checkpoint(sam, path)
     return sam
+
+
+def builder_for(module: ModuleType) -> "Callable[..., MobileSam]":
+    """The builder for the registry of a copy of segment_anything.
+
+    Returns:
+        :func:`build_sam_vit_t`, or where the installed segment_anything is for SAM-HQ and the copy
+        is not, or the other way round, one whose models suit the predictors of the copy.
+    """
+    import segment_anything
+
+    pairs = unpacks_pairs(module)
+    if pairs == unpacks_pairs(segment_anything):
+        return build_sam_vit_t
+
+    def build_for_copy(
+        checkpoint: str | os.PathLike[str] | None = DEFAULT_CHECKPOINT,
+    ) -> "MobileSam":
+        sam = build_sam_vit_t(checkpoint)
+        return_pairs(sam.image_encoder, pairs)
+        return sam
+
+    return build_for_copy

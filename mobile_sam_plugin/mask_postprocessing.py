@@ -303,7 +303,7 @@ class MaskUpscaler:
         columns of the tiles that must be upscaled to know.
         """
         not_empty = self._any_in_tiles(logits > lowest)
-        full = ~self._any_in_tiles(logits <= highest)
+        full = ~self._any_in_tiles(~(logits > highest))  # NaN is above no threshold
         full &= np.outer(self._rows.whole, self._columns.whole)
         tile_rows, tile_columns = np.nonzero(not_empty & ~full)
         return full, tile_rows, tile_columns

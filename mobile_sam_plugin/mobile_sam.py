@@ -2,14 +2,19 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
+import segment_anything
+import torch
 from huggingface_hub import PyTorchModelHubMixin
 from segment_anything.modeling import Sam, TwoWayTransformer
+from torch import Tensor
 from typing_extensions import Self
 
 from .checkpoint import HUB_FILE, download, load_checkpoint, read_backbone, save_checkpoint
 from .model import MaskDecoder, PromptEncoder, TinyVitImageEncoder
 from .model.backbone_encoder import BackboneImageEncoder
+from .sam_hq import return_pairs, unpack, unpacks_pairs
 
 _MODEL_CARD = """---
 {{ card_data }}
@@ -51,6 +56,57 @@ class MobileSam(
 
     The constructor is upstream's: it takes the three parts.
     """
+
+    @torch.no_grad()
+    def forward(
+        self,
+        batched_input: list[dict[str, Any]],
+        multimask_output: bool,
+        hq_token_only: bool = False,
+    ) -> list[dict[str, Tensor]]:
+        """Segments several images at once, as upstream's ``Sam.forward``.
+
+        Args:
+            batched_input: a dict an image: ``image`` (3, h, w), resized to the model's input size,
+                and ``original_size`` (H, W); any of ``point_coords`` (B, N, 2), XY in the resized
+                image, with ``point_labels`` (B, N); ``boxes`` (B, 4), XYXY in the resized image;
+                ``mask_inputs`` (B, 1, 256, 256).
+            multimask_output: three masks a prompt rather than one.
+            hq_token_only: of copies of segment_anything for SAM-HQ; ignored.
+
+        Returns:
+            A dict an image: ``masks`` (B, C, H, W) bool, ``iou_predictions`` (B, C) and
+            ``low_res_logits`` (B, C, 256, 256).
+        """
+        # Of its own: copies for SAM-HQ differ in what they want of the image encoder.
+        images = torch.stack([self.preprocess(entry["image"]) for entry in batched_input])
+        embeddings, _ = unpack(self.image_encoder(images))
+        results = []
+        for entry, embedding in zip(batched_input, embeddings, strict=True):
+            points = None
+            if "point_coords" in entry:
+                points = entry["point_coords"], entry["point_labels"]
+            sparse, dense = self.prompt_encoder(
+                points=points, boxes=entry.get("boxes"), masks=entry.get("mask_inputs")
+            )
+            logits, scores = self.mask_decoder(
+                image_embeddings=embedding[None],
+                image_pe=self.prompt_encoder.get_dense_pe(),
+                sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=dense,
+                multimask_output=multimask_output,
+            )
+            masks = self.postprocess_masks(
+                logits, entry["image"].shape[-2:], entry["original_size"]
+            )
+            results.append(
+                {
+                    "masks": masks > self.mask_threshold,
+                    "iou_predictions": scores,
+                    "low_res_logits": logits,
+                }
+            )
+        return results
 
     @property
     def backbone(self) -> str | None:
@@ -142,4 +198,5 @@ class MobileSam(
             pixel_mean=[123.675, 116.28, 103.53],
             pixel_std=[58.395, 57.12, 57.375],
         )
+        return_pairs(sam.image_encoder, unpacks_pairs(segment_anything))
         return sam.eval()

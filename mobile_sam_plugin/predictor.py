@@ -22,6 +22,7 @@ from .inputs import ImageSource as ImageSource
 from .inputs import as_pixels, check_box, check_mask, check_points, input_size
 from .inputs import load_image as load_image
 from .mask_postprocessing import MaskUpscaler
+from .sam_hq import InnerFeatures, decoder_arguments, unpack
 
 
 class SamPredictor(segment_anything.SamPredictor):
@@ -36,6 +37,8 @@ class SamPredictor(segment_anything.SamPredictor):
         >>> predictor.set_image(Image.open("dog.jpg"))
         >>> masks, scores, logits = predictor.predict(np.array([[320, 240]]), np.array([1]))
     """
+
+    interm_features: InnerFeatures | None = None  # of models for SAM-HQ, beside self.features
 
     def set_image(self, image: NDArray[np.uint8] | Image.Image, image_format: str = "RGB") -> None:
         """Computes the image embedding, so that :meth:`predict` can be called.
@@ -78,8 +81,8 @@ class SamPredictor(segment_anything.SamPredictor):
             transformed_image: (1, 3, H, W) in [0, 255], transformed with ``ResizeLongestSide``.
             original_image_size: (H, W) before the transformation.
         """
-        with eval_mode(self.model):
-            super().set_torch_image(transformed_image, original_image_size)
+        (predictor,) = self.set_torch_image_batch([transformed_image], [original_image_size])
+        self.__dict__.update(vars(predictor))
 
     @torch.no_grad()
     def set_image_batch(
@@ -119,15 +122,16 @@ class SamPredictor(segment_anything.SamPredictor):
         """
         inputs = [self.model.preprocess(image) for image in transformed_images]
         with eval_mode(self.model):
-            embeddings = self.model.image_encoder(torch.cat(inputs))
+            embeddings, inner = unpack(self.model.image_encoder(torch.cat(inputs)))
         predictors = []
-        for pixels, original_size, embedding in zip(
-            transformed_images, original_image_sizes, embeddings, strict=True
+        for index, (pixels, original_size, embedding) in enumerate(
+            zip(transformed_images, original_image_sizes, embeddings, strict=True)
         ):
             predictor = copy.copy(self)
             predictor.original_size = original_size
             predictor.input_size = tuple(pixels.shape[-2:])
             predictor.features = embedding[None]
+            predictor.interm_features = inner and [each[index : index + 1] for each in inner]
             predictor.is_image_set = True
             predictors.append(predictor)
         return predictors
@@ -166,10 +170,30 @@ class SamPredictor(segment_anything.SamPredictor):
             box = check_box(box)
         if mask_input is not None:
             mask_input = check_mask(mask_input, self.model.prompt_encoder.mask_input_size)
-        masks, scores, low_res_logits = super().predict(
-            point_coords, point_labels, box, mask_input, multimask_output, return_logits
+        if point_coords is not None:
+            point_coords = self.transform.apply_coords(point_coords, self.original_size)
+        if box is not None:
+            box = self.transform.apply_boxes(box, self.original_size)
+        # Not by upstream's method, which hands on an argument more in copies for SAM-HQ.
+        results = self.predict_torch(
+            self._one_prompt(point_coords),
+            self._one_prompt(point_labels, torch.int),
+            self._one_prompt(box),
+            self._one_prompt(mask_input),
+            multimask_output,
+            return_logits,
         )
+        masks, scores, low_res_logits = (result[0].cpu().numpy() for result in results)
         return masks, scores, low_res_logits
+
+    def _one_prompt(
+        self, values: ArrayLike | None, dtype: torch.dtype = torch.float
+    ) -> Tensor | None:
+        return (
+            None
+            if values is None
+            else torch.as_tensor(values, dtype=dtype, device=self.device)[None]
+        )
 
     @torch.no_grad()
     def predict_torch(
@@ -236,6 +260,7 @@ class SamPredictor(segment_anything.SamPredictor):
                 sparse_prompt_embeddings=sparse,
                 dense_prompt_embeddings=dense,
                 multimask_output=multimask_output,
+                **decoder_arguments(self.interm_features),
             )
         return low_res_logits.float(), scores.float()
 

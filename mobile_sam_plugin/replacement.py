@@ -13,7 +13,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from .build import build_sam_vit_t
+from .build import builder_for
 from .checkpoint import DEFAULT_CHECKPOINT, resolve_default
 from .errors import UserError
 
@@ -42,9 +42,9 @@ def register(module: ModuleType, override: bool = False) -> None:
     """
     registry = _registry_of(module)
     if "vit_t" not in registry:
-        registry["vit_t"] = build_sam_vit_t
+        registry["vit_t"] = builder_for(module)
     elif override:
-        _exchange(registry["vit_t"], build_sam_vit_t, module)
+        _exchange(registry["vit_t"], builder_for(module), module)
 
 
 def replace(
@@ -90,7 +90,7 @@ def replace(
     replaced = {registry[model_type]: model_type for model_type in reversed(model_types)}
     restore = ExitStack()
     for builder, model_type in replaced.items():
-        replacement = _replacement(model_type, checkpoint)
+        replacement = _replacement(model_type, checkpoint, builder_for(into))
         _exchange(builder, replacement, into)
         restore.callback(_exchange, replacement, builder, into)
     return restore
@@ -113,7 +113,9 @@ def _exchange(old: Callable[..., Any], new: Callable[..., Any], module: ModuleTy
 
 
 def _replacement(
-    model_type: str, weights: str | os.PathLike[str] | None
+    model_type: str,
+    weights: str | os.PathLike[str] | None,
+    build: "Callable[..., MobileSam]",
 ) -> "Callable[..., MobileSam]":
     def build_mobile_sam(checkpoint: str | os.PathLike[str] | None = None) -> "MobileSam":
         logger.warning(
@@ -122,7 +124,7 @@ def _replacement(
             model_type,
             f", ignoring its checkpoint {os.fspath(checkpoint)!r}" if checkpoint else "",
         )
-        return build_sam_vit_t(weights)
+        return build(weights)
 
     return build_mobile_sam
 

@@ -217,3 +217,14 @@ def test_layers_that_share_a_parameter_are_saved(tmp_path: Path) -> None:
     shared = torch.randn(3)
     save_checkpoint({"a": shared, "b": shared}, tmp_path / "shared.safetensors")
     assert torch.equal(read_checkpoint(tmp_path / "shared.safetensors")["b"], shared)
+
+
+@torch.no_grad()
+def test_patches_of_14_pixels_in_half_precision() -> None:
+    encoder = BackboneImageEncoder("eva02_tiny_patch14_224", img_size=224).eval()
+    images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    expected = encoder(images)
+    for dtype in (torch.bfloat16, torch.float16):
+        embeddings = copy.deepcopy(encoder).to(dtype)(images.to(dtype))
+        assert embeddings.dtype == dtype
+        torch.testing.assert_close(embeddings.float(), expected, rtol=0, atol=0.2)

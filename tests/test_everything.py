@@ -1,5 +1,6 @@
 """Everything mode against upstream's generator on a model of installed parts, same weights."""
 
+import copy
 import subprocess
 import sys
 import tracemalloc
@@ -13,6 +14,7 @@ import segment_anything
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor, nn
 
 from benchmarks.baseline import build_baseline
 from mobile_sam_plugin import MobileSam, SamAutomaticMaskGenerator
@@ -190,3 +192,50 @@ def test_same_records_where_the_model_takes_small_images(own_sam: MobileSam) -> 
     found = ours.generate(image)
     assert len(found) > 5
     assert_same_records(found, theirs.generate(image))
+
+
+class Negated(nn.Module):
+    """An adaptation of a mask decoder: the logits of what it wraps, with the other sign."""
+
+    def __init__(self, decoder: nn.Module) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, *inputs: Any, **options: Any) -> tuple[Tensor, Tensor]:
+        logits, scores = self.decoder(*inputs, **options)
+        return -logits, scores
+
+
+def negate(sam: MobileSam, how: str) -> None:
+    decoder = sam.mask_decoder
+    if how == "module":
+        sam.mask_decoder = Negated(decoder)
+    elif how == "hook":
+        decoder.register_forward_hook(lambda module, inputs, output: (-output[0], output[1]))
+    elif how == "patched":
+        decoder.forward = Negated(copy.deepcopy(decoder)).forward
+    else:
+        plain = type(decoder)
+        decoder.__class__ = type("Adapted", (plain,), {"forward": negated_forward(plain)})
+
+
+def negated_forward(plain: Any) -> Any:
+    def forward(self: Any, *inputs: Any, **options: Any) -> tuple[Tensor, Tensor]:
+        logits, scores = plain.forward(self, *inputs, **options)
+        return -logits, scores
+
+    return forward
+
+
+@pytest.mark.parametrize("how", ["module", "hook", "patched", "subclass"])
+def test_an_adapted_decoder_is_called_as_a_module(small_sam: MobileSam, how: str) -> None:
+    image = photograph("coffee.png", (150, 100))
+    options = OPTIONS | {"points_per_side": 3, "pred_iou_thresh": 0.0, "box_nms_thresh": 1.0}
+    options["stability_score_thresh"] = 0.0
+    sam = copy.deepcopy(small_sam)
+    plain = SamAutomaticMaskGenerator(sam, **options).generate(image)
+    negate(sam, how)
+    found = SamAutomaticMaskGenerator(sam, **options).generate(image)
+    expected = segment_anything.SamAutomaticMaskGenerator(sam, **options).generate(image)
+    assert_same_records(found, expected)
+    assert len(found) > 8 and found[0]["area"] != plain[0]["area"]

@@ -170,6 +170,21 @@ def replace_module(encoder: TinyVitImageEncoder) -> None:
     mlp.fc2 = nn.Linear(mlp.fc2.in_features, mlp.fc2.out_features).eval()
 
 
+def step_fused_optimizer(encoder: TinyVitImageEncoder) -> None:
+    for parameter in encoder.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    torch.optim.AdamW(encoder.parameters(), lr=0.01, fused=True).step()
+
+
+def write_to_data(encoder: TinyVitImageEncoder) -> None:
+    for parameter in encoder.parameters():
+        parameter.data.mul_(1.1)
+
+
+def write_through_numpy(encoder: TinyVitImageEncoder) -> None:
+    encoder.get_parameter("neck.2.weight").detach().numpy()[:] *= -1
+
+
 def train_with_unseen_writes(encoder: TinyVitImageEncoder) -> None:
     encoder.train()
     encoder.trunk.stages[0].blocks[0].conv1.conv.weight.data.mul_(2)
@@ -182,6 +197,9 @@ def train_with_unseen_writes(encoder: TinyVitImageEncoder) -> None:
         load_weights,
         assign_weights,
         step_optimizer,
+        step_fused_optimizer,
+        write_to_data,
+        write_through_numpy,
         write_running_statistics,
         write_attention_biases,
         replace_parameter,
@@ -281,6 +299,52 @@ def test_hooks_and_replaced_modules_are_run(encoder: TinyVitImageEncoder, images
     encoder.trunk.stages[1].blocks[0].mlp.fc1.__class__ = Doubled
     assert torch.equal(encoder(images), reference(encoder, images))
     assert not torch.allclose(encoder(images), plain, atol=1e-3)
+
+
+def change_epsilon(encoder: TinyVitImageEncoder) -> None:
+    for module in encoder.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 0.1
+
+
+def change_activation(encoder: TinyVitImageEncoder) -> None:
+    for module in encoder.modules():
+        if isinstance(module, nn.GELU):
+            module.approximate = "tanh"
+
+
+def drop_running_statistics(encoder: TinyVitImageEncoder) -> None:
+    for module in encoder.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean = module.running_var = None
+
+
+@pytest.mark.parametrize("change", [change_epsilon, change_activation, drop_running_statistics])
+def test_changed_settings_are_respected(
+    encoder: TinyVitImageEncoder,
+    images: Tensor,
+    change: Callable[[TinyVitImageEncoder], None],
+) -> None:
+    before = encoder(images)
+    change(encoder)
+    assert torch.equal(encoder(images), reference(encoder, images))
+    assert not torch.equal(encoder(images), before)
+
+
+def test_hooks_of_all_modules_are_run(encoder: TinyVitImageEncoder, images: Tensor) -> None:
+    seen = []
+    handle = nn.modules.module.register_module_forward_hook(
+        lambda module, arguments, output: seen.append(type(module))
+    )
+    encoder(images)
+    handle.remove()
+    assert nn.Conv2d in seen
+
+
+def test_old_weights_are_given_back(encoder: TinyVitImageEncoder, images: Tensor) -> None:
+    encoder(images)
+    encoder.half()
+    assert encoder._prepared is None
 
 
 def test_autocast(encoder: TinyVitImageEncoder, images: Tensor) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import pickle
+import shutil
 import threading
 from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +26,7 @@ from torch.nn import functional as F
 from mobile_sam_plugin.checkpoint import BUNDLED_FILE
 from mobile_sam_plugin.model import mask_decoder
 from mobile_sam_plugin.model.mask_decoder import MaskDecoder, accelerate
+from mobile_sam_plugin.model.upstream import fingerprint
 
 CHANNELS, SIZE = 256, 12  # An embedding smaller than SAM's keeps the tests quick.
 
@@ -474,6 +479,47 @@ def test_replaced_modules_are_called(default: Case, shortcuts: list[bool]) -> No
     assert not any(shortcuts)
 
 
+def replicate(network: nn.Module) -> Any:
+    """As ``nn.DataParallel``: copies whose weights are plain attributes, not parameters."""
+    modules = list(network.modules())
+    replicas = {module: module._replicate_for_data_parallel() for module in modules}
+    for module, replica in replicas.items():
+        for name, child in module._modules.items():
+            if child is not None:
+                setattr(replica, name, replicas[child])
+        for name, parameter in module._parameters.items():
+            setattr(replica, name, None if parameter is None else parameter * 1)
+    return replicas[network]
+
+
+def test_replicas_of_data_parallel_have_gradients(default: Case) -> None:
+    logits, _ = replicate(default.ours)(*default.inputs(), True)
+    logits.mean().backward()
+    assert default.ours.mask_tokens.weight.grad.abs().sum() > 0
+
+
+def test_methods_of_a_subclass_are_called(default: Case, shortcuts: list[bool]) -> None:
+    class Doubled(MaskDecoder):
+        def predict_masks(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+            logits, iou_predictions = super().predict_masks(*inputs)
+            return 2 * logits, iou_predictions
+
+    inputs = default.inputs()
+    with torch.no_grad():
+        expected, _ = default.theirs(*inputs, True)
+        default.ours.__class__ = Doubled
+        logits, _ = default.ours(*inputs, True)
+    torch.testing.assert_close(logits, 2 * expected, atol=1e-3, rtol=0)
+    assert shortcuts == [True, True]
+
+
+@torch.no_grad()
+def test_shapes_alone_on_the_device_meta(default: Case) -> None:
+    inputs = tuple(tensor.to("meta") for tensor in default.inputs(prompts=2))
+    logits, iou_predictions = default.ours.to("meta")(*inputs, True)
+    assert logits.shape == (2, 3, 4 * SIZE, 4 * SIZE) and iou_predictions.shape == (2, 3)
+
+
 def test_threads_share_a_decoder(default: Case) -> None:
     cases = [default.inputs(prompts=2, seed=seed) for seed in range(4)]
     with torch.no_grad():
@@ -622,3 +668,98 @@ def test_accelerate_refuses_other_decoders() -> None:
     sam.mask_decoder = build_decoder(MaskDecoderHQ, 64)
     with pytest.raises(TypeError, match="MaskDecoderHQ"):
         accelerate(sam)
+
+
+def adapt(folder: Path, package: str) -> Any:
+    """A project's copy of segment_anything's modeling, with an adapter behind each block's MLP."""
+    copied = folder / package
+    shutil.copytree(Path(upstream.__file__).parent, copied)
+    file = copied / "transformer.py"
+    code = file.read_text()
+    changes = [
+        ("queries = queries + mlp_out", "queries = queries + mlp_out + self.adapter(queries)"),
+        (
+            "self.skip_first_layer_pe = skip_first_layer_pe",
+            "self.skip_first_layer_pe = skip_first_layer_pe\n"
+            "        self.adapter = nn.Linear(embedding_dim, embedding_dim)",
+        ),
+    ]
+    for plain, adapted in changes:
+        assert code.count(plain) == 1
+        code = code.replace(plain, adapted)
+    file.write_text(code)
+    return import_module(package)
+
+
+def test_adaptations_under_upstreams_names_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    adapted = adapt(tmp_path, "adapted_modeling")
+    sam = small_sam()
+    sam.mask_decoder.transformer = adapted.TwoWayTransformer(2, 64, 8, 512).eval()
+    for decoder in (sam.mask_decoder, copy_of_class(adapted.MaskDecoder, sam.mask_decoder)):
+        sam.mask_decoder = decoder
+        with pytest.raises(
+            TypeError, match="its adapted_modeling.transformer.TwoWayAttentionBlock"
+        ):
+            accelerate(sam)
+        assert MaskDecoder.standing_in(decoder) is None
+
+
+def copy_of_class(kind: type[nn.Module], module: nn.Module) -> nn.Module:
+    twin = copy.deepcopy(module)
+    twin.__class__ = kind
+    return twin
+
+
+def test_adapters_put_in_later_are_run(
+    default: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shortcuts: list[bool]
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    adapted = adapt(tmp_path, "adapted_later")
+    transformer = adapted.TwoWayTransformer(2, CHANNELS, 8, 64).eval()
+    default.ours.transformer = default.theirs.transformer = transformer
+    default.check(default.inputs())
+    assert not any(shortcuts)
+
+
+def test_decoders_that_may_stand_in() -> None:
+    decoder = build_decoder(upstream.MaskDecoder)
+    ours = MaskDecoder.sharing(decoder)
+    assert MaskDecoder.standing_in(ours) is ours
+    shared = MaskDecoder.standing_in(decoder)
+    assert shared is not None and shared.transformer is decoder.transformer
+    for each in (decoder, ours):
+        handle = each.register_forward_hook(lambda *_: None)
+        assert MaskDecoder.standing_in(each) is None
+        handle.remove()
+        each.__dict__["forward"] = functools.partial(each.forward)
+        assert MaskDecoder.standing_in(each) is None
+        del each.__dict__["forward"]
+        assert MaskDecoder.standing_in(each) is not None
+    compiled: Any = torch.compile(decoder, backend="eager")
+    assert MaskDecoder.standing_in(compiled) is None
+
+
+def test_code_is_compared_and_not_its_layout() -> None:
+    def add(a: int, b: int) -> int:
+        """Adds."""
+        return a + b  # as it should
+
+    class Copied:
+        def add(a, b):  # type: ignore
+            return (a + b)  # fmt: skip
+
+    class Other:
+        @staticmethod
+        def add(a: int, b: int) -> int:
+            return a - b
+
+    assert fingerprint(add) == fingerprint(Copied.add) != ""
+    assert fingerprint(Other.add) not in ("", fingerprint(add))
+    namespace: dict[str, Any] = {}
+    exec("def add(a, b):\n    return a + b", namespace)
+    assert fingerprint(namespace["add"]) == "", "code without its source"
+    wrapped = functools.wraps(add)(Other.add)
+    assert fingerprint(wrapped) == fingerprint(Other.add), "looked through functools.wraps"

@@ -309,6 +309,13 @@ class TestStability:
         assert mask.area == 0 and mask.box == [0, 0, 0, 0]
         assert mask.to_rle([0, 0, 640, 480], (480, 640))["counts"] == [640 * 480]
 
+    def test_not_a_number_is_above_no_threshold(self) -> None:
+        upscaler = MaskUpscaler((768, 1024), (480, 640))
+        logits = np.full(LOW_RES_SIZE, np.nan, dtype=np.float32)
+        mask = upscaler.extract_mask(logits)
+        assert mask is not None and mask.area == 0
+        assert not upscaler.binary_mask(logits).any()
+
     def test_a_full_mask(self) -> None:
         mask = extract(np.full(LOW_RES_SIZE, 8.0, dtype=np.float32), (481, 641))
         assert mask.stability_score == 1.0

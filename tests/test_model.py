@@ -164,6 +164,47 @@ def test_positional_encoding_is_computed_once_and_never_stale(own_sam: MobileSam
         torch.testing.assert_close(encoder.half().get_dense_pe(), expected.half())
 
 
+@torch.no_grad()
+def test_a_callers_autocast_reaches_no_coordinates(own_sam: MobileSam) -> None:
+    encoder = own_sam.prompt_encoder
+    points = torch.tensor([[[500.0, 300.0], [501.0, 300.0]]]), torch.ones(1, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        first = encoder.get_dense_pe().clone()
+        sparse, _ = encoder(points, None, None)
+    expected = upstream.PromptEncoder.get_dense_pe(encoder)
+    torch.testing.assert_close(first, expected, rtol=0, atol=0)
+    torch.testing.assert_close(encoder.get_dense_pe(), expected, rtol=0, atol=0)
+    torch.testing.assert_close(sparse, encoder(points, None, None)[0], rtol=0, atol=0)
+
+
+def test_is_built_without_memory_and_then_filled(bundled_sam: MobileSam) -> None:
+    with torch.device("meta"):
+        sam = MobileSam.untrained()
+    sam.to_empty(device="cpu")
+    sam.load_state_dict(bundled_sam.state_dict())
+    for name, buffer in bundled_sam.named_buffers():  # some are in no state dict
+        sam.get_buffer(name).copy_(buffer)
+    assert sam.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix.dtype == torch.float
+    torch.testing.assert_close(embed(sam), embed(bundled_sam), rtol=0, atol=0)
+
+
+def test_segments_a_batch_as_upstreams_sam(small_sam: MobileSam) -> None:
+    images = torch.rand(2, 3, 224, 160, generator=torch.Generator().manual_seed(0)) * 255
+    click = {"point_coords": torch.tensor([[[80.0, 90.0]]]), "point_labels": torch.ones(1, 1)}
+    boxes = {"boxes": torch.tensor([[20.0, 30.0, 120.0, 200.0], [1.0, 2.0, 99.0, 98.0]])}
+    batch = [
+        {"image": images[0], "original_size": (300, 214), **click},
+        {"image": images[1], "original_size": (112, 80), **boxes},
+    ]
+    for multimask_output in (True, False):
+        found = small_sam(batch, multimask_output)
+        expected = upstream.Sam.forward(small_sam, batch, multimask_output)
+        for ours, theirs in zip(found, expected, strict=True):
+            assert ours.keys() == theirs.keys()
+            for name, tensor in theirs.items():
+                torch.testing.assert_close(ours[name], tensor, rtol=0, atol=0)
+
+
 def test_survives_torch_compile(own_sam: MobileSam, bundled_sam: MobileSam) -> None:
     compiled = torch.compile(own_sam.image_encoder, backend="eager")
     with torch.no_grad():

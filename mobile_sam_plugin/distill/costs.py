@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..predictor import eval_mode
+from ..sam_hq import unpack
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def count_costs(sam: Sam, runs: int = 3) -> dict[str, Cost]:
         return sam.prompt_encoder.get_dense_pe(), sparse, dense
 
     with eval_mode(sam), torch.no_grad(), _frozen(sam):
-        embedding, prompt = sam.image_encoder(image), encode_prompt()
+        (embedding, _), prompt = unpack(sam.image_encoder(image)), encode_prompt()
         parts: dict[str, Callable[[], Any]] = {
             "image_encoder": lambda: sam.image_encoder(image),
             "prompt_encoder": encode_prompt,

@@ -40,6 +40,7 @@ from ..checkpoint import fingerprint
 from ..errors import MissingExtra, UserError
 from ..inputs import input_size, list_images, load_image
 from ..predictor import eval_mode
+from ..sam_hq import unpack
 from .readable import Skipped
 
 _STORE_FILE = "store.json"
@@ -492,7 +493,7 @@ def _run_teacher(teacher: Sam, batch: dict[str, Tensor]) -> dict[str, Tensor | U
     weight = next(teacher.image_encoder.parameters())
     pixels = torch.stack(list(batch.values())).to(weight.device, weight.dtype)
     with eval_mode(teacher):
-        embeddings = teacher.image_encoder(pixels)
+        embeddings, _ = unpack(teacher.image_encoder(pixels))
     halves = embeddings.half().cpu()
     found: dict[str, Tensor | UserError] = {}
     for name, embedding, half in zip(batch, embeddings, halves, strict=True):

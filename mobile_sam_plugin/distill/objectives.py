@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torchvision.ops import masks_to_boxes, sigmoid_focal_loss
 
 from ..errors import UserError
+from ..sam_hq import unpack
 
 FOCAL_WEIGHT = 20.0
 """Weight of the focal loss where that of the dice loss is 1."""
@@ -264,7 +265,7 @@ class Objective(nn.Module):
     def encode(self, batch: Batch) -> Tensor:
         """Returns the embeddings (B, C, h, w) of "pixels", (B, 3, S, S) preprocessed images."""
         pixels = batch["pixels"].contiguous(memory_format=torch.channels_last)
-        embeddings: Tensor = self.sam.image_encoder(pixels)
+        embeddings, _ = unpack(self.sam.image_encoder(pixels))
         return embeddings
 
 

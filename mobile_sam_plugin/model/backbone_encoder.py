@@ -77,7 +77,9 @@ class BackboneImageEncoder(nn.Module):
         """
         if _STRIDE % self._reduction:
             resized = [side // _STRIDE * self._reduction for side in x.shape[2:]]
-            x = F.interpolate(x, resized, mode="bilinear", antialias=True)
+            # In float32 at least, since not all of it is there for half precision on a CPU.
+            wide = x.to(torch.promote_types(x.dtype, torch.float32))
+            x = F.interpolate(wide, resized, mode="bilinear", antialias=True).to(x.dtype)
         (features,) = self.backbone.forward_intermediates(
             x, indices=[self._index], stop_early=True, intermediates_only=True
         )

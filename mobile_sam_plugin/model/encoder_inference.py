@@ -14,7 +14,7 @@ What differs from running the modules one after another, all of it exact up to r
   bias passes through attention's average, and is folded into the output projection.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
 
@@ -26,40 +26,6 @@ from torch import Tensor, nn
 
 # How many numbers the largest tensor of a band holds: 4 MB in float32, the fastest measured.
 BAND_SIZE = 2**20
-
-
-class WeightState:
-    """The identity of all weights of some modules: while two states are equal, so are the weights.
-
-    It changes when a tensor is replaced, is given other memory (``parameter.data = ...``, ``to``,
-    ``half``) or is written in place. PyTorch does not count what is written through another name
-    of the memory (``parameter.data.add_(...)``, NumPy), nor writes to inference tensors: a state
-    with inference tensors equals no other.
-    """
-
-    def __init__(self, modules: Iterable[nn.Module]) -> None:
-        tensors = [
-            tensor
-            for module in modules
-            for tensor in (*module._parameters.values(), *module._buffers.values())
-            if tensor is not None
-        ]
-        self._identities = [
-            (
-                id(tensor),
-                tensor.data_ptr(),
-                object() if tensor.is_inference() else tensor._version,
-            )
-            for tensor in tensors
-        ]
-        self._tensors = tensors
-
-    def keep_alive(self) -> None:
-        """Holds on to tensors and memory, so that no later tensor can get the same addresses."""
-        self._memory = [tensor.detach() for tensor in self._tensors]
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, WeightState) and self._identities == other._identities
 
 
 class InferenceEncoder:
@@ -272,6 +238,8 @@ def _in_bands(compute: Callable[[slice], Tensor], x: Tensor, height: int, row_si
         row_size: how many numbers a row has in the layer's largest tensor.
     """
     step = max(1, BAND_SIZE // row_size) if x.device.type == "cpu" else height
+    if step >= height:
+        return compute(slice(0, height))
     bands = [compute(slice(start, min(start + step, height))) for start in range(0, height, step)]
     # Joined with channels last in shape, too: torch.cat then copies whole blocks.
     return torch.cat([band.permute(0, 2, 3, 1) for band in bands], dim=1).permute(0, 3, 1, 2)

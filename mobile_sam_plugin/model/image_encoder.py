@@ -8,7 +8,12 @@ from segment_anything.modeling.common import LayerNorm2d
 from timm.models.tiny_vit import Attention, TinyVit
 from torch import Tensor, nn
 
-from .encoder_inference import InferenceEncoder, WeightState
+from .encoder_inference import InferenceEncoder
+from .tensors import Snapshot, gradients_wanted
+from .upstream import is_hooked
+
+# What a module computes with beside its tensors.
+_SETTINGS = ("eps", "approximate", "track_running_stats", "stride", "padding", "dilation", "groups")
 
 # In the authors' checkpoint, but no segmentation uses it.
 _CLASSIFICATION_HEAD = ("norm_head.", "head.")
@@ -34,9 +39,9 @@ class TinyVitImageEncoder(nn.Module):
     authors' ``mobile_sam.pt``; its unused classification head may be present and is dropped.
 
     In eval mode and without gradients, images go through an ``InferenceEncoder`` made of the
-    weights, and made anew whenever they have changed: the same function, faster. Anything else,
-    be it training, tracing, compiling, autocast, hooks on inner modules or inner modules replaced
-    by others, runs the modules themselves.
+    weights, and made anew whenever their values have changed: the same function, faster. Anything
+    else, be it training, tracing, compiling, autocast, hooks on inner modules, or inner modules
+    replaced by others or set otherwise, runs the modules themselves.
 
     Attributes:
         img_size (int): the side, in pixels, of the square image that SAM pads its input to.
@@ -64,8 +69,8 @@ class TinyVitImageEncoder(nn.Module):
             LayerNorm2d(out_chans),
         )
         self._upstream_names = {name: _upstream_name(name) for name in super().state_dict()}
-        self._module_types = [type(module) for module in self.modules()]
-        self._prepared: tuple[WeightState, InferenceEncoder] | None = None
+        self._own_settings = [_settings(module) for module in self._inner_modules()]
+        self._prepared: tuple[Snapshot, InferenceEncoder] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Encodes images as ``Sam.preprocess`` gives them.
@@ -85,37 +90,48 @@ class TinyVitImageEncoder(nn.Module):
         """Whether nobody could tell an ``InferenceEncoder`` from the modules, but by its speed."""
         if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor:
             return False
-        if "_is_replica" in vars(self):  # of nn.DataParallel: it has no parameters to watch
+        if "_is_replica" in vars(self):  # of nn.DataParallel, which shares what is prepared
             return False
         device = x.device.type
+        if device == "meta":
+            return False
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             return False
-        if torch.is_grad_enabled() and (
-            x.requires_grad or any(parameter.requires_grad for parameter in self.parameters())
-        ):
-            return False
-        modules = list(self.modules())
-        return [type(module) for module in modules] == self._module_types and not any(
-            module.training
-            or "forward" in vars(module)
-            or (module is not self and (module._forward_pre_hooks or module._forward_hooks))
-            for module in modules
+        modules = self._inner_modules()
+        return (
+            not gradients_wanted(modules, [x])
+            and [_settings(module) for module in modules] == self._own_settings
+            and not any(
+                module.training or "forward" in vars(module) or is_hooked(module)
+                for module in modules
+            )
         )
 
     def _prepare(self) -> InferenceEncoder:
         """The encoder for the weights as they are now. Threads may each make one; all are right."""
-        state, prepared = WeightState(self.modules()), self._prepared
-        if prepared is not None and prepared[0] == state:
+        modules, prepared = self._inner_modules(), self._prepared
+        if prepared is not None and prepared[0].is_of(modules):
             return prepared[1]
-        state.keep_alive()
+        # In this order: a write in between is noticed the next time.
+        snapshot = Snapshot(modules)
         encoder = InferenceEncoder(self.trunk, self.neck)
-        self._prepared = state, encoder
+        weight = self.get_parameter("neck.0.weight")
+        if weight.is_cuda:  # threads with streams of their own must not meet it half made
+            torch.cuda.synchronize(weight.device)
+        self._prepared = snapshot, encoder
         return encoder
 
-    def train(self, mode: bool = True) -> "TinyVitImageEncoder":
-        # Optimizers that write to parameter.data change weights unseen.
-        self._prepared = None
-        return super().train(mode)
+    def _inner_modules(self) -> list[nn.Module]:
+        found: list[nn.Module] = [self.trunk, self.neck]
+        for (
+            module
+        ) in found:  # also those that are added meanwhile; .modules() takes five times long
+            found += [child for child in module._modules.values() if child is not None]
+        return found
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self._prepared = None  # frees the memory that .half() or .to() leaves
+        return super()._apply(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_prepared": None}
@@ -137,6 +153,13 @@ class TinyVitImageEncoder(nn.Module):
             if key.startswith(tuple(prefix + name for name in _CLASSIFICATION_HEAD)):
                 del state_dict[key]
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _settings(module: nn.Module) -> tuple[Any, ...]:
+    """What a module computes with: its class, its settings, and which tensors it goes without."""
+    own = vars(module)
+    tensors = (*module._parameters.values(), *module._buffers.values())
+    return type(module), [own.get(name) for name in _SETTINGS], [each is None for each in tensors]
 
 
 def _upstream_name(name: str) -> str:

@@ -18,7 +18,6 @@ attention heads, D channels a head, and M masks a prompt.
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +30,9 @@ from segment_anything.modeling.common import LayerNorm2d
 from segment_anything.modeling.transformer import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from .tensors import all_equal, gradients_wanted, no_autocast
+from .upstream import is_hooked, is_upstreams
 
 # On a CPU, first touches of fresh memory cost more than the arithmetic: a chunk of prompts works in
 # buffers that the next one uses again, and temporaries are small enough for malloc to recycle. An
@@ -77,7 +79,10 @@ class MaskDecoder(UpstreamMaskDecoder):
     Parameters, state dict and calls are upstream's. Upstream's own code runs instead whenever
     the shortcuts do not apply: gradients are wanted, several images come in one call, a prompt has
     very many points, the module is traced, exported or compiled, or a part that would be skipped
-    was replaced or carries a forward hook.
+    was replaced, runs other code than upstream's or carries a forward hook.
+
+    Where a copy of segment_anything for SAM-HQ is installed, its predictors pass two arguments
+    more, which its own plain decoder ignores, too.
 
     On a CPU, work that depends only on the image is kept between calls, and used again only after
     the inputs and weights that it came from compared equal, value by value: it is never stale,
@@ -97,17 +102,40 @@ class MaskDecoder(UpstreamMaskDecoder):
           decoder: upstream's mask decoder, or the copy of it in a vendored segment-anything.
 
         Raises:
-          TypeError: ``decoder`` is of another kind, which this decoder cannot stand in for.
+          TypeError: ``decoder``, or a part of it, runs other code than upstream's.
         """
-        _require_upstream_decoder(decoder)
+        other = _part_of_other_code(decoder)
+        if other is not None:
+            raise TypeError(
+                f"{_class_name(decoder)} is not segment-anything's MaskDecoder, nor a copy of it"
+                + ("" if other is decoder else f": its {_class_name(other)} runs other code")
+            )
         shared = cls.__new__(cls)
         for name, value in vars(decoder).items():
             # Submodules, parameters and hooks are shared; the registries that list them are not.
             shared.__dict__[name] = value.copy() if isinstance(value, (dict, set)) else value
         return shared
 
+    @classmethod
+    def standing_in(cls, decoder: nn.Module) -> MaskDecoder | None:
+        """Return a decoder whose methods may be called in place of the module ``decoder``.
+
+        That is ``decoder`` itself where it is one of these, or one that shares its submodules.
+
+        Returns:
+          None where calling the module does anything else: it or a part runs other code than
+          upstream's, or it has forward hooks.
+        """
+        if is_hooked(decoder) or _part_of_other_code(decoder) is not None:
+            return None
+        return decoder if isinstance(decoder, cls) else cls.sharing(decoder)
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: v for name, v in vars(self).items() if not name.startswith("_kept_")}
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self._kept_positions, self._kept_images = None, ()  # .half() and .to() need them no more
+        return super()._apply(*args, **kwargs)
 
     def forward(
         self,
@@ -116,6 +144,8 @@ class MaskDecoder(UpstreamMaskDecoder):
         sparse_prompt_embeddings: Tensor,
         dense_prompt_embeddings: Tensor,
         multimask_output: bool,
+        hq_token_only: bool = False,
+        interm_embeddings: Any = None,
     ) -> tuple[Tensor, Tensor]:
         """Predict masks, as ``segment_anything.modeling.MaskDecoder.forward`` does.
 
@@ -125,16 +155,19 @@ class MaskDecoder(UpstreamMaskDecoder):
           sparse_prompt_embeddings: (B, N, C), of points and boxes.
           dense_prompt_embeddings: (B or 1, C, h, w), of mask prompts.
           multimask_output: several masks, for an ambiguous prompt, or a single one.
+          hq_token_only, interm_embeddings: of SAM-HQ's predictors; ignored.
 
         Returns:
           Low-resolution logits (B, M, 4h, 4w) and predicted IoU (B, M), where M is
           ``num_multimask_outputs`` or 1, in upstream's dtype.
         """
         inputs = image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings
-        if not self._applies(*inputs):
-            upstream: tuple[Tensor, Tensor] = super().forward(*inputs, multimask_output)
-            return upstream
-        return self._predict(*inputs, self._output_masks(multimask_output))
+        masks = self._output_masks(multimask_output)
+        own = MaskDecoder.predict_masks
+        if not self._applies(*inputs) or _method(self, "predict_masks") is not own:
+            logits, iou_predictions = self.predict_masks(*inputs)
+            return logits[:, masks], iou_predictions[:, masks]
+        return self._predict(*inputs, masks)
 
     def predict_masks(
         self,
@@ -176,7 +209,7 @@ class MaskDecoder(UpstreamMaskDecoder):
         """
         inputs = image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings
         if not self._applies(*inputs):
-            logits, iou_predictions = super().forward(*inputs, multimask_output)
+            logits, iou_predictions = self(*inputs, multimask_output)
             kept = _above(iou_predictions, pred_iou_thresh).nonzero(as_tuple=True)
             if len(kept[0]) > 0:
                 yield kept[0], iou_predictions[kept], logits[kept]
@@ -213,9 +246,7 @@ class MaskDecoder(UpstreamMaskDecoder):
         ):
             return False
         inputs = image, image_pe, sparse, dense
-        if torch.is_grad_enabled() and any(
-            tensor.requires_grad for tensor in (*inputs, *self.parameters())
-        ):
+        if image.is_meta or gradients_wanted(self.modules(), inputs):
             return False
         channels = self.transformer_dim
         if (
@@ -230,7 +261,8 @@ class MaskDecoder(UpstreamMaskDecoder):
             or dense.shape[0] not in (1, sparse.shape[0])
         ):
             return False
-        if not _is_plain_decoder(self):
+        parts = _skipped_parts(self)
+        if parts is None or not all(_is_plain(*part) for part in parts):
             return False
         weight = self.iou_token.weight
         if any(tensor.device != weight.device for tensor in inputs):
@@ -355,7 +387,7 @@ class MaskDecoder(UpstreamMaskDecoder):
         if keep:
             kept_images = self._kept_images
             for image in kept_images:
-                if image.positions is positions and _all_equal(image.sources, sources):
+                if image.positions is positions and all_equal(image.sources, sources):
                     return image
             sources = tuple(source.detach().clone() for source in sources)
 
@@ -393,7 +425,7 @@ class MaskDecoder(UpstreamMaskDecoder):
         )
         if keep:
             kept = self._kept_positions
-            if kept and kept.keys[0].dtype == dtype and _all_equal(kept.sources, sources):
+            if kept and kept.keys[0].dtype == dtype and all_equal(kept.sources, sources):
                 return kept
             sources = tuple(source.detach().clone() for source in sources)
 
@@ -492,13 +524,14 @@ def accelerate(sam: Sam) -> Sam:
 
     Arguments:
       sam: any model with upstream's mask decoder: vit_b, vit_l, vit_h, or of a vendored
-        segment-anything. Its decoder's training mode and hooks are kept.
+        segment-anything. Its decoder's training mode and forward hooks are kept.
 
     Returns:
       The same model.
 
     Raises:
-      TypeError: the model's decoder is not upstream's; SAM-HQ's, for example.
+      TypeError: the model's decoder is not upstream's, which the message names: SAM-HQ's, for
+        example, or one with an adapter in a block of its transformer.
     """
     if not isinstance(sam.mask_decoder, MaskDecoder):
         sam.mask_decoder = MaskDecoder.sharing(sam.mask_decoder)
@@ -641,7 +674,7 @@ def _pixel_dtype(image_embedding: Tensor) -> torch.dtype:
 @contextmanager
 def _plain_arithmetic(device: torch.device) -> Iterator[None]:
     """No gradients, and dtypes as written: autocast leaves in-place operations alone."""
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+    with torch.no_grad(), no_autocast(device):
         yield
 
 
@@ -651,82 +684,64 @@ def _above(iou_predictions: Tensor, pred_iou_thresh: float) -> Tensor:
     return torch.ones_like(iou_predictions, dtype=torch.bool)
 
 
-def _all_equal(kept: tuple[Tensor, ...], given: tuple[Tensor, ...]) -> bool:
-    return all(_equal(*pair) for pair in zip(kept, given, strict=True))
+def _skipped_parts(decoder: nn.Module) -> list[tuple[nn.Module, type[nn.Module] | str]] | None:
+    """The modules below a decoder that the shortcuts never call, each with its class.
 
-
-def _equal(kept: Tensor, given: Tensor) -> bool:
-    if kept.shape != given.shape or kept.dtype != given.dtype or kept.device != given.device:
-        return False
-    if kept.stride() != given.stride():
-        return torch.equal(kept, given)
-    kept, given = _as_words(kept), _as_words(given)
-    return torch.equal(kept, given)
-
-
-def _as_words(tensor: Tensor) -> Tensor:
-    """The memory of a tensor without gaps as 64-bit integers, which compare twice as fast."""
-    in_memory = tensor.permute(sorted(range(tensor.dim()), key=tensor.stride, reverse=True))
-    if in_memory.is_contiguous() and tensor.nbytes % 8 == 0:
-        return in_memory.view(-1).view(torch.int64)
-    return tensor
-
-
-def _is_plain_decoder(decoder: UpstreamMaskDecoder) -> bool:
-    """Whether the parts that the shortcuts skip are upstream's, and nothing watches them."""
-    transformer = decoder.transformer
-    if not _is_plain(transformer, "TwoWayTransformer") or len(transformer.layers) == 0:
-        return False
-    attentions = [transformer.final_attn_token_to_image]
-    for layer in transformer.layers:
-        if not _is_plain(layer, "TwoWayAttentionBlock") or not _is_plain(layer.norm4, nn.LayerNorm):
-            return False
-        attentions += [layer.cross_attn_token_to_image, layer.cross_attn_image_to_token]
-    if not all(
-        _is_plain(attention, "Attention")
-        and _is_plain(attention.q_proj, nn.Linear)
-        and _is_plain(attention.k_proj, nn.Linear)
-        and _is_plain(attention.v_proj, nn.Linear)
-        and _is_plain(attention.out_proj, nn.Linear)
-        for attention in attentions
-    ):
-        return False
-    upscaling = decoder.output_upscaling
-    return (
-        _is_plain(upscaling, nn.Sequential)
-        and len(upscaling) == 5
-        and _is_plain(upscaling[0], nn.ConvTranspose2d)
-        and _is_plain(upscaling[1], "LayerNorm2d")
-        and _is_plain(upscaling[3], nn.ConvTranspose2d)
-        and all(
-            isinstance(activation, (nn.GELU, nn.ReLU)) and _is_plain(activation, type(activation))
-            for activation in (upscaling[2], upscaling[4])
-        )
-    )
+    Returns:
+      None where the modules are not arranged as upstream's.
+    """
+    linear = "q_proj", "k_proj", "v_proj", "out_proj"
+    try:
+        transformer: Any = decoder.transformer
+        attentions = [transformer.final_attn_token_to_image]
+        parts: list[tuple[nn.Module, type[nn.Module] | str]] = [(transformer, "TwoWayTransformer")]
+        for layer in transformer.layers:
+            parts += [(layer, "TwoWayAttentionBlock"), (layer.norm4, nn.LayerNorm)]
+            attentions += [layer.cross_attn_token_to_image, layer.cross_attn_image_to_token]
+        for attention in attentions:
+            parts.append((attention, "Attention"))
+            parts += [(getattr(attention, name), nn.Linear) for name in linear]
+        upscaling: Any = decoder.output_upscaling
+        first, norm, first_activation, second, second_activation = upscaling
+    except (AttributeError, TypeError, ValueError):
+        return None
+    parts += [
+        (upscaling, nn.Sequential),
+        (first, nn.ConvTranspose2d),
+        (norm, "LayerNorm2d"),
+        (second, nn.ConvTranspose2d),
+    ]
+    for activation in (first_activation, second_activation):
+        parts.append((activation, nn.GELU if isinstance(activation, nn.GELU) else nn.ReLU))
+    return parts if len(transformer.layers) > 0 else None
 
 
 def _is_plain(module: nn.Module, kind: type[nn.Module] | str) -> bool:
-    """Whether a module is exactly of a kind, unpatched and without forward hooks.
-
-    Upstream's own classes go by name, because vendored copies of them are other classes.
-    """
-    same = type(module).__name__ == kind if isinstance(kind, str) else type(module) is kind
-    return (
-        same
-        and not module._forward_hooks
-        and not module._forward_pre_hooks
-        and "forward" not in vars(module)
-    )
+    """Whether nobody could tell that a module is not called."""
+    return is_upstreams(module, kind) and not is_hooked(module)
 
 
-def _require_upstream_decoder(decoder: nn.Module) -> None:
-    # Classes of vendored copies are told by name, and adaptations of them by their calls.
-    expected = list(inspect.signature(UpstreamMaskDecoder.forward).parameters)
-    if (
-        type(decoder).__name__ != UpstreamMaskDecoder.__name__
-        or list(inspect.signature(type(decoder).forward).parameters) != expected
-    ):
-        raise TypeError(
-            f"{type(decoder).__module__}.{type(decoder).__qualname__} is not "
-            "segment-anything's MaskDecoder, nor a copy of it"
+def _part_of_other_code(decoder: nn.Module) -> nn.Module | None:
+    """The first module that runs other code than upstream's: a decoder, or a part of it."""
+    if isinstance(decoder, MaskDecoder):
+        ours = (
+            _method(decoder, name) is getattr(MaskDecoder, name)
+            for name in ("forward", "predict_masks")
         )
+        if not all(ours):
+            return decoder
+    elif not is_upstreams(decoder, "MaskDecoder"):
+        return decoder
+    parts = _skipped_parts(decoder)
+    if parts is None:
+        return decoder
+    return next((part for part, kind in parts if not is_upstreams(part, kind)), None)
+
+
+def _method(module: nn.Module, name: str) -> Any:
+    """A method as it is called: that of the class, or one set on the module itself."""
+    return vars(module).get(name, getattr(type(module), name))
+
+
+def _class_name(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"

@@ -8,6 +8,8 @@ from segment_anything.modeling import PromptEncoder as UpstreamPromptEncoder
 from segment_anything.modeling.prompt_encoder import PositionEmbeddingRandom
 from torch import Tensor
 
+from .tensors import no_autocast
+
 
 class PromptEncoder(UpstreamPromptEncoder):
     """Upstream's prompt encoder, which fails once its model is in float16 or bfloat16.
@@ -56,6 +58,10 @@ class PromptEncoder(UpstreamPromptEncoder):
         encoding: Tensor = super().get_dense_pe()
         return encoding.to(self._dtype)
 
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self._kept_dense_pe = None
+        return super()._apply(*args, **kwargs)
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept_dense_pe": None}
 
@@ -82,13 +88,23 @@ class _DensePE(NamedTuple):
 
 
 class _PositionEmbedding(PositionEmbeddingRandom):
-    """Upstream's, whose random frequencies follow the model to a device but never to a dtype."""
+    """Upstream's, whose random frequencies follow the model to a device but never to a dtype.
+
+    Nor does it compute in the dtype of a caller's autocast: bfloat16 is off by whole pixels.
+    """
 
     positional_encoding_gaussian_matrix: Tensor
+
+    def _pe_encoding(self, coords: Tensor) -> Tensor:
+        with no_autocast(coords.device):
+            encoding: Tensor = super()._pe_encoding(coords)
+        return encoding
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         frequencies = self.positional_encoding_gaussian_matrix
         super()._apply(fn, recurse)
-        device = self.positional_encoding_gaussian_matrix.device
-        self.positional_encoding_gaussian_matrix = frequencies.to(device)
+        moved = self.positional_encoding_gaussian_matrix
+        # From the device "meta" there is nothing to take along.
+        source = moved if frequencies.is_meta else frequencies
+        self.positional_encoding_gaussian_matrix = source.to(moved.device, frequencies.dtype)
         return self

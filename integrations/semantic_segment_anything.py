@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from mobile_sam_plugin.errors import UserError
 from mobile_sam_plugin.inputs import ImageSource, load_image
+from mobile_sam_plugin.predictor import SamPredictor
 from mobile_sam_plugin.results import decode_mask, write_file
 
 from .instances import (
@@ -156,16 +157,21 @@ class SemanticMobileSam:
         )
 
     def segment(
-        self, image: ImageSource, progress: Callable[[int, int], None] | None = None
+        self,
+        image: ImageSource,
+        progress: Callable[[int, int], None] | None = None,
+        predictor: SamPredictor | None = None,
     ) -> NDArray[np.bool_]:
         """Returns the masks of everything in an image, (N, H, W), for several calls of the others.
 
         Args:
             image: an array, a PIL image or a path.
             progress: called with the number of points done and of all points, again and again.
+            predictor: one that has this image set, so that it need not be encoded again.
         """
         pixels = load_image(image)
-        records = [record for record in self.generator.generate(pixels, progress) if record["area"]]
+        found = self.generator.generate(pixels, progress, predictor)
+        records = [record for record in found if record["area"]]
         masks = np.zeros((len(records), *pixels.shape[:2]), dtype=bool)
         for mask, record in zip(masks, records, strict=True):
             mask[:] = decode_mask(record)

@@ -77,6 +77,11 @@ class SamAutomaticMaskGenerator(MaskSearch, segment_anything.SamAutomaticMaskGen
 
     _encoded: SamPredictor | None = None
 
+    @property
+    def _model_size(self) -> int:
+        size: int = self.predictor.transform.target_length
+        return size
+
     @torch.no_grad()
     def generate(
         self,

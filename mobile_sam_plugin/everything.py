@@ -5,6 +5,7 @@ OpenCV alone, and results equal to those of ``segment_anything.SamAutomaticMaskG
 """
 
 import math
+import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from .errors import UserError
-from .inputs import as_pixels
+from .inputs import as_finite, as_pixels, input_size
 from .mask_postprocessing import (
     BoolArray,
     CropMask,
@@ -32,6 +33,7 @@ from .mask_postprocessing import (
 Progress = Callable[[int, int], None]
 
 _OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
+_MOST_POINTS = 10_000  # a side; the millions of clicks of more would take days
 _EDGE = 20  # pixels; a mask as near as this to the edge of a crop is cut off by it
 
 
@@ -99,22 +101,25 @@ class MaskSearch(ABC):
             predictor: with the model.
             points_per_side: clicks along a side of the image; None if point_grids are given.
             points_per_batch: how many clicks are decoded before progress is reported.
-            pred_iou_thresh: masks of a lower predicted IoU are dropped.
-            stability_score_thresh: masks are dropped that change more when the cutoff is shifted.
+            pred_iou_thresh: masks of a lower predicted IoU are dropped; 1 at most, none is dropped
+                where it is 0 or less.
+            stability_score_thresh: masks are dropped that change more when the cutoff is shifted;
+                as pred_iou_thresh.
             stability_score_offset: by how much the cutoff is shifted for that.
             box_nms_thresh: the box IoU above which two masks are duplicates.
             crop_n_layers: search crops, too; layer N has 2^N a side of the image.
             crop_nms_thresh: as box_nms_thresh, between crops.
-            crop_overlap_ratio: overlap of crops, as a fraction of the image's short side.
+            crop_overlap_ratio: overlap of crops, as a fraction of the image's short side, 0 to 1.
             crop_n_points_downscale_factor: in layer N points_per_side is divided by this^N.
-            point_grids: for each layer the clicks, (N, 2), XY in [0, 1].
+            point_grids: for the image and each layer of crops the clicks, (N, 2), XY in [0, 1].
             min_mask_region_area: islands and holes of fewer pixels are removed.
             output_mode: of the records' segmentation: "binary_mask", "uncompressed_rle" or
                 "coco_rle".
 
         Raises:
-            ValueError: both or none of points_per_side and point_grids, or an unknown output_mode.
-            ZeroDivisionError: no click is left in the last layer of crops.
+            TypeError: a number that is none.
+            UserError: both or none of points_per_side and point_grids, or an option that cannot
+                work; by its name.
         """
         if (points_per_side is None) == (point_grids is None):
             raise UserError("give either points_per_side or point_grids, and None for the other")
@@ -122,6 +127,15 @@ class MaskSearch(ABC):
             raise UserError(
                 f"output_mode must be one of {', '.join(_OUTPUT_MODES)}, not {output_mode!r}"
             )
+        _check_whole("points_per_batch", points_per_batch, 1)
+        _check_whole("crop_n_layers", crop_n_layers, 0)
+        _check_number("pred_iou_thresh", pred_iou_thresh, highest=1)
+        _check_number("stability_score_thresh", stability_score_thresh, highest=1)
+        _check_number("stability_score_offset", stability_score_offset)
+        _check_number("box_nms_thresh", box_nms_thresh)
+        _check_number("crop_nms_thresh", crop_nms_thresh)
+        _check_number("crop_overlap_ratio", crop_overlap_ratio, lowest=0, highest=1)
+        _check_number("min_mask_region_area", min_mask_region_area)
         self.predictor = predictor
         self.points_per_batch = points_per_batch
         self.pred_iou_thresh = pred_iou_thresh
@@ -134,10 +148,17 @@ class MaskSearch(ABC):
         self.crop_n_points_downscale_factor = crop_n_points_downscale_factor
         self.min_mask_region_area = min_mask_region_area
         self.output_mode = output_mode
-        self.point_grids = point_grids or [
-            _point_grid(int((points_per_side or 0) / crop_n_points_downscale_factor**layer))
-            for layer in range(crop_n_layers + 1)
-        ]
+        self.point_grids: Sequence[NDArray[Any]]
+        if point_grids is not None:
+            self.point_grids = _check_grids(point_grids, crop_n_layers)
+        else:
+            sides = _grid_sides(points_per_side, crop_n_layers, crop_n_points_downscale_factor)
+            self.point_grids = [_point_grid(side) for side in sides]
+
+    @property
+    @abstractmethod
+    def _model_size(self) -> int:
+        """The side of the model's input in pixels."""
 
     @abstractmethod
     def _decoder(self) -> Callable[[NDArray[np.uint8]], CropDecoder]:
@@ -191,7 +212,13 @@ class MaskSearch(ABC):
     def _find(self, pixels: NDArray[np.uint8], progress: Progress) -> list[_Candidate]:
         """The masks of all crops without duplicates."""
         height, width = pixels.shape[:2]
-        crops = _crop_boxes(height, width, self.crop_n_layers, self.crop_overlap_ratio)
+        crops = [
+            (crop_box, layer)
+            for crop_box, layer in _crop_boxes(
+                height, width, self.crop_n_layers, self.crop_overlap_ratio
+            )
+            if layer == 0 or self._can_hold_masks(crop_box)
+        ]
         total, done = sum(len(self.point_grids[layer]) for _, layer in crops), 0
         candidates: list[_Candidate] = []
         set_crop = self._decoder()
@@ -216,6 +243,17 @@ class MaskSearch(ABC):
             kept = suppress(boxes, scores, self.crop_nms_thresh)
             candidates = [candidates[i] for i in kept]
         return candidates
+
+    def _can_hold_masks(self, crop_box: list[int]) -> bool:
+        """Whether there is anything in a crop: of small images some are empty, or too thin."""
+        x0, y0, x1, y1 = crop_box
+        if x0 >= x1 or y0 >= y1:
+            return False
+        try:
+            input_size(y1 - y0, x1 - x0, self._model_size)
+        except UserError:
+            return False
+        return True
 
     def _find_at(
         self,
@@ -304,6 +342,63 @@ def suppress(boxes: ArrayLike, scores: Sequence[float], iou_threshold: float) ->
             overlap = shared / (areas[best] + areas[left] - shared)
         left = left[~(overlap > np.float64(iou_threshold))]
     return kept
+
+
+def _check_number(
+    name: str, value: float, lowest: float = -math.inf, highest: float = math.inf
+) -> None:
+    """Refuses an option that is no number, or outside of its bounds, by its name."""
+    if not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, not {value!r}")
+    if not value >= lowest:  # NaN neither
+        raise UserError(f"{name} must be a number of at least {lowest:g}, not {value}")
+    if value > highest:
+        raise UserError(f"{name} must be at most {highest:g}, not {value}")
+
+
+def _check_whole(name: str, value: int, lowest: int) -> None:
+    _check_number(name, value, lowest)
+    if not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be a whole number, not {value!r}")
+
+
+def _grid_sides(points_per_side: float | None, layers: int, downscale_factor: float) -> list[int]:
+    """The clicks along a side of the image, and of the crops of each layer, as upstream's."""
+    assert points_per_side is not None
+    _check_number("points_per_side", points_per_side, 1, _MOST_POINTS)
+    _check_number("crop_n_points_downscale_factor", downscale_factor)
+    if downscale_factor <= 0:
+        raise UserError(f"crop_n_points_downscale_factor must be above 0, not {downscale_factor}")
+    sides = [int(points_per_side / downscale_factor**layer) for layer in range(layers + 1)]
+    if min(sides) < 1:
+        raise UserError(
+            f"no click is left in layer {sides.index(0)} of the crops: points_per_side is "
+            f"{points_per_side}, crop_n_points_downscale_factor {downscale_factor}; raise the "
+            "one, or lower the other or crop_n_layers"
+        )
+    return sides
+
+
+def _check_grids(point_grids: Sequence[ArrayLike], layers: int) -> Sequence[NDArray[Any]]:
+    """The clicks of the image and of each layer, checked."""
+    if len(point_grids) <= layers:
+        raise UserError(
+            "point_grids must hold a grid for the image and one for each layer of crops "
+            f"(crop_n_layers is {layers}), not {len(point_grids)} in all"
+        )
+    grids = []
+    for index, grid in enumerate(point_grids):
+        points = as_finite(f"point_grids[{index}]", grid)
+        if points.ndim != 2 or points.shape[1] != 2:
+            raise UserError(f"point_grids[{index}] must have the shape (N, 2), not {points.shape}")
+        outside = points[(points < 0) | (points > 1)]
+        if outside.size:
+            raise UserError(
+                f"point_grids[{index}] must lie in [0, 1], fractions of the image, not at "
+                f"{outside[0]:g}"
+            )
+        grids.append(points)
+    return grids
 
 
 def _point_grid(points_per_side: int) -> NDArray[np.float64]:

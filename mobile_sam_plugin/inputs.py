@@ -7,8 +7,9 @@ from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path, PurePath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
+import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -18,6 +19,11 @@ from .errors import UserError
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 """Of ImageNet's pixels, R, G and B in [0, 255]; SAM's images are normalised with them."""
+
+MAX_COORDINATE = 2.0**24
+"""Beyond it float32, in which coordinates are encoded, does not tell neighbouring pixels apart."""
+MAX_VALUE = 1e4
+"""Far above any pixel or logit, and still a number in half precision."""
 
 # Formats of pixels that Pillow decodes itself. Those that it hands to other programs (EPS), draws
 # (WMF), or of which it knows little more than the size (MPEG, HDF5) are not among them.
@@ -309,7 +315,11 @@ def _read_mask(image: Image.Image) -> tuple[NDArray[np.bool_], str]:
         colors = np.asarray(image.convert("RGB")).reshape(-1, 3)
         if np.ptp(colors.astype(int), axis=1).any():  # colours, not grays
             return indices > 0, ""
-    if image.mode.startswith(("I", "F")):
+    if image.mode == "F":  # probabilities, or pixels that a program has counted as it likes
+        shares = np.asarray(image)
+        highest = next((each for each in (1, 255) if shares.max() <= each), 65535)
+        return shares >= highest / 2, ""
+    if image.mode.startswith("I"):
         return _bright(np.asarray(image), 65535)
     if not (image.has_transparency_data and image.mode != "1"):
         return _bright(np.asarray(image.convert("RGB")).max(axis=2), 255)
@@ -317,12 +327,13 @@ def _read_mask(image: Image.Image) -> tuple[NDArray[np.bool_], str]:
     gray, alpha = pixels[..., :3].max(axis=2), pixels[..., 3]
     if alpha.min() >= 128:  # opaque everywhere
         return _bright(gray, 255)
+    opaque, _ = _bright(alpha, 255)
     if np.ptp(pixels[..., :3].reshape(-1, 3), axis=0).max() == 0:
-        return alpha >= 128, ""
-    if np.isin(pixels[alpha >= 128, :3], (0, 255)).all() and gray[alpha >= 128].min() == 0:
-        mask = (gray >= 128) & (alpha >= 128)
+        return opaque, ""
+    if np.isin(pixels[opaque, :3], (0, 255)).all() and gray.min(where=opaque, initial=255) == 0:
+        mask = (gray >= 128) & opaque
         return mask, "has transparent pixels, and white ones: those that are white and opaque count"
-    return alpha >= 128, "is a cut-out: its opaque pixels count"
+    return opaque, "is a cut-out: its opaque pixels count"
 
 
 def _bright(values: NDArray[Any], highest: int) -> tuple[NDArray[np.bool_], str]:
@@ -380,7 +391,8 @@ def check_points(
         batched: whether there are several prompts.
 
     Raises:
-        ValueError: one without the other, other shapes or labels, or NaN or infinity.
+        UserError: one without the other, other shapes or labels, or numbers that the model cannot
+            compute with.
     """
     if coords is None or labels is None:
         given, absent = ("labels", "coords") if coords is None else ("coords", "labels")
@@ -403,7 +415,7 @@ def check_points(
 
 
 def check_box(box: ArrayLike) -> NDArray[np.float64]:
-    """The box (4,) of a prompt; ValueError as :func:`check_points`."""
+    """The box (4,) of a prompt; UserError as :func:`check_points`."""
     corners = as_finite("box", box)
     if corners.size != 4:
         raise UserError(
@@ -419,23 +431,116 @@ def check_box(box: ArrayLike) -> NDArray[np.float64]:
     return corners
 
 
-def check_mask(mask: ArrayLike, size: tuple[int, int]) -> NDArray[np.float64]:
-    """The low-res logits (1, *size) of a prompt; ValueError as :func:`check_points`."""
-    logits = as_finite("mask_input", mask)
-    if logits.shape not in (size, (1, *size)):
+def check_mask(
+    mask: ArrayLike,
+    low_res_size: tuple[int, int],
+    original_size: tuple[int, int],
+    input_size: tuple[int, int],
+    batched: bool = False,
+) -> NDArray[np.floating[Any]]:
+    """The low-res logits of a prompt, or of a batch of prompts, from logits or binary masks.
+
+    Args:
+        mask: low-res logits of the shape (1, *low_res_size), or a bool or uint8 mask of the shape
+            (1, *original_size), which :func:`mask_to_logits` converts; the 1 may be left out. With
+            the number of prompts before the 1 where batched.
+        low_res_size: (rows, columns) of the model's low-res logits.
+        original_size: (H, W) of the image that is set.
+        input_size: (h, w) to which it was resized.
+        batched: whether there are several prompts.
+
+    Returns:
+        (1, *low_res_size), or (B, 1, *low_res_size) where batched.
+
+    Raises:
+        UserError: another shape, or numbers that the model cannot compute with.
+    """
+    given = np.asarray(mask)
+    binary = given.dtype in (np.bool_, np.uint8)
+    size = tuple(original_size if binary else low_res_size)
+    front = given.shape[:-2]
+    if given.shape[-2:] != size or not (front[1:] == (1,) if batched else front in ((), (1,))):
+        shapes = [
+            f"({'B, ' if batched else ''}1, {height}, {width})"
+            for height, width in (low_res_size, original_size)
+        ]
         raise UserError(
-            f"mask_input must be low-res logits of the shape {(1, *size)}, as predict returns "
-            f"them, not {logits.shape}"
+            f"mask_input must be low-res logits of the shape {shapes[0]}, as predictions return "
+            f"them, or a bool or uint8 mask of the image's size, {shapes[1]}, not {given.dtype} "
+            f"of the shape {given.shape}"
         )
-    return logits.reshape(1, *size)
+    if binary:
+        masks = [as_mask(each) for each in given.reshape(-1, *size)]
+        logits = [mask_to_logits(each, low_res_size, input_size) for each in masks]
+        given = np.array(logits, np.float32).reshape(-1, 1, *low_res_size)
+    else:
+        given = as_finite("mask_input", given, MAX_VALUE).reshape(-1, 1, *low_res_size)
+    return given if batched else given[0]
 
 
-def as_finite(name: str, values: ArrayLike) -> NDArray[np.float64]:
-    """An array of numbers; ValueError, by the name of the argument, if it is none or not finite."""
+def as_mask(pixels: NDArray[np.bool_] | NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """A mask (H, W) of bool, or of uint8: half of 255 or more, or above 0 where all are less."""
+    if pixels.dtype == np.bool_:
+        return pixels
+    mask, doubt = _bright(pixels, 255)
+    if doubt:
+        warnings.warn(f"the mask {doubt}: {mask.mean():.1%} of its pixels are taken", stacklevel=4)
+    return mask
+
+
+def mask_to_logits(
+    mask: NDArray[np.bool_], low_res_size: tuple[int, int], input_size: tuple[int, int]
+) -> NDArray[np.float32]:
+    """Low-res logits of a binary mask: 10 where it covers a pixel of theirs, -10 where it does not.
+
+    Where it covers a part they lie between, in proportion, so that their outline, once upscaled, is
+    the mask's. The values are those that SAM's own logits have inside of objects; how far from 0
+    they lie hardly matters, since the prompt encoder normalises them. Padding counts as uncovered.
+
+    Args:
+        mask: (H, W) bool.
+        low_res_size: (rows, columns) of the logits, a quarter of the model's input each.
+        input_size: (h, w) to which the image was resized.
+
+    Returns:
+        low_res_size, float32.
+    """
+    rows, columns = low_res_size
+    height, width = input_size
+    covered = np.zeros((4 * rows, 4 * columns), np.uint8)
+    covered[:height, :width] = cv2.resize(
+        mask.astype(np.uint8) * 255, (width, height), interpolation=cv2.INTER_AREA
+    )
+    share = covered.reshape(rows, 4, columns, 4).mean(axis=(1, 3), dtype=np.float32) / 255
+    return 20 * share - 10
+
+
+def as_finite(name: str, values: ArrayLike, highest: float = MAX_COORDINATE) -> NDArray[np.float64]:
+    """An array of numbers that the model can compute with.
+
+    Args:
+        name: of the argument.
+        values: what it was given.
+        highest: the largest magnitude.
+
+    Raises:
+        UserError: no numbers, NaN, infinity or a larger one; by the name of the argument.
+    """
     try:
         array = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise UserError(f"{name} must be an array of numbers: {error}") from error
-    if not np.isfinite(array).all():
-        raise UserError(f"{name} holds NaN or infinity: {array[~np.isfinite(array)][0]}")
+    beyond = array[~(np.abs(array) <= highest)]
+    if beyond.size:
+        refuse_number(name, float(beyond[0]), highest)
     return array
+
+
+def refuse_number(name: str, value: float, highest: float) -> NoReturn:
+    """Raises the UserError for a number that is not finite or above a magnitude."""
+    if not np.isfinite(value):
+        raise UserError(f"{name} holds NaN or infinity: {value}")
+    raise UserError(
+        f"{name} holds {value:g}, which the model cannot compute with: give no more than "
+        f"{highest:,.0f}, and no less than {-highest:,.0f}"
+    )

@@ -18,8 +18,17 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from .errors import UserError
+from .inputs import (
+    MAX_COORDINATE,
+    MAX_VALUE,
+    as_pixels,
+    check_box,
+    check_mask,
+    check_points,
+    input_size,
+    refuse_number,
+)
 from .inputs import ImageSource as ImageSource
-from .inputs import as_pixels, check_box, check_mask, check_points, input_size
 from .inputs import load_image as load_image
 from .mask_postprocessing import MaskUpscaler
 from .sam_hq import InnerFeatures, decoder_arguments, unpack
@@ -80,8 +89,15 @@ class SamPredictor(segment_anything.SamPredictor):
         Args:
             transformed_image: (1, 3, H, W) in [0, 255], transformed with ``ResizeLongestSide``.
             original_image_size: (H, W) before the transformation.
+
+        Raises:
+            TypeError: no tensor.
+            UserError: another shape, or pixels that the model cannot compute with: NaN, infinity,
+                or of a magnitude above 10^4.
         """
-        (predictor,) = self.set_torch_image_batch([transformed_image], [original_image_size])
+        self._check_transformed("transformed_image", transformed_image, original_image_size)
+        self.reset_image()  # so that an encoder that fails leaves no earlier image
+        (predictor,) = self._encode([transformed_image], [original_image_size])
         self.__dict__.update(vars(predictor))
 
     @torch.no_grad()
@@ -119,22 +135,60 @@ class SamPredictor(segment_anything.SamPredictor):
 
         Returns:
             A predictor for each image, which has it set. This one stays as it is.
+
+        Raises:
+            TypeError, UserError: as :meth:`set_torch_image`, for the first image at fault.
         """
-        inputs = [self.model.preprocess(image) for image in transformed_images]
+        images, sizes = list(transformed_images), list(original_image_sizes)
+        if len(images) != len(sizes):
+            raise UserError(
+                f"transformed_images and original_image_sizes must be equally many, not "
+                f"{len(images)} and {len(sizes)}"
+            )
+        for index, (image, size) in enumerate(zip(images, sizes, strict=True)):
+            self._check_transformed(f"transformed_images[{index}]", image, size)
+        return self._encode(images, sizes) if images else []
+
+    def _encode(self, images: Sequence[Tensor], sizes: Sequence[tuple[int, ...]]) -> list[Self]:
+        """As :meth:`set_torch_image_batch`, of one image at least, checked."""
         with eval_mode(self.model):
-            embeddings, inner = unpack(self.model.image_encoder(torch.cat(inputs)))
+            embeddings, inner = unpack(
+                self.model.image_encoder(torch.cat(list(map(self.model.preprocess, images))))
+            )
         predictors = []
-        for index, (pixels, original_size, embedding) in enumerate(
-            zip(transformed_images, original_image_sizes, embeddings, strict=True)
-        ):
+        for index, (image, size) in enumerate(zip(images, sizes, strict=True)):
             predictor = copy.copy(self)
-            predictor.original_size = original_size
-            predictor.input_size = tuple(pixels.shape[-2:])
-            predictor.features = embedding[None]
+            predictor.original_size = size
+            predictor.input_size = tuple(image.shape[-2:])
+            predictor.features = embeddings[index : index + 1]
             predictor.interm_features = inner and [each[index : index + 1] for each in inner]
+            if len(images) > 1:  # a view would keep the whole batch alive
+                predictor.features = predictor.features.clone()
+                predictor.interm_features = inner and [
+                    each.clone() for each in predictor.interm_features or ()
+                ]
             predictor.is_image_set = True
             predictors.append(predictor)
         return predictors
+
+    def _check_transformed(self, name: str, image: Tensor, original_size: tuple[int, ...]) -> None:
+        """Refuses what is no transformed image, by the name of the argument."""
+        if isinstance(image, Tensor) and image.ndim == 4 and len(image) != 1:
+            raise UserError(
+                f"{name} must be one image, (1, 3, h, w), not of the shape {tuple(image.shape)}: "
+                "several go to set_torch_image_batch"
+            )
+        _check_tensor(name, image, (1, 3, "h", "w"), MAX_VALUE)
+        long_side = self.model.image_encoder.img_size
+        if max(image.shape[2:]) != long_side or min(image.shape[2:]) < 1:
+            raise UserError(
+                f"{name} must have a long side of {long_side}, as transform.apply_image_torch "
+                f"gives it, not the shape {tuple(image.shape)}"
+            )
+        if len(original_size) != 2 or min(original_size) < 1:
+            raise UserError(
+                f"the original size of {name} must be (H, W) in pixels, not {tuple(original_size)}"
+            )
 
     def predict(
         self,
@@ -151,7 +205,9 @@ class SamPredictor(segment_anything.SamPredictor):
             point_coords: (N, 2), XY in pixels of the image; they may lie outside it.
             point_labels: (N,), 1 for an object point, 0 for a background point, -1 for none.
             box: 4 numbers, XYXY in pixels. Swapped corners are taken as they are, with a warning.
-            mask_input: (256, 256) or (1, 256, 256), low-res logits of an earlier prediction.
+            mask_input: (256, 256) or (1, 256, 256), low-res logits of an earlier prediction; or
+                (H, W) or (1, H, W), a bool or uint8 mask of the image, which
+                :func:`~mobile_sam_plugin.inputs.mask_to_logits` makes logits of.
             multimask_output: three candidate masks rather than one; better for a single click.
             return_logits: logits instead of boolean masks.
 
@@ -161,7 +217,8 @@ class SamPredictor(segment_anything.SamPredictor):
 
         Raises:
             RuntimeError: no image has been set.
-            ValueError: a prompt of the wrong shape or length, or with NaN or infinity in it.
+            UserError: a prompt of the wrong shape or length, or with numbers in it that the model
+                cannot compute with: NaN, infinity, or of a magnitude above 2^24, in logits 10^4.
         """
         self._require_image()
         if point_coords is not None or point_labels is not None:
@@ -169,7 +226,7 @@ class SamPredictor(segment_anything.SamPredictor):
         if box is not None:
             box = check_box(box)
         if mask_input is not None:
-            mask_input = check_mask(mask_input, self.model.prompt_encoder.mask_input_size)
+            mask_input = check_mask(mask_input, *self._mask_sizes)
         if point_coords is not None:
             point_coords = self.transform.apply_coords(point_coords, self.original_size)
         if box is not None:
@@ -211,13 +268,20 @@ class SamPredictor(segment_anything.SamPredictor):
             point_coords: (B, N, 2), XY, transformed with ``transform.apply_coords_torch``.
             point_labels: (B, N), 1, 0 or -1.
             boxes: (B, 4), XYXY, transformed with ``transform.apply_boxes_torch``.
-            mask_input: (B, 1, 256, 256) low-res logits.
+            mask_input: (B, 1, 256, 256) low-res logits, or (B, 1, H, W) bool or uint8 masks in the
+                size of the image, not transformed; or one for all prompts, where B is 1.
             multimask_output: three masks a prompt rather than one.
             return_logits: logits instead of boolean masks.
 
         Returns:
             Masks (B, C, H, W), bool or float; their predicted IoU (B, C); low-res logits
-            (B, C, 256, 256). float32 also where the model is in half precision.
+            (B, C, 256, 256). float32 also where the model is in half precision. Without any prompt
+            B is 1, as upstream; of prompts that are none B is 0.
+
+        Raises:
+            RuntimeError: no image has been set.
+            TypeError: a prompt that is no tensor.
+            UserError: as :meth:`predict`, or prompts of unlike numbers.
         """
         low_res_logits, scores = self.predict_low_res_torch(
             point_coords, point_labels, boxes, mask_input, multimask_output
@@ -251,6 +315,11 @@ class SamPredictor(segment_anything.SamPredictor):
             >>> logits, scores = predictor.predict_low_res_torch(None, None, boxes)
         """
         self._require_image()
+        batch = self._check_prompts(point_coords, point_labels, boxes)
+        if mask_input is not None:
+            mask_input = self._check_masks(mask_input, batch)
+        if batch == 0 or (batch is None and mask_input is not None and len(mask_input) == 0):
+            return self._no_masks(multimask_output)
         points = None if point_coords is None else (point_coords, point_labels)
         with eval_mode(self.model.prompt_encoder), eval_mode(self.model.mask_decoder):
             sparse, dense = self.model.prompt_encoder(points=points, boxes=boxes, masks=mask_input)
@@ -263,6 +332,69 @@ class SamPredictor(segment_anything.SamPredictor):
                 **decoder_arguments(self.interm_features),
             )
         return low_res_logits.float(), scores.float()
+
+    def _check_prompts(
+        self, coords: Tensor | None, labels: Tensor | None, boxes: Tensor | None
+    ) -> int | None:
+        """How many prompts clicks and boxes make; None if there are neither.
+
+        Raises:
+            TypeError, UserError: as :meth:`predict_torch`.
+        """
+        if (coords is None) != (labels is None):
+            given, absent = ("labels", "coords") if coords is None else ("coords", "labels")
+            raise UserError(f"point_{given} came without point_{absent}: give both or neither")
+        # Transformed: a pixel of the image may be as large as the model's input.
+        highest = MAX_COORDINATE * self.model.image_encoder.img_size
+        given_prompts = {}
+        if coords is not None and labels is not None:
+            _check_tensor("point_coords", coords, ("B", "N", 2), highest)
+            _check_tensor("point_labels", labels, tuple(coords.shape[:2]), highest)
+            unknown = labels[(labels != 1) & (labels != 0) & (labels != -1)]
+            if len(unknown):
+                raise UserError(
+                    "point_labels must be 1 (object), 0 (background) or -1 (no point), not "
+                    f"{unknown[0].item()}"
+                )
+            given_prompts["point_coords"] = len(coords)
+        if boxes is not None:
+            if isinstance(boxes, Tensor) and boxes.ndim == 3:  # as upstream's predict hands them on
+                _check_tensor("boxes", boxes, ("B", 1, 4), highest)
+            else:
+                _check_tensor("boxes", boxes, ("B", 4), highest)
+            given_prompts["boxes"] = len(boxes)
+        if len(set(given_prompts.values())) > 1:
+            raise UserError(f"the prompts must be equally many, not {given_prompts}")
+        return next(iter(given_prompts.values()), None)
+
+    def _check_masks(self, masks: Tensor, batch: int | None) -> Tensor:
+        """Low-res logits (B or 1, 1, 256, 256) of as many mask prompts, checked."""
+        if not isinstance(masks, Tensor):
+            raise TypeError(f"mask_input must be a torch.Tensor, not {type(masks).__name__}")
+        if masks.dtype in (torch.bool, torch.uint8):
+            converted = check_mask(masks.cpu().numpy(), *self._mask_sizes, batched=True)
+            masks = torch.as_tensor(converted, dtype=torch.float, device=self.device)
+        else:
+            _check_tensor("mask_input", masks, ("B", 1, *self._mask_sizes[0]), MAX_VALUE)
+        if batch is not None and len(masks) not in (1, batch):
+            raise UserError(
+                f"mask_input must hold one mask a prompt, or one for all: {batch} or 1, not "
+                f"{len(masks)}"
+            )
+        return masks
+
+    def _no_masks(self, multimask_output: bool) -> tuple[Tensor, Tensor]:
+        """The low-res logits and scores of no prompt."""
+        masks = self.model.mask_decoder.num_multimask_outputs if multimask_output else 1
+        size = 0, masks, *self.model.prompt_encoder.mask_input_size
+        low_res_logits = torch.empty(size, device=self.device)
+        return low_res_logits, low_res_logits.new_empty(0, masks)
+
+    @property
+    def _mask_sizes(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+        """Of low-res logits, of the image and of what it was resized to."""
+        height, width = self.original_size
+        return self.model.prompt_encoder.mask_input_size, (height, width), self.input_size
 
     def _require_image(self) -> None:
         if not self.is_image_set:
@@ -284,6 +416,26 @@ class SamPredictor(segment_anything.SamPredictor):
         threshold = self.model.mask_threshold
         masks = [upscaler.binary_mask(logits, threshold) for logits in low_res_logits.numpy()]
         return torch.from_numpy(np.stack(masks))
+
+
+def _check_tensor(name: str, tensor: Tensor, shape: tuple[int | str, ...], highest: float) -> None:
+    """Refuses what is no tensor of a shape, in which letters stand for any length, or too large.
+
+    Raises:
+        TypeError, UserError: by the name of the argument.
+    """
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, not {type(tensor).__name__}")
+    if tensor.ndim != len(shape) or any(
+        length != side
+        for length, side in zip(tensor.shape, shape, strict=True)
+        if isinstance(side, int)
+    ):
+        expected = ", ".join(map(str, shape))
+        raise UserError(f"{name} must have the shape ({expected}), not {tuple(tensor.shape)}")
+    fits = tensor.abs() <= highest if tensor.dtype != torch.bool else tensor >= 0
+    if not fits.all():
+        refuse_number(name, float(tensor[~fits][0]), highest)
 
 
 # A few, since threads and clients go back and forth between images of several sizes.

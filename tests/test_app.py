@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,10 +24,12 @@ import cv2
 import numpy as np
 import pytest
 import requests
+import typer
 from numpy.typing import NDArray
 from PIL import Image
 
 from mobile_sam_plugin import MobileSam, SamPredictor
+from mobile_sam_plugin.cli.app import _check_address
 from mobile_sam_plugin.integrations.grounded_sam import Detections, GroundedMobileSam
 from mobile_sam_plugin.integrations.inpaint_anything import InpaintAnything
 from mobile_sam_plugin.integrations.video import Video
@@ -37,7 +40,10 @@ from .conftest import PHOTOGRAPHS
 pytest.importorskip("gradio", reason="gradio, the extra [app], is not installed")
 sync_api: Any = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
+from mobile_sam_plugin.app import gradio as gr  # noqa: E402
 from mobile_sam_plugin.app import pipelines  # noqa: E402
+from mobile_sam_plugin.app.everything import EverythingTab  # noqa: E402
+from mobile_sam_plugin.app.parts import Stage  # noqa: E402
 from mobile_sam_plugin.app.server import DECODERS, serve  # noqa: E402
 from mobile_sam_plugin.app.sessions import Picture, Sessions, read_picture  # noqa: E402
 
@@ -451,10 +457,10 @@ def write_bad_files(folder: Path) -> dict[Path, str]:
     truncated = folder / "truncated.jpg"
     truncated.write_bytes((PHOTOGRAPHS / "flower.jpg").read_bytes()[:20_000])
     return {
-        text: "text.jpg is no picture",
-        write_huge_png(folder / "huge.png", 20_000, 10_000): "huge.png is too large",
+        text: "'text.jpg' is no image that can be read",
+        write_huge_png(folder / "huge.png", 20_000, 10_000): "'huge.png' is too large",
         write_huge_png(folder / "large.png", 6_000, 5_000): "large.png is too large",
-        truncated: "truncated.jpg is damaged",
+        truncated: "'truncated.jpg' cannot be read",
     }
 
 
@@ -822,6 +828,44 @@ def test_sessions_and_embeddings_are_bounded(bundled_sam: MobileSam, tmp_path: P
     assert not sessions.is_encoded(other)
 
 
+def test_a_page_that_is_closed_while_something_works_leaves_nothing_behind(tmp_path: Path) -> None:
+    sessions = Sessions(None, tmp_path, max_sessions=1)  # type: ignore[arg-type]
+    picture = Picture("dog.jpg", np.zeros((10, 10, 3), np.uint8))
+    with sessions.using("page"), sessions.using("page"):
+        session = sessions.get("page")
+        session.open(picture)
+        sessions.drop("page")
+        assert sessions.get("page") is session
+        sessions.get("another").open(picture)  # which finds no page to forget in its place
+        session.path("_everything.json").write_text("{}")
+        assert len(sessions) == 2
+    assert list(tmp_path.iterdir()) == [] and len(sessions) == 1
+    with sessions.using("page"), pytest.raises(ValueError, match="there is no picture yet"):
+        sessions.get("page").path("_everything.json")  # its turn in the queue came later
+    assert len(sessions) <= 1 and list(tmp_path.iterdir()) == []
+
+
+def test_tabs_do_not_encode_again_what_a_click_has_encoded(
+    bundled_sam: MobileSam, coffee: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    encoded = []
+    hook = bundled_sam.image_encoder.register_forward_hook(lambda *_: encoded.append(1))
+    sessions = Sessions(bundled_sam, tmp_path)
+    session = sessions.get("page")
+    session.open(Picture("coffee.png", coffee))
+    session.add((*CUP, 1), None, refine=True)
+    session.decode(sessions.predictor(session.require_picture()))
+    request: Any = SimpleNamespace(session_hash="page")
+    try:
+        with gr.Blocks():
+            stage = Stage(sessions, *(gr.HTML() for _ in range(5)))
+            everything = EverythingTab(stage)
+        everything.find(2, 0.0, 0.0, 1.0, 0, request)
+    finally:
+        hook.remove()
+    assert session.records and encoded == [1]
+
+
 @pytest.mark.parametrize("width", [1281, 4000])
 def test_large_pictures_are_shown_small_and_segmented_whole(
     bundled_sam: MobileSam, tmp_path: Path, width: int
@@ -849,6 +893,18 @@ def run_app(*options: str) -> "subprocess.CompletedProcess[str]":
         text=True,
         timeout=300,
     )
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]", "127.0.0.1"])
+def test_addresses_of_both_versions(bundled_sam: MobileSam, host: str) -> None:
+    port = free_port()
+    try:
+        _check_address(host, port)
+    except typer.BadParameter as error:
+        pytest.skip(f"this machine has no {host}: {error.message}")
+    with serve(bundled_sam, host, port) as address:
+        assert address == f"http://{'127.0.0.1' if '.' in host else '[::1]'}:{port}"
+        assert requests.get(address, timeout=60).ok
 
 
 def test_taken_port_is_told_in_one_line() -> None:

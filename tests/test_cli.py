@@ -170,6 +170,21 @@ def test_no_result_takes_the_place_of_another_images(
     } == before
 
 
+def test_segment_takes_a_mask_as_an_image(image: Path, out: Path, predictor: SamPredictor) -> None:
+    """Which is what it is by what is in it, whatever it is called."""
+    mask = np.zeros((120, 160), bool)
+    mask[30:90, 20:80] = True
+    Image.fromarray(mask).save(image.parent / "mask.png")
+    np.save(image.parent / "mask.npy", mask)
+    (image.parent / "mask.png").rename(image.parent / "logits.npy")
+    prompt = ["--point", "50,60", "--out", str(out), *BUNDLED]
+    (expected,), _, _ = predictor.predict([[50, 60]], [1], None, mask, multimask_output=False)
+    for name in ("logits.npy", "mask.npy"):
+        assert main(["segment", str(image), "--mask", str(image.parent / name), *prompt]) == 0
+        (record,) = check_folder(out / "scene")
+        np.testing.assert_array_equal(pycocotools.mask.decode(record["segmentation"]), expected)
+
+
 def test_segment_turns_photographs_upright_and_warns_in_one_line(
     tmp_path: Path, out: Path, capsys: Captured
 ) -> None:
@@ -193,7 +208,10 @@ def test_segment_turns_photographs_upright_and_warns_in_one_line(
         (["--box", "1,2,3"], "'1,2,3' is not X0,Y0,X1,Y1"),
         (["--box", "1,2,3,4", "--box", "1,2,3,4"], "one box"),
         (["--mask", "{tmp}/missing.npy"], "missing.npy"),
-        (["--mask", "{tmp}/scene.png"], "no .npy file"),
+        (["--mask", "{tmp}/notes.txt"], "nor is it a .npy file"),
+        (["--mask", "{tmp}/other.png"], "mask_input must be low-res logits"),
+        (["--point", "5,1e38"], "point_coords holds 1e+38"),
+        (["--point", "5,6", "--max-pixels", "100"], "100 pixels; where you trust it"),
         (["--mask", "{tmp}/small.npy"], "(1, 256, 256)"),
         (["--point", "5,6", "--device", "warp"], "'warp'"),
         (["--point", "5,6", "--device", "cuda:99"], "'cuda:99'"),
@@ -206,9 +224,17 @@ def test_segment_turns_photographs_upright_and_warns_in_one_line(
     ids=str,
 )
 def test_segment_names_mistakes(
-    image: Path, out: Path, capsys: Captured, arguments: list[str], words: str
+    image: Path,
+    out: Path,
+    capsys: Captured,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    words: str,
 ) -> None:
     np.save(image.parent / "small.npy", np.zeros((1, 64, 64), np.float32))
+    (image.parent / "notes.txt").write_text("no mask")
+    Image.new("1", (60, 40)).save(image.parent / "other.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # restores it
     given = [argument.format(tmp=image.parent) for argument in arguments]
     assert main(["segment", str(image), "--out", str(out), *BUNDLED, *given]) == 2
     captured = capsys.readouterr()
@@ -392,11 +418,11 @@ def test_everything_says_what_to_do_when_it_finds_nothing(
 ) -> None:
     stale = claim_folder(out, image) / "mask_007.png"
     stale.touch()
-    assert main(["everything", str(image), "--out", str(out), *QUICK, "--pred-iou-thresh=2"]) == 0
+    assert main(["everything", str(image), "--out", str(out), *QUICK, "--pred-iou-thresh=1"]) == 0
     assert check_folder(out / "scene") == [] and not stale.exists()
     with Image.open(out / "scene" / "overlay.png") as overlay:
         np.testing.assert_array_equal(np.asarray(overlay), np.asarray(scene()))
-    assert "no mask passed: lower --pred-iou-thresh (2.0)" in capsys.readouterr().out
+    assert "no mask passed: lower --pred-iou-thresh (1.0)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

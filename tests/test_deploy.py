@@ -2,10 +2,13 @@
 
 import copy
 import json
+import pickle
 import re
 import shutil
 import subprocess
 import sys
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +29,13 @@ from mobile_sam_plugin.deploy import (
     OnnxPredictor,
     OpenVinoPredictor,
     export,
+    onnx_export,
 )
 from mobile_sam_plugin.deploy.decoder_graph import DecoderGraph
+from mobile_sam_plugin.deploy.onnx_export import _halve
 from mobile_sam_plugin.deploy.predictor import preprocess
+from mobile_sam_plugin.inputs import input_size, load_image, mask_to_logits
+from mobile_sam_plugin.mask_postprocessing import MaskUpscaler
 
 from .conftest import PHOTOGRAPHS, REFERENCE
 from .records import assert_same_records
@@ -463,6 +470,98 @@ def test_smaller_files(
     assert {"fp16": "FLOAT16", "int8": "INT8"}[precision] in weights
 
 
+@pytest.mark.parametrize("size", [(400, 600), (2001, 3001), (1365, 2049), (3023, 4031)])
+def test_half_precision_keeps_sizes_and_places(
+    half_decoder: Files, small_sam: MobileSam, size: tuple[int, int]
+) -> None:
+    """There is no 2001 in half precision, and no 700.25."""
+    whole, half = (
+        onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        for path in half_decoder
+    )
+    feeds = {
+        "image_embeddings": np.random.default_rng(0).normal(size=(1, 256, 14, 14)) * 0.2,
+        "point_coords": [[[150.3, 100.7], [2.0**24, -(2.0**24)]]],
+        "point_labels": [[1, 0]],
+        "mask_input": np.zeros((1, 1, 56, 56)),
+        "has_mask_input": np.zeros(1),
+        "orig_im_size": size,
+    }
+    given = {name: np.array(value, np.float32) for name, value in feeds.items()}
+    masks, scores, logits = half.run(None, given)
+    _, expected_scores, expected = whole.run(None, given)
+    np.testing.assert_allclose(scores, expected_scores, rtol=0, atol=5e-3)
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=0.1)
+    assert masks.shape == (1, 4, *size)
+    upscaler = MaskUpscaler(input_size(*size, 224), size, (56, 56), 224)
+    for mask, low_res in zip(masks[0] > 0, logits[0], strict=True):
+        assert (mask == upscaler.binary_mask(low_res)).mean() > 0.999
+
+
+@pytest.fixture(scope="module")
+def half_decoder(small_files: Files, tmp_path_factory: pytest.TempPathFactory) -> Files:
+    """The decoder, and in half precision."""
+    half = tmp_path_factory.mktemp("half") / "decoder.onnx"
+    shutil.copy(small_files[1], half)
+    _halve(half)
+    return small_files[1], half
+
+
+def test_export_checks_the_masks_that_the_graph_upscales(
+    small_sam: MobileSam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_export, "_nodes_between", lambda *_: [])  # all in half precision
+    with pytest.raises(ValueError, match="in fp16 the masks have an IoU of 0.000"):
+        export(small_sam, tmp_path, [PHOTOGRAPHS / "coffee.png"], "fp16")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_too_large_for_one_file_are_not_lost(
+    small_sam: MobileSam,
+    coffee: Pixels,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(onnx_export, "LARGEST_FILE", 1_000_000)
+    arguments: Any = [small_sam, tmp_path, [PHOTOGRAPHS / "coffee.png"], "fp16"]
+    encoder, decoder = export(*arguments)
+    names = [path.name for path in named(tmp_path)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [*names, *(f"{name}.data" for name in names)]
+    )
+    assert encoder.path.stat().st_size < 1e6 < 1e6 * encoder.megabytes
+    predictor = OnnxPredictor(*named(tmp_path))
+    predictor.set_image(coffee)
+    assert predictor.predict([[300, 200]], [1])[0].any()
+    monkeypatch.undo()
+    export(*arguments)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+
+
+def test_photographs_are_checked_first_and_held_one_at_a_time(
+    small_sam: MobileSam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = [PHOTOGRAPHS / name for name in ("coffee.png", "chelsea.png", "rocket.jpg")]
+    (tmp_path / "broken.png").write_text("no image")
+    Image.new("L", (9000, 1)).save(tmp_path / "thin.png")
+    for name, message in (("broken.png", "broken.png' is no image"), ("thin.png", "too thin")):
+        with pytest.raises(ValueError, match=message):
+            export(small_sam, tmp_path / "out", [*good, tmp_path / name], "int8")
+        assert not (tmp_path / "out").exists()
+    loaded: list[weakref.ref[Pixels]] = []
+    held = []
+
+    def load(path: Path) -> Pixels:
+        pixels = load_image(path)
+        held.append(sum(each() is not None for each in loaded))
+        loaded.append(weakref.ref(pixels))
+        return pixels
+
+    monkeypatch.setattr(onnx_export, "load_image", load)
+    export(small_sam, tmp_path / "out", good, "int8", force=True)
+    assert len(held) == 7 and max(held) <= 1
+
+
 def test_decoder_without_the_upscaling(
     files: Files, predictor: OnnxPredictor, coffee: Pixels, tmp_path: Path
 ) -> None:
@@ -600,9 +699,94 @@ def test_missing_provider_and_device(files: Files) -> None:
         OnnxPredictor(*files, providers=["NoSuch"])
     with pytest.raises(ValueError, match="at least one execution provider"):
         OnnxPredictor(*files, providers=[])
+    for wrong in ([7], [("CPUExecutionProvider", 7)], [("CPUExecutionProvider",)]):
+        with pytest.raises(TypeError, match="names, or pairs of a name and a dict of options"):
+            OnnxPredictor(*files, providers=wrong)  # type: ignore[arg-type]
     pytest.importorskip("openvino", reason="openvino is not installed")
     with pytest.raises(ValueError, match="OpenVINO has no device 'NPU9' here, only .*CPU"):
         OpenVinoPredictor(*files, device="NPU9")
+
+
+def test_providers_are_what_onnxruntime_takes(small_files: Files, coffee: Pixels) -> None:
+    options = {"arena_extend_strategy": "kSameAsRequested"}
+    each: list[Any] = ["CPUExecutionProvider", [("CPUExecutionProvider", options)], ("CPU",)]
+    for providers in each[:2]:
+        predictor = OnnxPredictor(*small_files, providers=providers)
+        predictor.set_image(coffee)
+        assert predictor.predict([[300, 200]], [1])[0].any()
+    with pytest.raises(ValueError, match="no execution provider 'CPU'"):
+        OnnxPredictor(*small_files, providers=each[2])
+
+
+def test_copies_and_pickles_open_the_files_again(
+    runtime: type[OnnxPredictor],
+    small_files: Files,
+    coffee: Pixels,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for path in small_files:
+        shutil.copy(path, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    predictor = runtime(*(path.name for path in small_files))
+    predictor.set_image(coffee)
+    expected = predictor.predict([[300, 200]], [1])
+    pickled = pickle.dumps(predictor)
+    assert len(pickled) < 2e6, "the weights are in it"
+    monkeypatch.chdir("/")
+    for copied in (pickle.loads(pickled), copy.deepcopy(predictor), copy.copy(predictor)):
+        assert type(copied) is runtime and copied.original_size == (400, 600)
+        assert_same(copied.predict([[300, 200]], [1]), expected)
+    (tmp_path / small_files[0].name).unlink()
+    with pytest.raises(FileNotFoundError, match="mobile_sam_encoder.onnx"):
+        pickle.loads(pickled)
+
+
+def test_threads_share_a_predictor(
+    runtime: type[OnnxPredictor], small_files: Files, coffee: Pixels
+) -> None:
+    predictor = runtime(*small_files)
+    predictor.set_image(coffee)
+    points = [[[x, 200]] for x in range(50, 600, 50)]
+    expected = [predictor.predict(point, [1]) for point in points]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda point: predictor.predict(point, [1]), points))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert_same(ours, theirs)
+
+
+def test_masks_of_the_images_size_are_prompts(
+    runtime: type[OnnxPredictor], small_files: Files, coffee: Pixels
+) -> None:
+    predictor = runtime(*small_files)
+    predictor.set_image(coffee)
+    mask = np.zeros((400, 600), bool)
+    mask[80:300, 200:400] = True
+    logits = mask_to_logits(mask, (56, 56), predictor.input_size)
+    click: dict[str, Any] = {"point_coords": [[300, 200]], "point_labels": [1]}
+    expected = predictor.predict(**click, mask_input=logits)
+    assert np.abs(expected[2] - predictor.predict(**click)[2]).max() > 0.1
+    assert_same(predictor.predict(**click, mask_input=mask), expected)
+    masks = np.stack([mask[None]] * 2).astype(np.uint8) * 255
+    batch = predictor.predict_batch([[[300, 200]]] * 2, [[1]] * 2, mask_input=masks)
+    for index in range(2):
+        assert_same(tuple(each[index] for each in batch), expected)
+
+
+def test_generator_refuses_options_and_takes_small_images(small_files: Files) -> None:
+    predictor = OnnxPredictor(*small_files)
+    for options, message in (
+        ({"pred_iou_thresh": 88}, "pred_iou_thresh must be at most 1"),
+        ({"points_per_side": None, "point_grids": []}, "point_grids must hold"),
+        ({"crop_overlap_ratio": 1.5}, "crop_overlap_ratio must be at most 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            OnnxAutomaticMaskGenerator(predictor, **options)
+    generator = OnnxAutomaticMaskGenerator(
+        predictor, 1, pred_iou_thresh=0, stability_score_thresh=0, crop_n_layers=2
+    )
+    for size in ((1, 1), (3, 700)):
+        generator.generate(np.zeros((*size, 3), np.uint8))
 
 
 def test_prompts_are_checked(small_files: Files, coffee: Pixels) -> None:
@@ -628,7 +812,9 @@ def test_prompts_are_checked(small_files: Files, coffee: Pixels) -> None:
         ({"point_coords": [[1, 2]], "point_labels": [[1]]}, r"shape \(B, N, 2\), not \(1, 2\)"),
         ({"point_coords": [[[1, 2]]]}, "point_coords came without point_labels"),
         ({"boxes": [[1, 2, 3, np.nan]]}, "NaN or infinity"),
-        ({"boxes": box, "mask_input": np.zeros((1, 256, 256))}, r"mask_input must have"),
+        ({"boxes": [[1, 2, 3, 1e38]]}, "boxes holds 1e.38"),
+        ({"boxes": box, "mask_input": np.zeros((1, 256, 256))}, r"mask_input must be low-res"),
+        ({"boxes": box, "mask_input": np.full((1, 1, 56, 56), 1e5)}, "mask_input holds 1"),
         (
             {"boxes": box * 2, "point_coords": [[[1, 2]]], "point_labels": [[1]]},
             "equally many, not .*boxes': 2",

@@ -239,3 +239,94 @@ def test_an_adapted_decoder_is_called_as_a_module(small_sam: MobileSam, how: str
     expected = segment_anything.SamAutomaticMaskGenerator(sam, **options).generate(image)
     assert_same_records(found, expected)
     assert len(found) > 8 and found[0]["area"] != plain[0]["area"]
+
+
+GRID = np.array([[0.5, 0.5]])
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"points_per_side": 0}, ValueError, "points_per_side must be .* at least 1, not 0"),
+        ({"points_per_side": "32"}, TypeError, "points_per_side must be a number, not '32'"),
+        ({"points_per_batch": 0}, ValueError, "points_per_batch .* at least 1, not 0"),
+        ({"points_per_batch": 1.5}, TypeError, "points_per_batch must be a whole number, not 1.5"),
+        ({"pred_iou_thresh": 88}, ValueError, "pred_iou_thresh must be at most 1, not 88"),
+        ({"stability_score_thresh": 95}, ValueError, "stability_score_thresh .* at most 1, not 95"),
+        ({"stability_score_offset": np.nan}, ValueError, "stability_score_offset .*not nan"),
+        ({"box_nms_thresh": np.nan}, ValueError, "box_nms_thresh .*not nan"),
+        ({"crop_nms_thresh": None}, TypeError, "crop_nms_thresh must be a number, not None"),
+        ({"crop_n_layers": -1}, ValueError, "crop_n_layers .* at least 0, not -1"),
+        ({"crop_overlap_ratio": 1.5}, ValueError, "crop_overlap_ratio must be at most 1, not 1.5"),
+        ({"crop_overlap_ratio": -0.1}, ValueError, "crop_overlap_ratio .* at least 0, not -0.1"),
+        ({"crop_n_points_downscale_factor": 0}, ValueError, "downscale_factor must be above 0"),
+        (
+            {"points_per_side": 8, "crop_n_layers": 3, "crop_n_points_downscale_factor": 3},
+            ValueError,
+            "no click is left in layer 2 .*points_per_side is 8, crop_n_points_downscale_factor 3",
+        ),
+        ({"min_mask_region_area": np.nan}, ValueError, "min_mask_region_area .*not nan"),
+        ({"point_grids": []}, ValueError, "point_grids must hold a grid .* not 0 in all"),
+        (
+            {"point_grids": [GRID], "crop_n_layers": 1},
+            ValueError,
+            r"point_grids must hold .* \(crop_n_layers is 1\), not 1 in all",
+        ),
+        ({"point_grids": [GRID[0]]}, ValueError, r"point_grids\[0\] .*\(N, 2\), not \(2,\)"),
+        ({"point_grids": [GRID * 600]}, ValueError, r"point_grids\[0\] must lie in \[0, 1\].*300"),
+        ({"point_grids": [GRID * np.nan]}, ValueError, r"point_grids\[0\] holds NaN"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_options_that_cannot_work_are_refused_when_the_generator_is_built(
+    small_sam: MobileSam, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    if "point_grids" in options:
+        options = {"points_per_side": None, **options}
+    with pytest.raises(error, match=message):
+        SamAutomaticMaskGenerator(small_sam, **options)
+
+
+def test_options_keep_upstreams_meaning(small_sam: MobileSam) -> None:
+    image = photograph("coffee.png", (150, 100))
+    for options in (
+        {"points_per_side": None, "point_grids": np.array([[[0.4, 0.4], [0.5, 0.5]]])},
+        {"points_per_side": 2.5, "pred_iou_thresh": -1.0, "box_nms_thresh": 2},
+        {
+            "points_per_side": 1,
+            "crop_n_layers": 1,
+            "crop_n_points_downscale_factor": 0.5,
+            "crop_overlap_ratio": 1,
+        },
+        {"points_per_side": np.int64(2), "points_per_batch": np.int64(3)},
+    ):
+        settings: dict[str, Any] = {
+            "pred_iou_thresh": 0.0,
+            "stability_score_thresh": 0.1,
+            **options,
+        }
+        ours, theirs = (
+            each(small_sam, **settings).generate(image)
+            for each in (
+                SamAutomaticMaskGenerator,
+                segment_anything.SamAutomaticMaskGenerator,
+            )
+        )
+        assert len(ours) > 0
+        assert_same_records(ours, theirs)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (12, 14), (3, 700)])
+def test_small_images_are_searched_in_the_crops_that_hold_anything(
+    small_sam: MobileSam, size: tuple[int, int]
+) -> None:
+    """Upstream fails at an empty crop, or one whose short side is nothing to the model."""
+    pixels = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
+    options: dict[str, Any] = {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
+    generator = SamAutomaticMaskGenerator(small_sam, 1, crop_n_layers=2, **options)
+    told: list[tuple[int, int]] = []
+    records = generator.generate(pixels, lambda *each: told.append(each))
+    assert told[-1][0] == told[-1][1] <= 21
+    for record in records:
+        x, y, width, height = record["crop_box"]
+        assert width > 0 and height > 0 and x + width <= size[1] and y + height <= size[0]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mobile_sam_plugin import MobileSam, SamAutomaticMaskGenerator, SamPredictor
+from mobile_sam_plugin.inputs import mask_to_logits
 from mobile_sam_plugin.predictor import as_pixels
 
 Pixels = NDArray[np.uint8]
@@ -133,8 +134,17 @@ def test_prediction_needs_an_image(bundled_sam: MobileSam) -> None:
         ({"box": [1, 2, 3]}, r"4 numbers, XYXY, not of the shape \(3,\)"),
         ({"box": np.zeros((2, 4))}, r"\(2, 4\); for several boxes call predict_torch"),
         ({"box": [1, 2, 3, np.inf]}, "box holds NaN or infinity: inf"),
-        ({"mask_input": np.zeros((1, 128, 128))}, r"\(1, 256, 256\).*not \(1, 128, 128\)"),
-        ({"mask_input": np.zeros((3, 256, 256))}, r"not \(3, 256, 256\)"),
+        (
+            {"point_coords": [[1, 1e38]], "point_labels": [1]},
+            "point_coords holds 1e.38.*16,777,216",
+        ),
+        ({"box": [1, 2, 3, -1e9]}, "box holds -1e.09"),
+        ({"mask_input": np.zeros((1, 128, 128))}, r"\(1, 256, 256\).*float64.*\(1, 128, 128\)"),
+        ({"mask_input": np.zeros((3, 256, 256))}, r"not float64 of the shape \(3, 256, 256\)"),
+        ({"mask_input": np.zeros((400, 600))}, "mask_input must be low-res .* or a bool or uint8"),
+        ({"mask_input": np.zeros((256, 256), bool)}, r"\(1, 400, 600\), not bool .*\(256, 256\)"),
+        ({"mask_input": np.zeros((600, 400), np.uint8)}, r"not uint8 of the shape \(600, 400\)"),
+        ({"mask_input": np.full((256, 256), 1e5)}, "mask_input holds 100000.*10,000"),
         ({"mask_input": np.full((1, 256, 256), np.nan)}, "mask_input holds NaN"),
     ],
 )
@@ -212,7 +222,7 @@ def test_eval_mode_is_borrowed_and_given_back(
     for ours, expected in zip(forgetful.predict(*prompt), predictor.predict(*prompt), strict=True):
         np.testing.assert_array_equal(ours, expected)
     assert [module.training for module in own_sam.modules()] == modes
-    with pytest.raises(AssertionError):
+    with pytest.raises(ValueError, match="long side of 1024"):
         forgetful.set_torch_image(torch.zeros(1, 3, 8, 8), (8, 8))
     assert [module.training for module in own_sam.modules()] == modes
     for key, value in own_sam.state_dict().items():
@@ -268,3 +278,164 @@ def test_many_boxes_equal_one_after_another(predictor: SamPredictor) -> None:
         assert (masks[index].numpy() == mask).mean() > 0.9999
     low_res = predictor.predict_low_res_torch(None, None, transformed, None, False)
     torch.testing.assert_close(low_res, (logits, scores))
+
+
+def test_coordinates_as_far_as_is_allowed_are_computed_with(predictor: SamPredictor) -> None:
+    for prompt in (
+        {"point_coords": [[2.0**24, -(2.0**24)]], "point_labels": [1]},
+        {"box": [-(2.0**24), -(2.0**24), 2.0**24, 2.0**24]},
+        {"mask_input": np.full((256, 256), 1e4)},
+    ):
+        _, scores, logits = predictor.predict(**prompt)
+        assert np.isfinite(scores).all() and np.isfinite(logits).all()
+
+
+def test_no_prompts_give_no_masks(predictor: SamPredictor) -> None:
+    for prompts, count in (
+        ({"boxes": torch.zeros(0, 4)}, 3),
+        ({"boxes": torch.zeros(0, 4), "multimask_output": False}, 1),
+        ({"point_coords": torch.zeros(0, 2, 2), "point_labels": torch.zeros(0, 2)}, 3),
+        ({"mask_input": torch.zeros(0, 1, 256, 256)}, 3),
+        ({"mask_input": torch.zeros(0, 1, 400, 600, dtype=torch.bool)}, 3),
+    ):
+        given: dict[str, Any] = {"point_coords": None, "point_labels": None, **prompts}
+        masks, scores, logits = predictor.predict_torch(**given)
+        assert masks.shape == (0, count, 400, 600) and masks.dtype == torch.bool
+        assert scores.shape == (0, count) and logits.shape == (0, count, 256, 256)
+        assert predictor.predict_torch(**given, return_logits=True)[0].dtype == torch.float32
+
+
+CLICK = torch.tensor([[[50.0, 50.0]]])
+
+
+@pytest.mark.parametrize(
+    ("prompts", "error", "message"),
+    [
+        ((CLICK[0], torch.ones(1, 1)), ValueError, r"point_coords .*\(B, N, 2\), not \(1, 2\)"),
+        ((CLICK, torch.ones(1)), ValueError, r"point_labels .*\(1, 1\), not \(1,\)"),
+        ((CLICK, torch.ones(1, 2)), ValueError, r"point_labels .*\(1, 1\), not \(1, 2\)"),
+        ((CLICK, None), ValueError, "point_coords came without point_labels"),
+        ((None, torch.ones(1, 1)), ValueError, "point_labels came without point_coords"),
+        ((CLICK, torch.full((1, 1), 7)), ValueError, "object.*background.*not 7"),
+        ((CLICK * np.nan, torch.ones(1, 1)), ValueError, "point_coords holds NaN or infinity"),
+        ((CLICK * 1e36, torch.ones(1, 1)), ValueError, "point_coords holds 5e.37"),
+        ((CLICK, torch.ones(1, 1), torch.zeros(3, 4)), ValueError, "equally many.*boxes': 3"),
+        ((None, None, torch.zeros(4)), ValueError, r"boxes .*\(B, 4\), not \(4,\)"),
+        ((None, None, np.zeros((1, 4))), TypeError, "boxes must be a torch.Tensor, not ndarray"),
+        ((None, None, torch.full((1, 4), torch.inf)), ValueError, "boxes holds NaN or infinity"),
+        (
+            (None, None, torch.zeros(3, 4), torch.zeros(2, 1, 256, 256)),
+            ValueError,
+            "one mask a prompt, or one for all: 3 or 1, not 2",
+        ),
+        ((None, None, None, torch.zeros(1, 256, 256)), ValueError, r"mask_input .*not \(1, 256"),
+        ((None, None, None, torch.zeros(1, 1, 9, 9).bool()), ValueError, "mask_input .*not bool"),
+        ((None, None, None, torch.full((1, 1, 256, 256), 1e5)), ValueError, "mask_input holds 1"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_refuses_a_prompt_of_tensors_by_name(
+    predictor: SamPredictor, prompts: tuple[Any, ...], error: type[Exception], message: str
+) -> None:
+    for predict in (
+        predictor.predict_torch,
+        predictor.predict_low_res_torch,
+    ):
+        with pytest.raises(error, match=message):
+            predict(*prompts)
+
+
+def test_prompts_of_tensors_that_upstream_takes(
+    bundled_sam: MobileSam, predictor: SamPredictor
+) -> None:
+    """Labels of every dtype, boxes as its ``predict`` hands them on, one mask for all, nothing."""
+    upstream = segment_anything.SamPredictor(bundled_sam)
+    upstream.__dict__.update(predictor.__dict__)
+    boxes = torch.tensor([[290.0, 120.0, 850.0, 560.0], [10.0, 10.0, 90.0, 80.0]])
+    logits = torch.linspace(-8, 8, 65536).reshape(1, 1, 256, 256)
+    each: list[tuple[Any, ...]] = [
+        (CLICK, torch.ones(1, 1, dtype=torch.bool)),
+        (CLICK, torch.ones(1, 1, dtype=torch.float64)),
+        (None, None, boxes[:, None]),
+        (None, None, boxes, logits),
+        (None, None, None, logits.repeat(2, 1, 1, 1)),
+        (None, None),
+    ]
+    for prompts in each:
+        ours, theirs = (one.predict_torch(*prompts) for one in (predictor, upstream))
+        for one, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("image", "size", "error", "message"),
+    [
+        (torch.zeros(1, 3, 2048, 1024), (2048, 1024), ValueError, "long side of 1024.*2048"),
+        (torch.zeros(1, 1, 1024, 1024), (9, 9), ValueError, r"\(1, 3, h, w\), not \(1, 1, "),
+        (torch.zeros(2, 3, 683, 1024), (400, 600), ValueError, "set_torch_image_batch"),
+        (torch.full((1, 3, 9, 1024), torch.nan), (9, 1024), ValueError, "NaN or infinity"),
+        (torch.full((1, 3, 9, 1024), 1e9), (9, 1024), ValueError, "holds 1e.09"),
+        (np.zeros((1, 3, 9, 1024)), (9, 1024), TypeError, "torch.Tensor, not ndarray"),
+        (torch.zeros(1, 3, 9, 1024), (9,), ValueError, r"original size .* not \(9,\)"),
+        (torch.zeros(1, 3, 9, 1024), (0, 1024), ValueError, r"original size .* not \(0, 1024\)"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_refuses_what_is_no_transformed_image(
+    predictor: SamPredictor, image: Any, size: Any, error: type[Exception], message: str
+) -> None:
+    before = predictor.features
+    with pytest.raises(error, match=f"transformed_image.*{message}|.*{message}"):
+        predictor.set_torch_image(image, size)
+    good = torch.zeros(1, 3, 683, 1024)
+    with pytest.raises(error, match=r"transformed_images\[1\].*"):
+        predictor.set_torch_image_batch([good, image], [(400, 600), size])
+    with pytest.raises(ValueError, match="equally many, not 1 and 2"):
+        predictor.set_torch_image_batch([good], [(400, 600)] * 2)
+    assert predictor.features is before
+
+
+def test_predictors_of_a_batch_do_not_keep_each_others_embeddings(small_sam: MobileSam) -> None:
+    images = [np.zeros((40, 60, 3), np.uint8)] * 3
+    for each in SamPredictor(small_sam).set_image_batch(images):
+        assert each.features.untyped_storage().nbytes() == 4 * each.features.numel()
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda mask: mask,
+        lambda mask: mask[None],
+        lambda mask: mask.astype(np.uint8),
+        lambda mask: mask.astype(np.uint8) * 255,
+        lambda mask: mask.tolist(),
+    ],
+    ids=["bool", "(1, H, W)", "0 and 1", "0 and 255", "a list"],
+)
+def test_a_mask_of_the_images_size_is_a_prompt(predictor: SamPredictor, convert: Any) -> None:
+    mask = np.zeros((400, 600), bool)
+    mask[80:300, 200:400] = True
+    logits = mask_to_logits(mask, (256, 256), (683, 1024))
+    prompt: dict[str, Any] = {"point_coords": [[300, 200]], "point_labels": [1]}
+    expected = predictor.predict(**prompt, mask_input=logits)
+    without = predictor.predict(**prompt)
+    assert np.abs(expected[2] - without[2]).max() > 0.1, "the mask says nothing"
+    for ours, theirs in zip(
+        predictor.predict(**prompt, mask_input=convert(mask)), expected, strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_masks_of_the_images_size_are_prompts_of_tensors(predictor: SamPredictor) -> None:
+    masks = torch.zeros(2, 1, 400, 600, dtype=torch.bool)
+    masks[0, 0, 80:300, 200:400] = True
+    masks[1, 0, :50] = True
+    logits = [mask_to_logits(each[0].numpy(), (256, 256), (683, 1024)) for each in masks]
+    expected = predictor.predict_torch(
+        None, None, None, torch.from_numpy(np.stack(logits)[:, None])
+    )
+    for given in (masks, masks.to(torch.uint8) * 255):
+        for ours, theirs in zip(
+            predictor.predict_torch(None, None, None, given), expected, strict=True
+        ):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=0)

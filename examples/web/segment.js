@@ -24,6 +24,9 @@ async function start() {
 
 async function open(image) {
   const bitmap = await createImageBitmap(image, { colorSpaceConversion: "none" });
+  // From here on there is nothing to click on, until all that follows has gone well.
+  embeddings = null;
+  clicks = [];
   for (const canvas of [photograph, overlay]) {
     [canvas.width, canvas.height] = [bitmap.width, bitmap.height];
   }
@@ -36,8 +39,6 @@ async function open(image) {
   for (let i = 0, j = 0; i < data.length; i += 4) {
     for (let channel = 0; channel < 3; channel++) picture[j++] = data[i + channel];
   }
-  embeddings = null;
-  clicks = [];
   say("Looking at the photograph ...");
   const tensor = new ort.Tensor("uint8", picture, [bitmap.height, bitmap.width, 3]);
   ({ image_embeddings: embeddings } = await encoder.run({ [encoder.inputNames[0]]: tensor }));
@@ -96,7 +97,9 @@ async function attempt(work) {
   clear.disabled = !embeddings;
 }
 
-file.addEventListener("change", () => attempt(() => open(file.files[0])));
+file.addEventListener("change", () => {
+  if (file.files.length) attempt(() => open(file.files[0]));
+});
 clear.addEventListener("click", () => {
   clicks = [];
   overlay.getContext("2d").clearRect(0, 0, overlay.width, overlay.height);
@@ -109,6 +112,11 @@ overlay.addEventListener("click", (event) => attempt(async () => {
     (event.clientY - shown.top) * overlay.height / shown.height,
     event.shiftKey ? 0 : 1,
   ]);
-  await segment();
+  try {
+    await segment();
+  } catch (error) {
+    clicks.pop(); // the mask that is shown is without it
+    throw error;
+  }
 }));
 attempt(start);

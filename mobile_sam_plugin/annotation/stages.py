@@ -20,7 +20,6 @@ from segment_anything.utils.transforms import ResizeLongestSide
 
 from ..automatic_mask_generator import SamAutomaticMaskGenerator
 from ..checkpoint import fingerprint
-from ..errors import UserError
 from ..inputs import input_size, open_image, read_image
 from ..mask_postprocessing import MaskUpscaler
 from ..polygons import relative_path
@@ -131,15 +130,9 @@ class Segmenter:
         self._categories = categories
         self._lock = threading.Lock()
         if options.mode == "everything":
-            try:
-                self._generator = SamAutomaticMaskGenerator(
-                    model, output_mode="coco_rle", **options.search
-                )
-            except ZeroDivisionError as error:
-                raise UserError(
-                    "no click is left in the last layer of crops: raise points_per_side, or lower "
-                    "crop_n_layers or crop_n_points_downscale_factor"
-                ) from error
+            self._generator = SamAutomaticMaskGenerator(
+                model, output_mode="coco_rle", **options.search
+            )
         elif options.mode == "text":
             from mobile_sam_plugin.integrations.grounded_sam import (
                 DEFAULT_DETECTOR,

@@ -84,8 +84,10 @@ class EverythingTab:
         def report(done: int, total: int) -> None:
             progress((done, total), desc="Looking for masks", unit="points")
 
+        predictor = self.stage.sessions.predictor(picture)
+        found = generator.generate(picture.pixels, report, predictor)
         # With both thresholds at 0 the generator lets masks of no pixel pass.
-        records = [each for each in generator.generate(picture.pixels, report) if each["area"]]
+        records = [each for each in found if each["area"]]
         with session.lock:
             if session.picture is not picture:
                 raise UserError("another picture has come meanwhile: press the button again")

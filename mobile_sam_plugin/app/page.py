@@ -5,6 +5,7 @@ from typing import Any
 
 from PIL import Image
 
+from ..inputs import load_image
 from . import gradio as gr
 from .click import BACKGROUND, CORNER, OBJECT, ClickTab
 from .everything import EverythingTab, show_everything
@@ -217,8 +218,7 @@ class Opening:
 
 
 def _thumbnail(path: Path) -> Image.Image:
-    with Image.open(path) as photograph:
-        thumbnail = photograph.convert("RGB")
+    thumbnail = Image.fromarray(load_image(path))
     thumbnail.thumbnail((320, 320))
     return thumbnail
 

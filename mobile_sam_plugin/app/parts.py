@@ -52,7 +52,19 @@ class Stage:
     def listen(self, event: Callable[..., Any], fn: Callable[..., Any], **options: Any) -> Any:
         """Registers what happens on an event, with the options that all events have."""
         options.setdefault("show_progress", "hidden")
-        return event(tell(fn), api_visibility=PRIVATE, **options)
+        return event(self._held(tell(fn)), api_visibility=PRIVATE, **options)
+
+    def _held(self, fn: Callable[P, R]) -> Callable[P, R]:
+        """A callback whose page keeps its files and masks until it has ended."""
+
+        @functools.wraps(fn)
+        def held(*args: P.args, **kwargs: P.kwargs) -> R:
+            given = [*args, *kwargs.values()]
+            request = next(each for each in given if isinstance(each, gr.Request))
+            with self.sessions.using(str(request.session_hash)):
+                return fn(*args, **kwargs)
+
+        return held
 
     def receive(self, event: Callable[..., Any], fn: Callable[..., Any], **options: Any) -> Any:
         """As :meth:`listen`, for a file that is the only input: ``fn`` gets its path.

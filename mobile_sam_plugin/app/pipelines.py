@@ -347,7 +347,8 @@ class LabelTab(Tab):
         def report(done: int, total: int) -> None:
             progress((done, total), desc="Looking for masks", unit="points")
 
-        masks = pipeline.segment(picture.pixels, report)
+        predictor = self.stage.sessions.predictor(picture)
+        masks = pipeline.segment(picture.pixels, report, predictor)
         found = pipeline.predict(picture.pixels, split_classes(names), masks)
         message = f"Named: {_count(found)}." if len(found) else "No mask passed the thresholds."
         return _show(session, picture, found, message)

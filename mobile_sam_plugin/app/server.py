@@ -77,7 +77,8 @@ def serve(
 
     Args:
         model: what segments.
-        host: the address to listen at; "0.0.0.0" for all of the machine's.
+        host: the address to listen at, of version 4 or 6; "0.0.0.0" or "::" for all of the
+            machine's.
         port: to listen at.
         checkpoint: its name, for the Python lines that the page gives; None for the default one.
         max_pixels: of a picture or of a video's frame.
@@ -92,6 +93,8 @@ def serve(
         >>> with serve(sam_model_registry["vit_t"]()) as address:
         ...     input(address)
     """
+    if ":" in host and not host.startswith("["):
+        host = f"[{host}]"  # as addresses of version 6 stand in a URL, and gradio takes them
     with (
         tempfile.TemporaryDirectory(prefix="mobile-sam-app-") as folder,
         _environment(GRADIO_TEMP_DIR=str(Path(folder) / "cache"), **DECODERS),
@@ -119,7 +122,7 @@ def serve(
                 theme=THEME,
                 css=STYLE,
             )
-            yield f"http://{'localhost' if host == '0.0.0.0' else host}:{port}"
+            yield f"http://{'localhost' if host in ('0.0.0.0', '[::]') else host}:{port}"
         finally:
             page.close(verbose=False)
 

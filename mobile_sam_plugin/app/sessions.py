@@ -8,8 +8,9 @@ import os
 import re
 import shutil
 import threading
-import warnings
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,10 @@ import cv2
 import numpy as np
 import segment_anything
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from .. import SamPredictor
 from ..errors import UserError
-from ..inputs import as_pixels, input_size
+from ..inputs import as_pixels, input_size, open_image
 from ..results import Record, draw_overlay
 
 Pixels = NDArray[np.uint8]
@@ -35,9 +35,6 @@ MAX_BYTES = 32 * 2**20
 MAX_SESSIONS = 64
 MAX_EMBEDDINGS = 32  # of 4 MiB each
 MAX_SHOWN = 1280  # pixels; the long side of what is sent to the page after each click
-
-# Those that browsers show. Pillow's others, of which one starts a program, are not tried.
-_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 
 
 @dataclass
@@ -159,6 +156,11 @@ class Session:
         self.scores: NDArray[np.float32] | None = None
         self.logits: NDArray[np.float32] | None = None
 
+    @property
+    def is_new(self) -> bool:
+        """Whether it is as one that has just been opened."""
+        return self.picture is None and not self.inspecting
+
     def add(self, point: Point | None, box: Box | None, refine: bool) -> None:
         """Adds a point, or another box, to the prompt.
 
@@ -264,6 +266,8 @@ class Sessions:
         self.max_embeddings = max_embeddings
         self._sessions: OrderedDict[str, Session] = OrderedDict()
         self._predictors: OrderedDict[str, SamPredictor] = OrderedDict()
+        self._uses: Counter[str] = Counter()  # of pages, by events that are under way
+        self._closed: set[str] = set()  # pages that were closed while there were such
         self._lock = threading.Lock()
         self._encoding = threading.Lock()  # one at a time
 
@@ -284,14 +288,41 @@ class Sessions:
                 folder = self.folder / hashlib.sha256(name.encode()).hexdigest()[:32]
                 session = Session(folder)
             self._sessions[name] = session
-            while len(self._sessions) > self.max_sessions:
-                self._forget(next(iter(self._sessions)))
+            idle = [each for each in self._sessions if each != name and not self._uses[each]]
+            for each in idle[: max(0, len(self._sessions) - self.max_sessions)]:
+                self._forget(each)
         return session
 
-    def drop(self, name: str) -> None:
-        """Frees what a page holds: its picture, masks and files, and its pictures' embeddings."""
+    @contextmanager
+    def using(self, name: str) -> Iterator[None]:
+        """Holds what a page has for as long as something works on it, even if the page is closed.
+
+        Whatever it writes goes with the page: nothing is left behind by work that ends later. Nor
+        is a page kept that holds no picture, such as one that was closed before its turn came.
+        """
         with self._lock:
-            if name in self._sessions:
+            self._uses[name] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._uses[name] -= 1
+                if not self._uses[name]:
+                    del self._uses[name]
+                    session = self._sessions.get(name)
+                    if name in self._closed or (session is not None and session.is_new):
+                        self._closed.discard(name)
+                        self._forget(name)
+
+    def drop(self, name: str) -> None:
+        """Frees what a page holds: its picture, masks and files, and its pictures' embeddings.
+
+        At once, or when the last that is :meth:`using` it has ended.
+        """
+        with self._lock:
+            if self._uses[name]:
+                self._closed.add(name)
+            else:
                 self._forget(name)
 
     def is_encoded(self, picture: Picture) -> bool:
@@ -323,7 +354,9 @@ class Sessions:
             return self._predictors.get(picture.key)
 
     def _forget(self, name: str) -> None:
-        session = self._sessions.pop(name)
+        session = self._sessions.pop(name, None)
+        if session is None:
+            return
         shutil.rmtree(session.folder, ignore_errors=True)
         # Those of its earlier pictures, too, for which all that no page shows are taken.
         shown = {each.picture.key for each in self._sessions.values() if each.picture is not None}
@@ -340,41 +373,19 @@ def read_picture(path: str | os.PathLike[str], name: str, max_pixels: int) -> Pi
         max_pixels: more are refused before they are decoded.
 
     Raises:
-        ValueError: it is no picture, damaged, too large or too thin.
+        UserError: it is no picture, damaged, too large or too thin.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # there is a limit here
-            opened = Image.open(path, formats=_FORMATS)
-        with opened:
-            check_size(*opened.size, name, max_pixels)
-            pixels = as_pixels(opened)
-    except Image.DecompressionBombError as error:
-        raise UserError(
-            f"{name} is too large: this page takes pictures of up to {max_pixels:,} pixels, make "
-            "it smaller and try again"
-        ) from error
-    except UnidentifiedImageError as error:
-        raise UserError(
-            f"{name} is no picture that can be read here: use a JPEG, PNG, WebP, GIF, BMP, TIFF or "
-            "AVIF file"
-        ) from error
-    except (MemoryError, _Refused):
-        raise
-    except Exception as error:  # Pillow's readers raise of every kind on damaged files
-        raise UserError(f"{name} is damaged: only a part of it may have arrived") from error
+    with open_image(path, name) as opened:
+        check_size(*opened.size, name, max_pixels)
+        pixels = as_pixels(opened)
     input_size(pixels.shape[0], pixels.shape[1], 1024)  # refuses pictures that are too thin
     return Picture(name, pixels)
 
 
-class _Refused(ValueError):
-    """A message that is the user's already."""
-
-
 def check_size(width: int, height: int, name: str, max_pixels: int) -> None:
-    """Refuses what has too many pixels, with a ValueError."""
+    """Refuses what has too many pixels, with a UserError."""
     if width * height > max_pixels:
-        raise _Refused(
+        raise UserError(
             f"{name} is too large: it has {width:,} x {height:,} pixels, this page takes up to "
             f"{max_pixels:,}; make it smaller and try again"
         )

@@ -29,7 +29,12 @@ def app(
     Runs until Ctrl-C.
     """
     _check_address(host, port)
+    from PIL import Image
+
     from ..app.server import serve
+
+    # Pillow's own limit, half of what it refuses, must not be in the way of a higher one.
+    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, max_pixels)
 
     model = load_model(checkpoint, device)
     with serve(model, host, port, checkpoint, max_pixels) as address:
@@ -39,11 +44,13 @@ def app(
 
 def _check_address(host: str, port: int) -> None:
     """Refuses an address that cannot be listened at, before the model is loaded."""
+    host = host.removeprefix("[").removesuffix("]")
     try:
-        with socket.socket() as probe:
+        (family, kind, *_, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        with socket.socket(family, kind) as probe:
             # As servers do: a port whose last connection has just ended is free.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
+            probe.bind(address)
     except socket.gaierror as error:
         raise typer.BadParameter(
             f"{host!r} is no address of a machine", param_hint="--host"

@@ -85,13 +85,7 @@ def everything(
 
     paths = list_images(images) if images.is_dir() else [images]
     model = load_model(checkpoint, device)
-    try:
-        generator = SamAutomaticMaskGenerator(model, output_mode="coco_rle", **given)
-    except ZeroDivisionError as error:
-        raise UserError(
-            "no click is left in the last layer of crops: raise --points-per-side, "
-            "or lower --crop-n-layers or --crop-n-points-downscale-factor"
-        ) from error
+    generator = SamAutomaticMaskGenerator(model, output_mode="coco_rle", **given)
     # In layer N of the crops there are 4^N.
     clicks = sum(4**layer * len(grid) for layer, grid in enumerate(generator.point_grids))
     folders = name_folders(paths)

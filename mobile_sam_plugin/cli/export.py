@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .inputs import Checkpoint, load_model
+from .inputs import Checkpoint, MaxPixels, load_model
 
 # In a checkout; what is installed has none.
 _PHOTOGRAPHS = Path(__file__).parents[2] / "examples" / "images"
@@ -57,6 +57,7 @@ def export(
         ),
     ] = False,
     checkpoint: Checkpoint = None,
+    max_pixels: MaxPixels = None,
 ) -> None:
     """Export MobileSAM to ONNX, for machines without torch.
 

@@ -3,15 +3,14 @@
 import math
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import UserError
-from .inputs import Checkpoint, Cutout, ImageFile, Out, Points, load_model
+from .inputs import Checkpoint, Cutout, ImageFile, MaxPixels, Out, Points, load_model
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from .. import SamPredictor
@@ -37,10 +36,11 @@ def segment(
     mask: Annotated[
         Path | None,
         typer.Option(
-            metavar="LOGITS.npy",
+            metavar="FILE",
             exists=True,
             dir_okay=False,
-            help="A mask to refine: the mask_NNN_logits.npy of an earlier run on this image.",
+            help="A mask to refine: the mask_NNN_logits.npy of an earlier run on this image, or an "
+            "image of a mask in the size of this one.",
         ),
     ] = None,
     multimask: Annotated[
@@ -74,6 +74,7 @@ def segment(
             "openvino: CPU, GPU, NPU; or auto.",
         ),
     ] = "auto",
+    max_pixels: MaxPixels = None,
 ) -> None:
     """Segment the object that clicks, a box or a mask point out.
 
@@ -104,7 +105,7 @@ def segment(
 
     coords = np.array([click[:2] for click in clicks]).reshape(-1, 2)
     labels = np.array([click[2] for click in clicks], dtype=int)
-    mask_input = None if mask is None else _read_logits(mask)
+    mask_input = None if mask is None else _read_mask(mask)
     pixels = load_image(image)
     predictor = _load(backend, model, checkpoint, device)
     predictor.set_image(pixels)
@@ -178,11 +179,21 @@ def _parse_numbers(text: str, option: str, form: str, counts: tuple[int, ...]) -
     return numbers
 
 
-def _read_logits(path: Path) -> "NDArray[np.float32]":
-    from numpy.lib.format import read_array
+def _read_mask(path: Path) -> "NDArray[Any]":
+    """Low-res logits, or a mask of the image's size: told by what the file holds."""
+    from numpy.lib.format import MAGIC_PREFIX, read_array
 
-    try:
-        with open(path, "rb") as file:
-            return read_array(file)
-    except (EOFError, ValueError) as error:
-        raise UserError(f"the mask {str(path)!r} is no .npy file of logits: {error}") from error
+    from ..inputs import load_mask
+
+    with open(path, "rb") as file:
+        if file.read(len(MAGIC_PREFIX)) != MAGIC_PREFIX:
+            try:
+                return load_mask(path)
+            except UserError as error:
+                raise UserError(f"{error}; nor is it a .npy file of logits") from error
+        file.seek(0)
+        try:
+            array: NDArray[Any] = read_array(file)
+        except (EOFError, ValueError) as error:
+            raise UserError(f"the mask {str(path)!r} cannot be read: {error}") from error
+        return array

@@ -25,6 +25,10 @@ class OnnxAutomaticMaskGenerator(MaskSearch):
 
     predictor: OnnxPredictor
 
+    @property
+    def _model_size(self) -> int:
+        return self.predictor.model_size
+
     def _decoder(self) -> "Callable[[NDArray[np.uint8]], _CropDecoder]":
         return partial(_CropDecoder, self.predictor)
 

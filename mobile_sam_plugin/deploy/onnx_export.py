@@ -5,7 +5,7 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -18,7 +18,8 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
 from ..errors import MissingExtra, UserError
-from ..inputs import PIXEL_MEAN, PIXEL_STD, load_image
+from ..inputs import PIXEL_MEAN, PIXEL_STD, input_size, load_image, open_image
+from ..mask_postprocessing import MaskUpscaler
 from ..predictor import SamPredictor, eval_mode
 from .decoder_graph import DecoderGraph
 from .predictor import OnnxPredictor, preprocess
@@ -35,6 +36,7 @@ ENCODER_FILE = "mobile_sam_encoder.onnx"
 DECODER_FILE = "mobile_sam_decoder.onnx"
 PRECISIONS = ("fp32", "fp16", "int8")
 MINIMUM_IOU = 0.90
+LARGEST_FILE = 2 * 10**9  # bytes; protobuf's limit is 2^31
 # In 20 GELU is one operator. In earlier ones it is five, which onnxruntime fuses into one, but not
 # between operators in 8 bits: the encoder then takes a quarter longer, and more memory.
 _OPSETS = {"fp32": 18, "fp16": 18, "int8": 20}
@@ -85,7 +87,8 @@ class Export:
         seconds: what ``set_image`` or a click takes in onnxruntime on this machine's CPU.
         torch_seconds: what it takes in torch.
         mask_iou: of the masks that both files together make, beside those of the model in torch;
-            the mean over clicks all over the photographs.
+            the mean over clicks all over the photographs, or that of the masks that the decoder
+            upscales itself, if that is less.
     """
 
     path: Path
@@ -112,7 +115,8 @@ def export(
 
     Args:
         sam: the model, in float32 on the CPU.
-        folder: is made if need be; files of these names in it are replaced.
+        folder: is made if need be; files of these names in it are replaced. Weights above 2 GB,
+            too many for a file of ONNX, go into one beside it of its name and ``.data``.
         photographs: image files. The files are checked on the first; in int8 the encoder is
             calibrated, and checked, on all.
         precision: ``"fp32"``; ``"fp16"``, weights and arithmetic of both in half precision, inputs
@@ -148,20 +152,22 @@ def export(
             f"the model must be in float32 on the CPU, not {weight.dtype} on {weight.device}"
         )
     needed = photographs if precision == "int8" else photographs[:1]
-    pictures = [load_image(photograph) for photograph in needed]
+    for photograph in needed:  # opened one after the other below, since they may be many
+        with open_image(photograph, os.fspath(photograph)) as picture:
+            input_size(picture.height, picture.width, _size(sam))
     os.makedirs(folder, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as name, eval_mode(sam):
         encoder, decoder = Path(name, ENCODER_FILE), Path(name, DECODER_FILE)
         _write_encoder(sam, encoder, opset)
         _write_decoder(sam, decoder, opset)
         if precision == "int8":
-            _quantise(encoder, [preprocess(each, _size(sam)) for each in pictures])
+            _quantise(encoder, (preprocess(load_image(each), _size(sam)) for each in needed))
         elif precision == "fp16":
             for path in (encoder, decoder):
                 _halve(path)
         if with_preprocessing:
             _add_preprocessing(encoder, _size(sam), opset)
-        found = _compare(sam, encoder, decoder, pictures)
+        found = _compare(sam, encoder, decoder, needed)
         if not found[0].mask_iou >= MINIMUM_IOU and not force:
             raise UserError(
                 f"in {precision} the masks have an IoU of {found[0].mask_iou:.3f} with those of "
@@ -169,7 +175,11 @@ def export(
                 "precision"
             )
         for path in (encoder, decoder):
-            os.replace(path, Path(folder, path.name))
+            for file in (_data_of(path), path):
+                if file.exists():
+                    os.replace(file, Path(folder, file.name))
+                else:  # of an earlier, larger export
+                    Path(folder, file.name).unlink(missing_ok=True)
     return [replace(each, path=Path(folder, each.path.name)) for each in found]
 
 
@@ -241,6 +251,31 @@ def _trace(
             opset_version=opset,
             dynamo=False,
         )
+    model = onnx.load(path, load_external_data=False)
+    scattered = {
+        entry.value
+        for tensor in model.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    if scattered:  # above 2 GB torch writes a file a tensor
+        _save(onnx.load(path), path)
+        for name in scattered:
+            (path.parent / name).unlink()
+
+
+def _save(model: onnx.ModelProto, path: Path) -> None:
+    """Writes a model, and beside it a file of weights if they are too large for one of ONNX."""
+    data = _data_of(path)
+    data.unlink(missing_ok=True)  # or else more is written to its end
+    if sum(len(each.raw_data) for each in model.graph.initializer) > LARGEST_FILE:
+        onnx.save(model, path, save_as_external_data=True, location=data.name)
+    else:
+        onnx.save(model, path)
+
+
+def _data_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.data")
 
 
 def _add_preprocessing(path: Path, size: int, opset: int) -> None:
@@ -254,17 +289,46 @@ def _add_preprocessing(path: Path, size: int, opset: int) -> None:
     del before.opset_import[:]
     before.opset_import.extend(encoder.opset_import)
     io_map = [("normalised", encoder.graph.input[0].name)]
-    onnx.save(onnx.compose.merge_models(before, encoder, io_map), path)
+    _save(onnx.compose.merge_models(before, encoder, io_map), path)
 
 
 def _halve(path: Path) -> None:
     from onnxruntime.transformers.float16 import convert_float_to_float16
     from onnxruntime.transformers.onnx_model import OnnxModel
 
-    halved = convert_float_to_float16(onnx.load(path), keep_io_types=True)
+    whole = onnx.load(path)
+    # What computes sizes and places in pixels stays in float32: above 2048 half precision has no
+    # odd numbers, and between 512 and 1024 nothing finer than half a pixel.
+    places = _nodes_between(whole.graph, "point_coords", ("Sin", "Cos"))
+    sizes = _nodes_between(whole.graph, "orig_im_size", ("Resize",))
+    halved = convert_float_to_float16(whole, keep_io_types=True, node_block_list=[*places, *sizes])
+    # It halves what goes in and out of each of those, too, before it casts it back: undone here.
+    casts = [node for node in halved.graph.node if node.op_type == "Cast"]
+    target = {node.output[0]: node.attribute[0].i for node in casts}
+    whole_of = {
+        node.output[0]: node.input[0]
+        for node in casts
+        if target[node.output[0]] == onnx.TensorProto.FLOAT16
+    }
+    for node in casts:
+        if target[node.output[0]] == onnx.TensorProto.FLOAT:
+            node.input[0] = whole_of.get(node.input[0], node.input[0])
     # It puts the casts of the inputs last, which onnxruntime takes, but no checker.
     OnnxModel.graph_topological_sort(halved.graph)
-    onnx.save(halved, path)
+    _save(halved, path)
+
+
+def _nodes_between(graph: onnx.GraphProto, start: str, ends: Container[str]) -> list[str]:
+    """The names of the nodes, constants among them, from an input to the operators that end it."""
+    reached, found, inputs = {start}, [], set()
+    for node in graph.node:  # in the order in which they are computed
+        if not reached.isdisjoint(node.input):
+            found.append(node.name)
+            inputs.update(node.input)
+            if node.op_type not in ends:
+                reached.update(node.output)
+    constants = [node for node in graph.node if node.op_type == "Constant"]
+    return found + [node.name for node in constants if not inputs.isdisjoint(node.output)]
 
 
 class _Calibration:
@@ -278,7 +342,7 @@ class _Calibration:
         return None if image is None else {"input_image": image}
 
 
-def _quantise(path: Path, images: Sequence[NDArray[np.float32]]) -> None:
+def _quantise(path: Path, images: Iterable[NDArray[np.float32]]) -> None:
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -303,18 +367,19 @@ def _quantise(path: Path, images: Sequence[NDArray[np.float32]]) -> None:
 
 
 def _compare(
-    sam: Sam, encoder: Path, decoder: Path, pictures: Sequence[NDArray[np.uint8]]
+    sam: Sam, encoder: Path, decoder: Path, photographs: Sequence[str | os.PathLike[str]]
 ) -> list[Export]:
     """The figures of both files: of the first picture, but the masks of all."""
     ours, theirs = OnnxPredictor(encoder, decoder), SamPredictor(sam)
     overlaps = []
-    for picture in pictures:
+    for picture in map(load_image, photographs):
         ours.set_image(picture)
         theirs.set_image(picture)
         overlaps += _mask_overlaps(ours, theirs, _clicks(picture))
-    mask_iou = float(np.mean(overlaps))
+    mask_iou = min(float(np.mean(overlaps)), _upscaled_overlap(sam, ours))
 
-    picture, click = pictures[0], _clicks(pictures[0])[:1]
+    picture = load_image(photographs[0])
+    click = _clicks(picture)[:1]
     seconds, torch_seconds = (_time(partial(each.set_image, picture)) for each in (ours, theirs))
     embedding = theirs.get_image_embedding().numpy()
     difference = float(np.abs(ours.features - embedding).max())
@@ -342,9 +407,30 @@ def _mask_overlaps(
     for click in clicks:
         masks, others = (each.predict(click[None], [1])[2] > 0 for each in (ours, theirs))
         for mask, other in zip(masks, others, strict=True):
-            union = np.count_nonzero(mask | other)
-            overlaps.append(np.count_nonzero(mask & other) / union if union else 1.0)
+            overlaps.append(_overlap(mask, other))
     return overlaps
+
+
+def _upscaled_overlap(sam: Sam, ours: OnnxPredictor) -> float:
+    """The IoU of the masks that the graph upscales with those of its low-res logits.
+
+    For a random prompt, and a size of which half precision holds neither side.
+    """
+    size = 2001, 3001
+    feeds = {name: value.numpy() for name, value in _decoder_inputs(sam, 1, points=2).items()}
+    feeds |= {"image_embeddings": ours.features, "orig_im_size": np.array(size, np.float32)}
+    (masks,), (low_res_logits,) = ours.decoder.run(["masks", "low_res_masks"], feeds)
+    if masks.shape[1:] != size:
+        return 0.0
+    shape = low_res_logits.shape[1:]
+    upscaler = MaskUpscaler(input_size(*size, _size(sam)), size, shape, _size(sam))
+    pairs = zip(masks, low_res_logits, strict=True)
+    return float(np.mean([_overlap(mask > 0, upscaler.binary_mask(low)) for mask, low in pairs]))
+
+
+def _overlap(mask: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
+    union = np.count_nonzero(mask | other)
+    return np.count_nonzero(mask & other) / union if union else 1.0
 
 
 def _time(work: Callable[[], object]) -> float:
@@ -358,4 +444,5 @@ def _time(work: Callable[[], object]) -> float:
 
 
 def _megabytes(path: Path) -> float:
-    return path.stat().st_size / 1e6
+    files = [file for file in (path, _data_of(path)) if file.exists()]
+    return sum(file.stat().st_size for file in files) / 1e6

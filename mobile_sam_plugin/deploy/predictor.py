@@ -1,6 +1,7 @@
 """``SamPredictor`` on exported ONNX files: onnxruntime or OpenVINO, and numpy; no torch."""
 
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, lru_cache
 from typing import Any, NamedTuple, Protocol
@@ -38,6 +39,10 @@ _PROMPTS_AT_ONCE = 4
 _upscaler = lru_cache(maxsize=8)(MaskUpscaler)
 
 
+Providers = str | Sequence[str | tuple[str, Mapping[str, Any]]]
+"""Execution providers, as onnxruntime takes them, or the name of one."""
+
+
 class Tensor(NamedTuple):
     """What a graph says of an input or output."""
 
@@ -60,12 +65,16 @@ class OnnxPredictor:
 
     Same results as :class:`~mobile_sam_plugin.SamPredictor` up to rounding, from the two files that
     :func:`~mobile_sam_plugin.deploy.export` writes. Neither importing nor running it imports torch.
+    Several threads may share one that has its image set. ``copy.copy`` shares the graphs; pickles
+    and deep copies open the files again, which must be where they were.
 
     Attributes:
         is_image_set: whether :meth:`predict` can be called.
         original_size: (H, W) of the image that is set, in pixels.
         input_size: (h, w) to which it was resized.
         features: its embedding, (1, 256, 64, 64) float32.
+        model_size: the side of the model's input in pixels, 1024.
+        encoder, decoder: the two graphs, as they are loaded.
 
     Example:
         >>> predictor = OnnxPredictor("mobile_sam_encoder.onnx", "mobile_sam_decoder.onnx")
@@ -77,20 +86,22 @@ class OnnxPredictor:
         self,
         encoder: str | os.PathLike[str],
         decoder: str | os.PathLike[str],
-        providers: Sequence[str] = ("CPUExecutionProvider",),
+        providers: Providers = ("CPUExecutionProvider",),
     ) -> None:
         """Loads the two files.
 
         Args:
             encoder: path of the image encoder, with or without preprocessing in it.
             decoder: path of the prompt encoder and mask decoder.
-            providers: onnxruntime's execution providers, the preferred one first.
+            providers: onnxruntime's execution providers, the preferred one first: names, or pairs
+                of a name and its options; or one name.
 
         Raises:
             MissingExtra: onnxruntime is not installed.
             FileNotFoundError: there is no such file.
             ValueError: a file is no ONNX model, or not the half that it was given as; or this
-                onnxruntime has no such execution provider.
+                onnxruntime has no such execution provider, or not with these options.
+            TypeError: providers of another form.
         """
         self._set_up(
             _OnnxRuntime(encoder, providers), encoder, _OnnxRuntime(decoder, providers), decoder
@@ -116,10 +127,10 @@ class OnnxPredictor:
                 f"{os.fspath(decoder_path)!r} wants embeddings of {wanted.shape}, not of "
                 f"{embedding.shape} as {os.fspath(encoder_path)!r} gives: take both of one export"
             )
-        self._encoder, self._decoder = encoder, decoder
+        self.encoder, self.decoder = encoder, decoder
         (self._image_input,) = encoder.inputs
         (self._embedding_output,) = encoder.outputs
-        self._model_size = 16 * int(encoder.outputs[self._embedding_output].shape[3] or 0)
+        self.model_size = 16 * int(encoder.outputs[self._embedding_output].shape[3] or 0)
         self.reset_image()
 
     def reset_image(self) -> None:
@@ -148,12 +159,12 @@ class OnnxPredictor:
         if image_format == "BGR" and not isinstance(image, Image.Image):
             pixels = pixels[..., ::-1]
         height, width = pixels.shape[:2]
-        size = input_size(height, width, self._model_size)
-        if len(self._encoder.inputs[self._image_input].shape) == 3:
+        size = input_size(height, width, self.model_size)
+        if len(self.encoder.inputs[self._image_input].shape) == 3:
             network_input: NDArray[Any] = np.ascontiguousarray(pixels)
         else:
-            network_input = preprocess(pixels, self._model_size)
-        (self.features,) = self._encoder.run(
+            network_input = preprocess(pixels, self.model_size)
+        (self.features,) = self.encoder.run(
             [self._embedding_output], {self._image_input: network_input}
         )
         self.original_size, self.input_size = (height, width), size
@@ -183,7 +194,8 @@ class OnnxPredictor:
             point_coords: (N, 2), XY in pixels of the image; they may lie outside it.
             point_labels: (N,), 1 for an object point, 0 for a background point, -1 for none.
             box: 4 numbers, XYXY in pixels. Swapped corners are taken as they are, with a warning.
-            mask_input: (256, 256) or (1, 256, 256), low-res logits of an earlier prediction.
+            mask_input: (256, 256) or (1, 256, 256), low-res logits of an earlier prediction; or
+                (H, W) or (1, H, W), a bool or uint8 mask of the image.
             multimask_output: three candidate masks rather than one; better for a single click.
             return_logits: logits instead of boolean masks.
 
@@ -193,7 +205,8 @@ class OnnxPredictor:
 
         Raises:
             RuntimeError: no image has been set.
-            ValueError: a prompt of the wrong shape or length, or with NaN or infinity in it.
+            UserError: a prompt of the wrong shape or length, or with numbers in it that the model
+                cannot compute with: NaN, infinity, or of a magnitude above 2^24, in logits 10^4.
         """
         self._require_image()
         coords = labels = corners = logits = None
@@ -202,7 +215,8 @@ class OnnxPredictor:
         if box is not None:
             corners = check_box(box)[None]
         if mask_input is not None:
-            logits = check_mask(mask_input, self._low_res_size)[None]
+            sizes = self._low_res_size, self.original_size, self.input_size
+            logits = check_mask(mask_input, *sizes)[None]
         prompts = self._as_points(coords, labels, corners)
         low_res_logits, scores = self._decode(*prompts, logits, multimask_output)
         return self._upscale(low_res_logits[0], return_logits), scores[0], low_res_logits[0]
@@ -224,7 +238,7 @@ class OnnxPredictor:
             point_coords: (B, N, 2), XY in pixels.
             point_labels: (B, N), 1, 0 or -1.
             boxes: (B, 4), XYXY in pixels.
-            mask_input: (B, 1, 256, 256) low-res logits.
+            mask_input: (B, 1, 256, 256) low-res logits, or (B, 1, H, W) bool or uint8 masks.
             multimask_output: three masks a prompt rather than one.
             return_logits: logits instead of boolean masks.
 
@@ -234,8 +248,7 @@ class OnnxPredictor:
 
         Raises:
             RuntimeError: no image has been set.
-            ValueError: no prompt, prompts of the wrong shape or of unlike numbers, or with NaN or
-                infinity in them.
+            UserError: no prompt, prompts of unlike numbers, or as :meth:`predict`.
         """
         self._require_image()
         given: dict[str, NDArray[Any]] = {}
@@ -248,12 +261,8 @@ class OnnxPredictor:
             if corners.ndim != 2 or corners.shape[1] != 4:
                 raise UserError(f"boxes must have the shape (B, 4), not {corners.shape}")
         if mask_input is not None:
-            given["mask_input"] = logits = as_finite("mask_input", mask_input)
-            if logits.ndim != 4 or logits.shape[1:] != (1, *self._low_res_size):
-                raise UserError(
-                    f"mask_input must have the shape {('B', 1, *self._low_res_size)}, as "
-                    f"predict_batch returns low-res logits, not {logits.shape}"
-                )
+            sizes = self._low_res_size, self.original_size, self.input_size
+            given["mask_input"] = logits = check_mask(mask_input, *sizes, batched=True)
         if not given:
             raise UserError("give point_coords and point_labels, boxes or mask_input")
         lengths = {name: len(values) for name, values in given.items()}
@@ -276,7 +285,7 @@ class OnnxPredictor:
 
     @property
     def _low_res_size(self) -> tuple[int, int]:
-        return self._model_size // 4, self._model_size // 4
+        return self.model_size // 4, self.model_size // 4
 
     def _as_points(
         self,
@@ -331,7 +340,7 @@ class OnnxPredictor:
         no_mask = np.zeros((1, 1, *self._low_res_size), np.float32)
         for start in range(0, len(coords), _PROMPTS_AT_ONCE):
             some = slice(start, start + _PROMPTS_AT_ONCE)
-            scores, logits = self._decoder.run(
+            scores, logits = self.decoder.run(
                 ["iou_predictions", "low_res_masks"],
                 {
                     "image_embeddings": self.features,
@@ -375,7 +384,7 @@ class OnnxPredictor:
     @property
     def upscaler(self) -> MaskUpscaler:
         """What upscales low-res logits to the image that is set."""
-        return _upscaler(self.input_size, self.original_size, self._low_res_size, self._model_size)
+        return _upscaler(self.input_size, self.original_size, self._low_res_size, self.model_size)
 
 
 class OpenVinoPredictor(OnnxPredictor):
@@ -408,20 +417,12 @@ class OpenVinoPredictor(OnnxPredictor):
 
 
 class _OnnxRuntime:
-    def __init__(self, path: str | os.PathLike[str], providers: Sequence[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], providers: Providers) -> None:
         try:
             import onnxruntime
         except ImportError as error:
             raise MissingExtra.of("onnxruntime", "onnx") from error
-        if not providers:
-            raise UserError("name at least one execution provider")
-        available = onnxruntime.get_available_providers()
-        for provider in providers:
-            if provider not in available:
-                raise UserError(
-                    f"this onnxruntime has no execution provider {provider!r}, only "
-                    f"{', '.join(available)}: choose one of them, or install another onnxruntime"
-                )
+        chosen = _check_providers(providers, onnxruntime.get_available_providers())
         name = _existing(path)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
@@ -433,16 +434,21 @@ class _OnnxRuntime:
         _register_arena()
         options.add_session_config_entry("session.use_env_allocators", "1")
         try:
-            self._session = onnxruntime.InferenceSession(name, options, providers=list(providers))
-        except Exception as error:  # onnxruntime's errors share no other base
+            self._session = onnxruntime.InferenceSession(name, options, providers=chosen)
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"onnxruntime does not take the execution providers {chosen}: {_first_line(error)}"
+            ) from error
+        except Exception as error:  # onnxruntime's own errors share no other base
             raise UserError(
                 f"{name!r} is no ONNX model that onnxruntime can read: {_first_line(error)}"
             ) from error
-        if self._session.get_providers()[0] != providers[0]:
+        if self._session.get_providers()[0] != chosen[0][0]:
             raise UserError(
-                f"onnxruntime cannot start its execution provider {providers[0]!r} here: its "
+                f"onnxruntime cannot start its execution provider {chosen[0][0]!r} here: its "
                 "libraries or its device are missing"
             )
+        self._origin = os.path.abspath(name), chosen
         self.inputs = {value.name: _described(value) for value in self._session.get_inputs()}
         self.outputs = {value.name: _described(value) for value in self._session.get_outputs()}
         # Without it the decoder upscales every mask to the image, too.
@@ -452,6 +458,40 @@ class _OnnxRuntime:
     def run(self, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         results: list[NDArray[Any]] = self._session.run(list(outputs), dict(feeds), self._options)
         return results
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._origin
+
+
+def _check_providers(
+    providers: Providers, available: Sequence[str]
+) -> list[tuple[str, dict[str, Any]]]:
+    """Execution providers, each with its options, if there are such.
+
+    Raises:
+        TypeError, UserError: as :class:`OnnxPredictor`.
+    """
+    chosen: list[tuple[str, dict[str, Any]]] = []
+    for provider in [providers] if isinstance(providers, str) else providers:
+        match provider:
+            case str():
+                name, options = provider, {}
+            case (str() as name, Mapping() as options):
+                pass
+            case _:
+                raise TypeError(
+                    "providers must be names, or pairs of a name and a dict of options, not "
+                    f"{provider!r}"
+                )
+        if name not in available:
+            raise UserError(
+                f"this onnxruntime has no execution provider {name!r}, only "
+                f"{', '.join(available)}: choose one of them, or install another onnxruntime"
+            )
+        chosen.append((name, dict(options)))
+    if not chosen:
+        raise UserError("name at least one execution provider")
+    return chosen
 
 
 @cache
@@ -503,13 +543,19 @@ class _OpenVino:
             raise UserError(
                 f"{name!r} is no ONNX model that OpenVINO can run: {_first_line(error)}"
             ) from error
+        self._origin = os.path.abspath(name), device
+        self._lock = threading.Lock()  # a request is for one thread at a time
         self.inputs = {value.any_name: _described_by_openvino(value) for value in model.inputs}
         self.outputs = {value.any_name: _described_by_openvino(value) for value in model.outputs}
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         known = {name: feeds[name] for name in self.inputs}
-        results = self._request.infer(known)
-        return [np.array(results[name]) for name in outputs]
+        with self._lock:
+            results = self._request.infer(known)
+            return [np.array(results[name]) for name in outputs]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._origin
 
 
 @cache

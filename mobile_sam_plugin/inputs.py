@@ -481,7 +481,7 @@ def check_mask(
 def as_mask(pixels: NDArray[np.bool_] | NDArray[np.uint8]) -> NDArray[np.bool_]:
     """A mask (H, W) of bool, or of uint8: half of 255 or more, or above 0 where all are less."""
     if pixels.dtype == np.bool_:
-        return pixels
+        return pixels.astype(np.bool_, copy=False)
     mask, doubt = _bright(pixels, 255)
     if doubt:
         warnings.warn(f"the mask {doubt}: {mask.mean():.1%} of its pixels are taken", stacklevel=4)

@@ -78,7 +78,9 @@ MASKS = {
 
 @pytest.mark.parametrize("name", MASKS)
 def test_masks_are_what_a_person_means(name: str, mask: Mask, tmp_path: Path) -> None:
-    options = {"quality": 40 if "bad" in name else 85} if name.endswith("jpg") else {}
+    options: dict[str, Any] = (
+        {"quality": 40 if "bad" in name else 85} if name.endswith("jpg") else {}
+    )
     MASKS[name](mask).save(tmp_path / name, **options)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

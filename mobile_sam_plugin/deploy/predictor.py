@@ -472,12 +472,14 @@ def _check_providers(
         TypeError, UserError: as :class:`OnnxPredictor`.
     """
     chosen: list[tuple[str, dict[str, Any]]] = []
+    name: str
+    options: dict[str, Any]
     for provider in [providers] if isinstance(providers, str) else providers:
         match provider:
             case str():
                 name, options = provider, {}
-            case (str() as name, Mapping() as options):
-                pass
+            case (str(given), Mapping() as settings):
+                name, options = given, dict(settings)
             case _:
                 raise TypeError(
                     "providers must be names, or pairs of a name and a dict of options, not "
@@ -488,7 +490,7 @@ def _check_providers(
                 f"this onnxruntime has no execution provider {name!r}, only "
                 f"{', '.join(available)}: choose one of them, or install another onnxruntime"
             )
-        chosen.append((name, dict(options)))
+        chosen.append((name, options))
     if not chosen:
         raise UserError("name at least one execution provider")
     return chosen

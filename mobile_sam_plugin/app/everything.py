@@ -7,7 +7,7 @@ import numpy as np
 
 from .. import SamAutomaticMaskGenerator
 from ..errors import UserError
-from ..results import Record, decode_mask
+from ..results import Record, decode_mask, to_coco
 from . import gradio as gr
 from .parts import HEAVY, Stage, look, say
 from .sessions import Picture, Session
@@ -94,7 +94,8 @@ class EverythingTab:
             session.records = records
             session.numbers = paint_numbers(records, picture)
             path = session.path("_everything.json")
-            path.write_text(json.dumps(to_coco(records, picture), allow_nan=False))
+            coco = to_coco(records, picture.pixels.shape[:2], picture.name)
+            path.write_text(json.dumps(coco, allow_nan=False))
             return *show_everything(session), gr.DownloadButton(value=str(path), interactive=True)
 
     def tell(self, number: float | None, request: gr.Request) -> Any:
@@ -147,16 +148,3 @@ def paint_numbers(records: list[Record], picture: Picture) -> np.ndarray[Any, np
     for index in sorted(range(len(records)), key=lambda i: -records[i]["area"]):
         numbers[picture.shrink_mask(decode_mask(records[index]))] = index
     return numbers
-
-
-def to_coco(records: list[Record], picture: Picture) -> dict[str, Any]:
-    """A COCO data set of one image; annotations have the generator's fields beside COCO's."""
-    height, width = picture.pixels.shape[:2]
-    return {
-        "images": [{"id": 1, "file_name": picture.name, "height": height, "width": width}],
-        "categories": [{"id": 1, "name": "object"}],
-        "annotations": [
-            {"id": index, "image_id": 1, "category_id": 1, "iscrowd": 0, **record}
-            for index, record in enumerate(records, 1)
-        ],
-    }

@@ -829,7 +829,7 @@ def test_sessions_and_embeddings_are_bounded(bundled_sam: MobileSam, tmp_path: P
 
 
 def test_a_page_that_is_closed_while_something_works_leaves_nothing_behind(tmp_path: Path) -> None:
-    sessions = Sessions(None, tmp_path, max_sessions=1)  # type: ignore[arg-type]
+    sessions = Sessions(None, tmp_path, max_sessions=1)
     picture = Picture("dog.jpg", np.zeros((10, 10, 3), np.uint8))
     with sessions.using("page"), sessions.using("page"):
         session = sessions.get("page")

@@ -54,6 +54,7 @@ def test_wheel_holds_both_packages_the_weights_and_the_types(installed: Path) ->
         "integrations/__init__.py",
         "model/image_encoder.py",
         "py.typed",
+        "startup/sitecustomize.py",
         "weights/README.md",
     ):
         assert (package / name).is_file(), name

@@ -12,6 +12,7 @@ checked tensor by tensor, so that a model is either loaded whole or not at all.
 """
 
 import hashlib
+import errno
 import logging
 import os
 import pickle
@@ -448,8 +449,12 @@ def _read_torch(path: Path) -> Any:
     try:
         with open(path, "rb") as file:  # given a path, torch.load goes by its suffix
             return torch.load(file, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        failure = (
+            error  # a place before the start of the file, where a damaged one sends the reader
+        )
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         if found is None:

@@ -11,8 +11,8 @@ Only this module opens files of weights. It never unpickles objects, and what it
 checked tensor by tensor, so that a model is either loaded whole or not at all.
 """
 
-import hashlib
 import errno
+import hashlib
 import logging
 import os
 import pickle
@@ -450,11 +450,9 @@ def _read_torch(path: Path) -> Any:
         with open(path, "rb") as file:  # given a path, torch.load goes by its suffix
             return torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
-        if error.errno != errno.EINVAL:
+        if error.errno != errno.EINVAL:  # a damaged file sends the reader before its start
             raise
-        failure = (
-            error  # a place before the start of the file, where a damaged one sends the reader
-        )
+        failure = error
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         if found is None:

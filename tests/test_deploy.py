@@ -647,6 +647,14 @@ def test_export_refuses(
     assert not (tmp_path / "out").exists()
 
 
+def test_export_refuses_an_adapted_decoder(own_sam: MobileSam, tmp_path: Path) -> None:
+    hook = own_sam.mask_decoder.register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match="the mask decoder is none of SAM's"):
+        export(own_sam, tmp_path / "out", [PHOTOGRAPHS / "coffee.png"], force=True)
+    hook.remove()
+    assert not (tmp_path / "out").exists()
+
+
 def test_export_refuses_half_precision(own_sam: MobileSam, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="float32 on the CPU, not torch.float16"):
         export(own_sam.half(), tmp_path, [PHOTOGRAPHS / "coffee.png"])

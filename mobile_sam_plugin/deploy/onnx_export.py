@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..errors import MissingExtra, UserError
 from ..inputs import PIXEL_MEAN, PIXEL_STD, input_size, load_image, open_image
 from ..mask_postprocessing import MaskUpscaler
+from ..model import MaskDecoder
 from ..predictor import SamPredictor, eval_mode
 from .decoder_graph import DecoderGraph
 from .predictor import OnnxPredictor, preprocess
@@ -133,8 +134,8 @@ def export(
         MissingExtra: onnx or onnxruntime is not installed.
         FileNotFoundError: there is no such photograph.
         ValueError: an unknown precision, an opset that cannot be written or has no antialiasing
-            where preprocessing is wanted, no photograph, a model in another precision; or masks of
-            an IoU below 0.9 with those of torch.
+            where preprocessing is wanted, no photograph, a model in another precision or with a
+            mask decoder that is adapted; or masks of an IoU below 0.9 with those of torch.
     """
     if precision not in PRECISIONS:
         raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
@@ -150,6 +151,11 @@ def export(
     if weight.dtype != torch.float32 or weight.device.type != "cpu":
         raise UserError(
             f"the model must be in float32 on the CPU, not {weight.dtype} on {weight.device}"
+        )
+    if MaskDecoder.standing_in(sam.mask_decoder) is None:
+        raise UserError(
+            "the mask decoder is none of SAM's: it or a part of it runs other code, or has hooks, "
+            "which the exported graph would not have"
         )
     needed = photographs if precision == "int8" else photographs[:1]
     for photograph in needed:  # opened one after the other below, since they may be many

@@ -1,17 +1,21 @@
 """``SamPredictor``: upstream's results, more kinds of images, and errors that name the fault."""
 
+import copy
 import io
 import warnings
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import segment_anything
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from mobile_sam_plugin import MobileSam, SamAutomaticMaskGenerator, SamPredictor
+from mobile_sam_plugin.distill.objectives import set_image_size
 from mobile_sam_plugin.inputs import mask_to_logits
 from mobile_sam_plugin.predictor import as_pixels
 
@@ -439,3 +443,42 @@ def test_masks_of_the_images_size_are_prompts_of_tensors(predictor: SamPredictor
             predictor.predict_torch(None, None, None, given), expected, strict=True
         ):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_a_mask_alone_comes_back_from_a_model_that_learned_from_masks(small_sam: MobileSam) -> None:
+    """Its own masks, by a model trained on prompts of low-res logits, as SAM's are."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    sam = copy.deepcopy(small_sam)
+    set_image_size(sam, 128)
+    predictor = SamPredictor(sam)
+    predictor.set_image(rng.integers(0, 256, (96, 128, 3), dtype=np.uint8))
+
+    def draw_logits() -> NDArray[np.float32]:
+        """Of an ellipse: they grow with the distance from its outline."""
+        center, axes = rng.integers((8, 6), (24, 18)), rng.integers(8, 20, 2)
+        mask = cv2.ellipse(
+            np.zeros((32, 32), np.uint8),
+            (center.tolist(), axes.tolist(), int(rng.integers(180))),
+            1,
+            cv2.FILLED,
+        )
+        inside, outside = (cv2.distanceTransform(each, cv2.DIST_L2, 3) for each in (mask, 1 - mask))
+        return np.clip((inside - outside) * rng.uniform(1, 4), -20, 12)
+
+    encoder, decoder = sam.prompt_encoder, sam.mask_decoder.train()
+    optimizer = torch.optim.AdamW([*encoder.parameters(), *decoder.parameters()], 1e-3)
+    for _ in range(120):
+        logits = torch.from_numpy(np.stack([draw_logits()[None] for _ in range(8)]))
+        sparse, dense = encoder(None, None, logits)
+        found, _ = decoder(predictor.features, encoder.get_dense_pe(), sparse, dense, False)
+        loss = binary_cross_entropy_with_logits(found, (logits > 0).float())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    ious = []
+    for _ in range(10):
+        own = predictor.predict(mask_input=draw_logits(), multimask_output=False)[0][0]
+        again = predictor.predict(mask_input=own, multimask_output=False)[0][0]
+        ious.append((own & again).sum() / (own | again).sum())
+    assert min(ious) >= 0.9

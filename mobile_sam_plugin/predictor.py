@@ -207,7 +207,8 @@ class SamPredictor(segment_anything.SamPredictor):
             box: 4 numbers, XYXY in pixels. Swapped corners are taken as they are, with a warning.
             mask_input: (256, 256) or (1, 256, 256), low-res logits of an earlier prediction; or
                 (H, W) or (1, H, W), a bool or uint8 mask of the image, which
-                :func:`~mobile_sam_plugin.inputs.mask_to_logits` makes logits of.
+                :func:`~mobile_sam_plugin.inputs.mask_to_logits` makes logits of. Give a click or a
+                box with it, unless the weights were trained on masks alone.
             multimask_output: three candidate masks rather than one; better for a single click.
             return_logits: logits instead of boolean masks.
 

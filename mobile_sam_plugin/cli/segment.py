@@ -40,7 +40,8 @@ def segment(
             exists=True,
             dir_okay=False,
             help="A mask to refine: the mask_NNN_logits.npy of an earlier run on this image, or an "
-            "image of a mask in the size of this one.",
+            "image of a mask in the size of this one. Add a click on the object: few weights, the "
+            "bundled ones not among them, were trained on masks alone.",
         ),
     ] = None,
     multimask: Annotated[

@@ -162,7 +162,7 @@ def test_no_result_takes_the_place_of_another_images(
     assert captured.err.count("warning") == 2 and str(out / "shot.bmp") in captured.err
     assert str(out / "shot.bmp" / "cutout_000.png") in captured.out
     before = {path: path.read_bytes() for folder in folders[1:] for path in folder.iterdir()}
-    options = ["--pred-iou-thresh=2", *QUICK]
+    options = ["--pred-iou-thresh=1", *QUICK]
     assert main(["everything", str(tmp_path / "shot.png"), "--out", str(out), *options]) == 0
     assert check_folder(out / "shot") == [] and not (out / "shot" / "cutout_000.png").exists()
     assert {
@@ -224,19 +224,15 @@ def test_segment_turns_photographs_upright_and_warns_in_one_line(
     ids=str,
 )
 def test_segment_names_mistakes(
-    image: Path,
-    out: Path,
-    capsys: Captured,
-    monkeypatch: pytest.MonkeyPatch,
-    arguments: list[str],
-    words: str,
+    image: Path, out: Path, capsys: Captured, arguments: list[str], words: str
 ) -> None:
     np.save(image.parent / "small.npy", np.zeros((1, 64, 64), np.float32))
     (image.parent / "notes.txt").write_text("no mask")
     Image.new("1", (60, 40)).save(image.parent / "other.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # restores it
+    limit = Image.MAX_IMAGE_PIXELS
     given = [argument.format(tmp=image.parent) for argument in arguments]
     assert main(["segment", str(image), "--out", str(out), *BUNDLED, *given]) == 2
+    assert limit == Image.MAX_IMAGE_PIXELS  # also behind --max-pixels
     captured = capsys.readouterr()
     assert captured.out == "" and not out.exists()
     check_mistake(captured, words)

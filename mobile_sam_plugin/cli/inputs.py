@@ -2,6 +2,7 @@
 
 import math
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -71,10 +72,12 @@ Out = Annotated[
 ]
 
 
-def _lift_limit(max_pixels: int | None) -> int | None:
+def _set_limit(context: typer.Context, max_pixels: int | None) -> int | None:
+    """Sets Pillow's limit for the time of the command, which may be called in a longer process."""
     if max_pixels is not None:
         from PIL import Image
 
+        context.call_on_close(partial(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS))
         Image.MAX_IMAGE_PIXELS = math.ceil(max_pixels / 2)  # Pillow refuses twice as many
     return max_pixels
 
@@ -83,7 +86,7 @@ MaxPixels = Annotated[
     int | None,
     typer.Option(
         min=1,
-        callback=_lift_limit,
+        callback=_set_limit,
         show_default="178,956,970",
         help="Refuse images of more pixels, which could be made to fill the memory.",
     ),

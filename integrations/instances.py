@@ -323,8 +323,8 @@ class Instances:
         Raises:
             ValueError: as :meth:`overlay`.
         """
-        overlay = self.overlay(image)
-        pixels = self._load_same_size(image)
+        pixels = self._load_same_size(image)  # once, since it may be a file
+        overlay = self.overlay(pixels)
         source = self.image_path or path_of(image)
         target = Path(folder)
         coco = self.to_coco(file_name=Path(source or _UNNAMED).name, polygons=polygons)

@@ -24,6 +24,7 @@ import cv2
 
 from ..errors import UserError
 from ..inputs import describe_kinds, is_image_name, skipped_kind
+from ..results import digest_source
 from . import writers
 from .coco import CocoSource
 from .items import (
@@ -46,7 +47,6 @@ VIDEO_SUFFIXES = (
 )
 
 _LONGEST_QUERY = 80  # characters of a URL's query in a key
-_END = 1 << 16  # bytes of a video's beginning and end, by which another one is noticed
 
 _IsResult = Callable[[str], bool]
 
@@ -240,13 +240,7 @@ class _VideoSource(Images):
         capture.release()
 
     def scan(self) -> tuple[int, str]:
-        size = os.path.getsize(self.root)
-        digest = hashlib.sha256(f"{size} bytes, {self._expected} frames".encode())
-        with open(self.root, "rb") as file:
-            digest.update(file.read(_END))
-            file.seek(max(0, size - _END))
-            digest.update(file.read(_END))
-        return self._expected, digest.hexdigest()
+        return self._expected, digest_source(Path(self.root))
 
     def listing(self) -> Iterator[Listed]:
         return map(list_frame, range(self._expected))

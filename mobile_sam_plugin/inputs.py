@@ -395,8 +395,7 @@ def check_points(
             compute with.
     """
     if coords is None or labels is None:
-        given, absent = ("labels", "coords") if coords is None else ("coords", "labels")
-        raise UserError(f"point_{given} came without point_{absent}: give both or neither")
+        refuse_half(coords)
     points = as_finite("point_coords", coords)
     if points.ndim != 2 + batched or points.shape[-1] != 2:
         expected = "(B, N, 2)" if batched else "(N, 2)"
@@ -408,10 +407,21 @@ def check_points(
         )
     unknown = kinds[~np.isin(kinds, (-1, 0, 1))]
     if unknown.size:
-        raise UserError(
-            f"point_labels must be 1 (object), 0 (background) or -1 (no point), not {unknown[0]}"
-        )
+        refuse_label(unknown[0])
     return points, kinds
+
+
+def refuse_half(coords: object | None) -> NoReturn:
+    """Raises UserError: clicks or labels came without the other."""
+    given, absent = ("labels", "coords") if coords is None else ("coords", "labels")
+    raise UserError(f"point_{given} came without point_{absent}: give both or neither")
+
+
+def refuse_label(label: object) -> NoReturn:
+    """Raises UserError: a label of a click is none of SAM's."""
+    raise UserError(
+        f"point_labels must be 1 (object), 0 (background) or -1 (no point), not {label}"
+    )
 
 
 def check_box(box: ArrayLike) -> NDArray[np.float64]:

@@ -26,6 +26,8 @@ from .inputs import (
     check_mask,
     check_points,
     input_size,
+    refuse_half,
+    refuse_label,
     refuse_number,
 )
 from .inputs import ImageSource as ImageSource
@@ -160,13 +162,8 @@ class SamPredictor(segment_anything.SamPredictor):
             predictor = copy.copy(self)
             predictor.original_size = size
             predictor.input_size = tuple(image.shape[-2:])
-            predictor.features = embeddings[index : index + 1]
-            predictor.interm_features = inner and [each[index : index + 1] for each in inner]
-            if len(images) > 1:  # a view would keep the whole batch alive
-                predictor.features = predictor.features.clone()
-                predictor.interm_features = inner and [
-                    each.clone() for each in predictor.interm_features or ()
-                ]
+            predictor.features = _take(embeddings, index)
+            predictor.interm_features = inner and [_take(each, index) for each in inner]
             predictor.is_image_set = True
             predictors.append(predictor)
         return predictors
@@ -343,8 +340,7 @@ class SamPredictor(segment_anything.SamPredictor):
             TypeError, UserError: as :meth:`predict_torch`.
         """
         if (coords is None) != (labels is None):
-            given, absent = ("labels", "coords") if coords is None else ("coords", "labels")
-            raise UserError(f"point_{given} came without point_{absent}: give both or neither")
+            refuse_half(coords)
         # Transformed: a pixel of the image may be as large as the model's input.
         highest = MAX_COORDINATE * self.model.image_encoder.img_size
         given_prompts = {}
@@ -353,10 +349,7 @@ class SamPredictor(segment_anything.SamPredictor):
             _check_tensor("point_labels", labels, tuple(coords.shape[:2]), highest)
             unknown = labels[(labels != 1) & (labels != 0) & (labels != -1)]
             if len(unknown):
-                raise UserError(
-                    "point_labels must be 1 (object), 0 (background) or -1 (no point), not "
-                    f"{unknown[0].item()}"
-                )
+                refuse_label(unknown[0].item())
             given_prompts["point_coords"] = len(coords)
         if boxes is not None:
             if isinstance(boxes, Tensor) and boxes.ndim == 3:  # as upstream's predict hands them on
@@ -417,6 +410,12 @@ class SamPredictor(segment_anything.SamPredictor):
         threshold = self.model.mask_threshold
         masks = [upscaler.binary_mask(logits, threshold) for logits in low_res_logits.numpy()]
         return torch.from_numpy(np.stack(masks))
+
+
+def _take(batch: Tensor, index: int) -> Tensor:
+    """One of a batch, (1, ...), as a tensor of its own: a view would keep the whole batch alive."""
+    one = batch[index : index + 1]
+    return one.clone() if len(batch) > 1 else one
 
 
 def _check_tensor(name: str, tensor: Tensor, shape: tuple[int | str, ...], highest: float) -> None:

@@ -54,7 +54,7 @@ from mobile_sam_plugin.integrations.video import (
 from mobile_sam_plugin.integrations.video import _encode_ids as encode_ids
 from mobile_sam_plugin.results import encode_mask
 
-from .hub import Client, Hub
+from ..hub import Client, Hub
 
 Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -854,7 +854,7 @@ import sys, time
 from pathlib import Path
 from mobile_sam_plugin import build_sam_vit_t
 from mobile_sam_plugin.integrations.track_anything import TrackAnything, track_video
-from tests.test_tracking import ColorPropagator, follow_both
+from tests.integrations.test_tracking import ColorPropagator, follow_both
 
 class Slow(ColorPropagator):
     def propagate(self, frame):
@@ -871,7 +871,7 @@ def test_a_killed_run_is_taken_up(tracker: TrackAnything, tmp_path: Path) -> Non
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     track_video(tracker, video, whole, {0: follow_both})
     command = [sys.executable, "-c", KILLED, str(video), str(parts)]
-    process = subprocess.Popen(command, cwd=Path(__file__).parent.parent)
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[2])
     while not (parts / "masks" / "00002.png").exists():
         assert process.poll() is None, "it ended before it could be killed"
         time.sleep(0.02)

@@ -20,7 +20,7 @@ from mobile_sam_plugin.checkpoint import (
     read_checkpoint,
 )
 
-from .hub import Client, Cut, Hub
+from ..hub import Client, Cut, Hub
 
 UPSTREAM = "nielsr/mobilesam"
 TOKEN = {"HF_TOKEN": "hf_of_a_test"}

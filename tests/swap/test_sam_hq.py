@@ -26,7 +26,7 @@ from mobile_sam_plugin import (
 )
 from mobile_sam_plugin.distill.objectives import set_image_size
 
-from .records import assert_same_records
+from ..records import assert_same_records
 
 CLICK = np.array([[30, 20]]), np.array([1])
 EVERYTHING: dict[str, Any] = {

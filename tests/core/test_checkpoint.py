@@ -31,7 +31,7 @@ from mobile_sam_plugin.checkpoint import (
     save_checkpoint,
 )
 
-from .conftest import REFERENCE
+from ..conftest import REFERENCE
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 MANIFEST: dict[str, Any] = json.loads((REFERENCE / "state_dict_manifest.json").read_text())

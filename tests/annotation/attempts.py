@@ -1,6 +1,6 @@
 """Starts the same annotation again and again, and kills it each time: run by test_annotation.py.
 
-    python -m tests.annotation_attempts IMAGES OUT KILLS SEED
+    python -m tests.annotation.attempts IMAGES OUT KILLS SEED
 
 Each attempt is a fork, which spares it the seconds that imports take. The first goes undisturbed
 into OUT/undisturbed and tells how long a run takes; the next KILLS, into OUT/killed, get a SIGKILL

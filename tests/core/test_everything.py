@@ -20,8 +20,8 @@ from benchmarks.baseline import build_baseline
 from mobile_sam_plugin import MobileSam, SamAutomaticMaskGenerator
 from mobile_sam_plugin.distill.objectives import set_image_size
 
-from .conftest import PHOTOGRAPHS
-from .records import assert_same_records
+from ..conftest import PHOTOGRAPHS
+from ..records import assert_same_records
 
 Pixels = NDArray[np.uint8]
 # The bundled checkpoint is weak: at upstream's thresholds nothing is left to compare.

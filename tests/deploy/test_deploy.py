@@ -37,8 +37,8 @@ from mobile_sam_plugin.deploy.predictor import preprocess
 from mobile_sam_plugin.inputs import input_size, load_image, mask_to_logits
 from mobile_sam_plugin.mask_postprocessing import MaskUpscaler
 
-from .conftest import PHOTOGRAPHS, REFERENCE
-from .records import assert_same_records
+from ..conftest import PHOTOGRAPHS, REFERENCE
+from ..records import assert_same_records
 
 Pixels = NDArray[np.uint8]
 Files = tuple[Path, Path]

@@ -18,7 +18,7 @@ from mobile_sam_plugin.cli.distill_scenes import scenes
 from mobile_sam_plugin.distill.data import AnnotatedImage, open_annotated_images
 from mobile_sam_plugin.distill.scenes import Scenes, make_scene
 
-from .conftest import PHOTOGRAPHS
+from ..conftest import PHOTOGRAPHS
 
 SEEDS = range(12)
 

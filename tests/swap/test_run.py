@@ -13,7 +13,7 @@ import segment_anything
 from mobile_sam_plugin.cli import main
 
 RUN = (sys.executable, "-m", "mobile_sam_plugin", "run")
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 PROGRAMS = {
     "what it sees": """

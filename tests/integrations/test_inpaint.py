@@ -33,7 +33,7 @@ from mobile_sam_plugin.integrations.inpaint_anything import (
 from mobile_sam_plugin.integrations.instances import Instances
 from mobile_sam_plugin.integrations.video import MaskFolder, Video, VideoWriter, is_video
 
-from .hub import Client, Hub
+from ..hub import Client, Hub
 from .vocabularies import clip_text_config, save_clip_tokenizer
 
 Pixels = NDArray[np.uint8]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mobile_sam_plugin import MobileSam, SamAutomaticMaskGenerator, SamPredictor
 
-from .records import assert_same_records
+from ..records import assert_same_records
 
 EMPTY = inspect.Parameter.empty
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from mobile_sam_plugin import MobileSam, SamPredictor
 
-from .conftest import HERE, PHOTOGRAPHS
+from ..conftest import HERE, PHOTOGRAPHS
 
 sync_api: Any = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 

@@ -28,7 +28,7 @@ from mobile_sam_plugin.integrations.semantic_segment_anything import (
     masked_crop,
 )
 
-from .hub import Client, Cut, Hub
+from ..hub import Client, Cut, Hub
 from .vocabularies import SMALL_LAYER, clip_text_config, save_clip_tokenizer
 
 Pixels = NDArray[np.uint8]

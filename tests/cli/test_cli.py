@@ -25,7 +25,7 @@ from mobile_sam_plugin.cli import app, main
 from mobile_sam_plugin.errors import MissingExtra, UserError
 from mobile_sam_plugin.results import claim_folder, name_folders
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 COMMANDS = ("segment", "everything", "run", "info", "convert", "download")
 FIELDS = {
     "segmentation",

@@ -35,7 +35,7 @@ from mobile_sam_plugin.integrations.inpaint_anything import InpaintAnything
 from mobile_sam_plugin.integrations.video import Video
 from mobile_sam_plugin.results import decode_mask
 
-from .conftest import PHOTOGRAPHS
+from ..conftest import PHOTOGRAPHS
 
 pytest.importorskip("gradio", reason="gradio, the extra [app], is not installed")
 sync_api: Any = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

@@ -34,10 +34,10 @@ from mobile_sam_plugin.integrations.grounded_sam import Detections, GroundedMobi
 from mobile_sam_plugin.integrations.video import VideoWriter
 from mobile_sam_plugin.results import decode_mask, encode_mask
 
-from .annotation_attempts import FORMATS, SEARCH
-from .test_grounded_sam import save_owl_detector
+from ..integrations.test_grounded_sam import save_owl_detector
+from .attempts import FORMATS, SEARCH
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FLAGS = ["--points-per-side", "2", "--pred-iou-thresh", "0", "--stability-score-thresh", "0"]
 
 Captured = pytest.CaptureFixture[str]
@@ -647,7 +647,7 @@ def test_sources_that_cannot_be_used_are_named(
 def test_a_run_that_is_killed_twenty_times_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
     images = save_images(tmp_path / "images", 30)
     (images / "broken.png").write_bytes(b"no image")
-    command = [sys.executable, "-m", "tests.annotation_attempts", images, tmp_path, "20", "7"]
+    command = [sys.executable, "-m", "tests.annotation.attempts", images, tmp_path, "20", "7"]
     done = subprocess.run(
         [str(part) for part in command],
         cwd=ROOT,

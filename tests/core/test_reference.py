@@ -11,7 +11,7 @@ from segment_anything.utils.onnx import SamOnnxModel
 
 from mobile_sam_plugin import MobileSam, SamPredictor
 
-from .conftest import REFERENCE
+from ..conftest import REFERENCE
 
 IMAGES = ("landscape", "portrait")
 CASES = (

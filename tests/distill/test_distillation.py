@@ -746,7 +746,7 @@ def test_scenes_to_train_on_are_never_those_to_measure_on(tmp_path: Path) -> Non
 
 
 def test_stages_of_the_bundled_checkpoint_have_scenes_of_their_own() -> None:
-    makefile = (Path(__file__).parent.parent / "Makefile").read_text()
+    makefile = (Path(__file__).parents[2] / "Makefile").read_text()
     stages = [line for line in makefile.splitlines() if "$(SUPERVISED) --out" in line]
     seeds = {line.partition("--seed ")[2].split()[0] for line in stages}
     assert len(seeds) == len(stages) == 4

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from mobile_sam_plugin import build_sam_vit_t
-from mobile_sam_plugin.distill.scene_objects import Part, make_object
-from mobile_sam_plugin.distill.scene_textures import Materials, read_photograph
 from mobile_sam_plugin.integrations.track_anything import TrackAnything
+from mobile_sam_plugin.scenes.objects import Part, make_object
+from mobile_sam_plugin.scenes.textures import Materials, read_photograph
 
 PHOTOGRAPHS = sorted(
     path

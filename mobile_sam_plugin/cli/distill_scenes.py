@@ -12,8 +12,8 @@ import typer
 from .inputs import MaxPixels
 
 if TYPE_CHECKING:
-    from ..distill.data import AnnotatedImage
-    from ..distill.scenes import Scenes
+    from ..datasets.annotated import AnnotatedImage
+    from ..scenes.scenes import Scenes
 
 _SAMPLES = 12  # on the contact sheet
 _SAMPLE_SIDE = 160
@@ -62,8 +62,8 @@ def scenes(
     """
     from tqdm import tqdm
 
-    from ..distill.scenes import Scenes
     from ..inputs import list_images
+    from ..scenes.scenes import Scenes
 
     paths = [] if photographs is None else list_images(photographs, recursive=True)
     settings = {"size": size, "seed": seed, "photographs": [str(path) for path in paths]}
@@ -145,7 +145,7 @@ def _write_own(index: int) -> None:
 
 
 def _write_scene(scenes: "Scenes", out: Path, index: int) -> None:
-    from ..distill.data import write_annotated_image
+    from ..datasets.annotated import write_annotated_image
 
     write_annotated_image(out, _name(scenes.seed, index), scenes[index])
 

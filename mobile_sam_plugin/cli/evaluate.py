@@ -79,10 +79,10 @@ def evaluate(
     from torch.utils.data import Subset
     from tqdm import tqdm
 
-    from ..distill.costs import count_costs
-    from ..distill.data import open_annotated_images
-    from ..distill.evaluation import MEASURES, draw_worst_and_best, find_drawable
-    from ..distill.evaluation import evaluate as evaluate_model
+    from ..datasets.annotated import open_annotated_images
+    from ..evaluation.costs import count_costs
+    from ..evaluation.evaluation import MEASURES, draw_worst_and_best, find_drawable
+    from ..evaluation.evaluation import evaluate as evaluate_model
 
     wanted = [name.strip() for name in measures.split(",")] if measures else MEASURES
     annotated: Any = open_annotated_images(data, images=images)

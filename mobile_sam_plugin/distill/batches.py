@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset, Sampler
 
+from ..datasets.annotated import AnnotatedImages
+from ..datasets.readable import Items, Unfit, check_fit
 from ..errors import UserError
-from .data import AnnotatedImages
+from ..scenes.scenes import Scenes
 from .embeddings import Embeddings, preprocess, read_image
 from .objectives import LOW_RES, Batch, sample_prompts
-from .readable import Items, Unfit, check_fit
-from .scenes import Scenes
 
 
 class MaskExamples(Dataset[Batch]):

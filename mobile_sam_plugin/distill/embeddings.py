@@ -37,11 +37,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..checkpoint import fingerprint
+from ..datasets.readable import Skipped
 from ..errors import MissingExtra, UserError
 from ..inputs import input_size, list_images, load_image
 from ..predictor import eval_mode
 from ..sam_hq import unpack
-from .readable import Skipped
 
 _STORE_FILE = "store.json"
 _FORMAT = 1  # of the folder, and of what is done with an image before the teacher sees it

@@ -30,16 +30,16 @@ from tqdm import tqdm
 
 from ..build import build_sam_vit_t
 from ..checkpoint import locate_checkpoint, read_checkpoint, save_checkpoint
+from ..datasets.annotated import AnnotatedImage, AnnotatedImages, open_annotated_images
+from ..datasets.readable import Readable, check_fit
 from ..errors import MissingExtra, UserError
 from ..inputs import list_images
 from ..mobile_sam import MobileSam
+from ..scenes.scenes import Scenes
 from .batches import EmbeddedImages, EmbeddingExamples, MaskExamples, Steps
-from .data import AnnotatedImage, AnnotatedImages, open_annotated_images
 from .embeddings import Embeddings, fingerprint_decoder
 from .objectives import Batch, Coupled, Decoupled, Losses, Objective, Supervised, set_image_size
 from .options import PARTS, Options
-from .readable import Readable, check_fit
-from .scenes import Scenes
 
 try:
     import tensorboard  # noqa: F401, which accelerate would miss only later
@@ -341,7 +341,7 @@ class _Run:
         scores = {"mean training loss": loss}
         score = -loss
         if self.evaluation_data is not None:
-            from .evaluation import evaluate
+            from ..evaluation.evaluation import evaluate
 
             evaluation = evaluate(self.average.module, self.evaluation_data, measures=_EVALUATED)
             scores = {name: score.mean for name, score in evaluation.scores.items()}

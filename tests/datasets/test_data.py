@@ -20,15 +20,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from mobile_sam_plugin.distill.data import (
+from mobile_sam_plugin.datasets.annotated import (
     AnnotatedImage,
     open_annotated_images,
     write_annotated_image,
 )
-from mobile_sam_plugin.distill.readable import Readable, check_fit
-from mobile_sam_plugin.distill.scenes import Scenes
+from mobile_sam_plugin.datasets.readable import Readable, check_fit
 from mobile_sam_plugin.inputs import list_images
 from mobile_sam_plugin.results import encode_mask
+from mobile_sam_plugin.scenes.scenes import Scenes
 
 HEIGHT, WIDTH = 30, 40
 
@@ -271,7 +271,7 @@ def test_a_broken_image_is_named(
 
 @given(arrays(bool, st.tuples(st.integers(1, 40), st.integers(1, 40))))
 def test_any_mask_survives_being_written(mask: NDArray[np.bool_]) -> None:
-    from mobile_sam_plugin.distill.data import _encode, _run_lengths
+    from mobile_sam_plugin.datasets.annotated import _encode, _run_lengths
 
     compressed = encode_mask(mask)
     for segmentation in (compressed, uncompressed(mask)):
@@ -283,7 +283,7 @@ def test_any_mask_survives_being_written(mask: NDArray[np.bool_]) -> None:
 
 @given(st.text(alphabet=[chr(c) for c in range(40, 120)], max_size=12))
 def test_any_text_as_rle_is_a_mask_or_an_error(counts: str) -> None:
-    from mobile_sam_plugin.distill.data import _encode
+    from mobile_sam_plugin.datasets.annotated import _encode
 
     try:
         mask = pycocotools.mask.decode(_encode({"size": [5, 7], "counts": counts}, 5, 7))

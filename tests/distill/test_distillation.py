@@ -27,8 +27,8 @@ from typer.testing import CliRunner
 from mobile_sam_plugin import MobileSam, SamPredictor, sam_model_registry
 from mobile_sam_plugin.checkpoint import read_checkpoint
 from mobile_sam_plugin.cli.distill import app
+from mobile_sam_plugin.datasets.annotated import AnnotatedImage, write_annotated_image
 from mobile_sam_plugin.distill.batches import MaskExamples, Steps, shuffled_index
-from mobile_sam_plugin.distill.data import AnnotatedImage, write_annotated_image
 from mobile_sam_plugin.distill.embeddings import embed
 from mobile_sam_plugin.distill.objectives import (
     Batch,
@@ -47,10 +47,10 @@ from mobile_sam_plugin.distill.objectives import (
     set_image_size,
 )
 from mobile_sam_plugin.distill.options import Options
-from mobile_sam_plugin.distill.scenes import Scenes, make_scene
 from mobile_sam_plugin.distill.training import ramped_average, train
 from mobile_sam_plugin.inputs import list_images
 from mobile_sam_plugin.results import encode_mask
+from mobile_sam_plugin.scenes.scenes import Scenes, make_scene
 
 from .test_embeddings import launched
 

@@ -24,16 +24,16 @@ from segment_anything.modeling import (
 
 from mobile_sam_plugin import MobileSam, SamAutomaticMaskGenerator, SamPredictor
 from mobile_sam_plugin.cli import main
-from mobile_sam_plugin.distill.costs import count_costs
-from mobile_sam_plugin.distill.data import AnnotatedImage
-from mobile_sam_plugin.distill.evaluation import (
+from mobile_sam_plugin.datasets.annotated import AnnotatedImage
+from mobile_sam_plugin.evaluation.costs import count_costs
+from mobile_sam_plugin.evaluation.evaluation import (
     MEASURES,
     Evaluation,
     Score,
     draw_worst_and_best,
     evaluate,
 )
-from mobile_sam_plugin.distill.measures import (
+from mobile_sam_plugin.evaluation.measures import (
     Prompt,
     add_click,
     bootstrap,

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mobile_sam_plugin.cli.distill_scenes import scenes
-from mobile_sam_plugin.distill.data import AnnotatedImage, open_annotated_images
-from mobile_sam_plugin.distill.scenes import Scenes, make_scene
+from mobile_sam_plugin.datasets.annotated import AnnotatedImage, open_annotated_images
+from mobile_sam_plugin.scenes.scenes import Scenes, make_scene
 
 from ..conftest import PHOTOGRAPHS
 
@@ -49,7 +49,7 @@ def test_another_process_makes_the_same_scenes() -> None:
     data = Scenes(5, size=(96, 128), seed=3)
     program = (
         "import hashlib, sys\n"
-        "from mobile_sam_plugin.distill.scenes import Scenes\n"
+        "from mobile_sam_plugin.scenes.scenes import Scenes\n"
         "scene = Scenes(99, size=(96, 128), seed=3)[4]\n"
         "print(hashlib.sha256(scene.image.tobytes() + scene.masks.tobytes()).hexdigest())\n"
         "assert 'torch' not in sys.modules\n"

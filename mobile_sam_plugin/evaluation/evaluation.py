@@ -43,11 +43,12 @@ from typing_extensions import Self
 
 from ..automatic_mask_generator import SamAutomaticMaskGenerator
 from ..checkpoint import fingerprint
+from ..datasets.annotated import AnnotatedImage, AnnotatedImages
+from ..datasets.readable import Skipped, check_fit
 from ..errors import MissingExtra, UserError
 from ..predictor import SamPredictor
 from ..results import draw_overlay, encode_mask, write_file
 from .costs import Cost
-from .data import AnnotatedImage, AnnotatedImages
 from .measures import (
     PAIR_DISTANCES,
     Prompt,
@@ -58,7 +59,6 @@ from .measures import (
     intersection_over_union,
     make_prompt,
 )
-from .readable import Skipped, check_fit
 
 try:
     from matplotlib.figure import Figure

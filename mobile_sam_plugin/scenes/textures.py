@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..datasets.readable import Items
 from ..inputs import open_image, opened_pixels
-from .readable import Items
-from .scene_shapes import log_uniform
+from .shapes import log_uniform
 
 Color = NDArray[np.float64]  # (3,) RGB in [0, 255]
 

@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from . import scene_shapes as shapes
-from .scene_shapes import Outline, placement
-from .scene_textures import Color, Materials, Texture
+from . import shapes
+from .shapes import Outline, placement
+from .textures import Color, Materials, Texture
 
 _SMALL = 0.12  # in picture units: what is smaller has no decoration
 

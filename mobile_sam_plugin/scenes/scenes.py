@@ -15,14 +15,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ..datasets.annotated import AnnotatedImage
+from ..datasets.readable import Items, Readable
 from ..errors import UserError
 from ..results import encode_image
-from . import scene_shapes as shapes
-from .data import AnnotatedImage
-from .readable import Items, Readable
-from .scene_objects import Part, decorate, make_object
-from .scene_shapes import Outline, placement
-from .scene_textures import Materials, Photographs, Texture
+from . import shapes
+from .objects import Part, decorate, make_object
+from .shapes import Outline, placement
+from .textures import Materials, Photographs, Texture
 
 _MINIMUM_SIDE = 32
 _MINIMUM_AREA = 0.0015  # of the picture

@@ -255,7 +255,7 @@ def write_annotated_image(
 
 
 def _open_scenes(source: str) -> AnnotatedImages:
-    from .scenes import Scenes
+    from ..scenes.scenes import Scenes
 
     _, *numbers = source.split(":")
     if len(numbers) > 2 or not all(number.isdecimal() for number in numbers):

@@ -1,0 +1,1 @@
+"""Masks of a model measured against true ones, or against those of another model."""

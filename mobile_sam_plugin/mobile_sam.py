@@ -12,6 +12,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from .checkpoint import HUB_FILE, download, load_checkpoint, read_backbone, save_checkpoint
+from .errors import UserError
 from .model import MaskDecoder, PromptEncoder, TinyVitImageEncoder
 from .model.backbone_encoder import BackboneImageEncoder
 from .sam_hq import return_pairs, unpack, unpacks_pairs
@@ -200,3 +201,22 @@ class MobileSam(
         )
         return_pairs(sam.image_encoder, unpacks_pairs(segment_anything))
         return sam.eval()
+
+
+def set_img_size(model: Sam, img_size: int) -> None:
+    """Sets the side of a model's square input; the weights fit any side, and no file holds it.
+
+    Args:
+        model: a SAM whose image encoder takes images of any size, as TinyViT does.
+        img_size: in pixels, a multiple of 16. SAM's is 1024.
+
+    Raises:
+        ValueError: if `img_size` is not a positive multiple of 16.
+    """
+    if img_size < 16 or img_size % 16:
+        raise UserError(f"img_size must be a multiple of 16, not {img_size}")
+    side = img_size // 16
+    model.image_encoder.img_size = img_size
+    model.prompt_encoder.input_image_size = (img_size, img_size)
+    model.prompt_encoder.image_embedding_size = (side, side)
+    model.prompt_encoder.mask_input_size = (4 * side, 4 * side)

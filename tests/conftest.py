@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mobile_sam_plugin import MobileSam, build_sam_vit_t
 from mobile_sam_plugin.cli import main
-from mobile_sam_plugin.distill.objectives import set_image_size
+from mobile_sam_plugin.mobile_sam import set_img_size
 
 HERE = Path(__file__).parent
 REFERENCE = HERE / "reference"
@@ -87,7 +87,7 @@ def bundled_sam() -> MobileSam:
 def small_sam(bundled_sam: MobileSam) -> MobileSam:
     """The same for images of 224 x 224, which is quick; not to be changed by a test."""
     sam = copy.deepcopy(bundled_sam)
-    set_image_size(sam, 224)
+    set_img_size(sam, 224)
     return sam
 
 

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import masks_to_boxes, sigmoid_focal_loss
 
-from ..errors import UserError
 from ..sam_hq import unpack
 
 FOCAL_WEIGHT = 20.0
@@ -133,25 +132,6 @@ def corrective_clicks(masks: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     points = random_points(regions)
     labels = targets[torch.arange(len(targets), device=targets.device), points[:, 1], points[:, 0]]
     return points, labels.long()
-
-
-def set_image_size(sam: Sam, size: int) -> None:
-    """Sets the side of a model's square input; the weights fit any, and their file does not tell.
-
-    Args:
-        sam: a model whose image encoder takes images of any size, as TinyViT does.
-        size: in pixels, a multiple of 16. SAM's is 1024.
-
-    Raises:
-        ValueError: the size is no multiple of 16.
-    """
-    if size < 16 or size % 16:
-        raise UserError(f"the image size must be a multiple of 16, not {size}")
-    side = size // 16
-    sam.image_encoder.img_size = size
-    sam.prompt_encoder.input_image_size = (size, size)
-    sam.prompt_encoder.image_embedding_size = (side, side)
-    sam.prompt_encoder.mask_input_size = (4 * side, 4 * side)
 
 
 def predict_masks(

@@ -34,11 +34,11 @@ from ..datasets.annotated import AnnotatedImage, AnnotatedImages, open_annotated
 from ..datasets.readable import Readable, check_fit
 from ..errors import MissingExtra, UserError
 from ..inputs import list_images
-from ..mobile_sam import MobileSam
+from ..mobile_sam import MobileSam, set_img_size
 from ..scenes.scenes import Scenes
 from .batches import EmbeddedImages, EmbeddingExamples, MaskExamples, Steps
 from .embeddings import Embeddings, fingerprint_decoder
-from .objectives import Batch, Coupled, Decoupled, Losses, Objective, Supervised, set_image_size
+from .objectives import Batch, Coupled, Decoupled, Losses, Objective, Supervised
 from .options import PARTS, Options
 
 try:
@@ -486,7 +486,7 @@ def _build_objective(
 ) -> tuple[Objective, Dataset[Batch], list[Readable[Any]], dict[str, Any]]:
     """What is trained; the stream of examples for it, what that reads, and what tells the data."""
     if options.objective == "supervised":
-        set_image_size(sam, options.image_size)
+        set_img_size(sam, options.image_size)
         images, sources = _open_images(options)
         return (
             Supervised(
@@ -497,7 +497,7 @@ def _build_objective(
             {"number of images": [len(source) for source in sources]},
         )
     embeddings = Embeddings(options.data, options.images)
-    set_image_size(sam, embeddings.img_size)
+    set_img_size(sam, embeddings.img_size)
     side = sam.prompt_encoder.image_embedding_size
     if embeddings.shape != (sam.prompt_encoder.embed_dim, *side):
         raise UserError(

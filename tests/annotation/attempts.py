@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from mobile_sam_plugin import MobileSam, annotate, build_sam_vit_t
-from mobile_sam_plugin.distill.objectives import set_image_size
+from mobile_sam_plugin.mobile_sam import set_img_size
 
 FORMATS = ("coco", "parquet", "ids", "yolo", "overlay")
 SEARCH: dict[str, Any] = {"points_per_side": 2, "pred_iou_thresh": 0, "stability_score_thresh": 0}
@@ -49,7 +49,7 @@ def check_json(out: Path) -> int:
 def main(images: Path, out: Path, kills: int, seed: int) -> None:
     torch.set_num_threads(1)
     model = build_sam_vit_t("bundled")
-    set_image_size(model, 224)
+    set_img_size(model, 224)
     begin = time.monotonic()
     assert os.waitpid(start(model, images, out / "undisturbed"), 0)[1] == 0
     duration = time.monotonic() - begin

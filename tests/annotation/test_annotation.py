@@ -843,7 +843,7 @@ def test_a_run_of_other_options_is_refused(
 ) -> None:
     import copy
 
-    from mobile_sam_plugin.distill.objectives import set_image_size
+    from mobile_sam_plugin.mobile_sam import set_img_size
 
     out = annotated[0]
     before = files_in(out)
@@ -851,7 +851,7 @@ def test_a_run_of_other_options_is_refused(
     if options["model"] is not small_sam:
         model = copy.deepcopy(small_sam)
         if change["model"] == "size":
-            set_image_size(model, 256)
+            set_img_size(model, 256)
         else:
             model.mask_decoder.iou_token.weight.data[0, 0] += 1
         options["model"] = model

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from benchmarks.baseline import build_baseline
 from mobile_sam_plugin import MobileSam, SamAutomaticMaskGenerator
-from mobile_sam_plugin.distill.objectives import set_image_size
+from mobile_sam_plugin.mobile_sam import set_img_size
 
 from ..conftest import PHOTOGRAPHS
 from ..records import assert_same_records
@@ -185,7 +185,7 @@ def test_half_precision_finds_the_same_masks(own_sam: MobileSam, coffee: Pixels)
 
 
 def test_same_records_where_the_model_takes_small_images(own_sam: MobileSam) -> None:
-    set_image_size(own_sam, 256)
+    set_img_size(own_sam, 256)
     image = photograph("coffee.png")
     ours = SamAutomaticMaskGenerator(own_sam, **OPTIONS)
     theirs = segment_anything.SamAutomaticMaskGenerator(own_sam, **OPTIONS)

@@ -15,8 +15,8 @@ from PIL import Image
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from mobile_sam_plugin import MobileSam, SamAutomaticMaskGenerator, SamPredictor
-from mobile_sam_plugin.distill.objectives import set_image_size
 from mobile_sam_plugin.inputs import mask_to_logits
+from mobile_sam_plugin.mobile_sam import set_img_size
 from mobile_sam_plugin.predictor import as_pixels
 
 Pixels = NDArray[np.uint8]
@@ -450,7 +450,7 @@ def test_a_mask_alone_comes_back_from_a_model_that_learned_from_masks(small_sam:
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     sam = copy.deepcopy(small_sam)
-    set_image_size(sam, 128)
+    set_img_size(sam, 128)
     predictor = SamPredictor(sam)
     predictor.set_image(rng.integers(0, 256, (96, 128, 3), dtype=np.uint8))
 

@@ -44,11 +44,11 @@ from mobile_sam_plugin.distill.objectives import (
     predict_masks,
     random_points,
     sample_prompts,
-    set_image_size,
 )
 from mobile_sam_plugin.distill.options import Options
 from mobile_sam_plugin.distill.training import ramped_average, train
 from mobile_sam_plugin.inputs import list_images
+from mobile_sam_plugin.mobile_sam import set_img_size
 from mobile_sam_plugin.results import encode_mask
 from mobile_sam_plugin.scenes.scenes import Scenes, make_scene
 
@@ -64,7 +64,7 @@ def sam() -> MobileSam:
     """MobileSAM for small images, untrained; not to be changed by a test."""
     torch.manual_seed(0)
     model = MobileSam.untrained()
-    set_image_size(model, SIZE)
+    set_img_size(model, SIZE)
     return model
 
 
@@ -216,7 +216,7 @@ def test_masks_of_several_images_at_once_are_upstreams(bundled_sam: MobileSam) -
 
 def test_image_size_must_be_a_multiple_of_16(sam: MobileSam) -> None:
     with pytest.raises(ValueError, match="multiple of 16, not 100"):
-        set_image_size(sam, 100)
+        set_img_size(sam, 100)
 
 
 # Objectives
@@ -422,7 +422,7 @@ def _tiny_teacher() -> Sam:
         window_size=2,
         global_attn_indexes=(1,),
     )
-    set_image_size(teacher, SIZE)
+    set_img_size(teacher, SIZE)
     return Sam(teacher.image_encoder, teacher.prompt_encoder, teacher.mask_decoder).eval()
 
 

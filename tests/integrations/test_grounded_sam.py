@@ -400,7 +400,7 @@ def test_hundreds_of_boxes_in_flat_memory() -> None:
 import re
 import numpy as np
 from mobile_sam_plugin import build_sam_vit_t
-from mobile_sam_plugin.distill.objectives import set_image_size
+from mobile_sam_plugin.mobile_sam import set_img_size
 from mobile_sam_plugin.integrations.grounded_sam import Detections, GroundedMobileSam
 
 def detect(image, prompts, *thresholds):
@@ -409,7 +409,7 @@ def detect(image, prompts, *thresholds):
     return Detections(boxes, np.linspace(0.9, 0.5, count), ["dog"] * count)
 
 sam = build_sam_vit_t("bundled")
-set_image_size(sam, 224)
+set_img_size(sam, 224)
 image = np.random.default_rng(0).integers(0, 256, (2000, 2000, 3), dtype=np.uint8)
 for count in (8, 120):
     objects = GroundedMobileSam(sam, detect).predict(image, "dog", nms_threshold=1.0)

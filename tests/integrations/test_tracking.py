@@ -28,7 +28,6 @@ from benchmarks.tracking import follow, follow_flow, hold_still, make_clip, meas
 from mobile_sam_plugin import DEFAULT_CHECKPOINT, MobileSam, SamPredictor
 from mobile_sam_plugin.checkpoint import BUNDLED_FILE
 from mobile_sam_plugin.cli import main
-from mobile_sam_plugin.distill.objectives import set_image_size
 from mobile_sam_plugin.errors import UserError
 from mobile_sam_plugin.integrations.instances import Instances, voc_colors
 from mobile_sam_plugin.integrations.propagators import (
@@ -52,6 +51,7 @@ from mobile_sam_plugin.integrations.video import (
     VideoWriter,
 )
 from mobile_sam_plugin.integrations.video import _encode_ids as encode_ids
+from mobile_sam_plugin.mobile_sam import set_img_size
 from mobile_sam_plugin.results import encode_mask
 
 from ..hub import Client, Hub
@@ -721,7 +721,7 @@ def test_a_run_of_other_prompts_or_weights_is_not_taken_up(
         prompts = {0: lambda tracker: [tracker.add_object(mask=mask) for mask in masks]}  # noqa: B023
         with pytest.raises(UserError, match="another run, which follows other objects from frame"):
             track_video(tracker, video, out, prompts)
-    set_image_size(own_sam, 224)
+    set_img_size(own_sam, 224)
     with torch.no_grad():
         own_sam.mask_decoder.iou_token.weight += 1e-3
     with pytest.raises(UserError, match="another run, with another weights_sha256"):

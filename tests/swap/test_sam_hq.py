@@ -24,7 +24,7 @@ from mobile_sam_plugin import (
     register,
     replace,
 )
-from mobile_sam_plugin.distill.objectives import set_image_size
+from mobile_sam_plugin.mobile_sam import set_img_size
 
 from ..records import assert_same_records
 
@@ -107,7 +107,7 @@ def test_vit_t_registered_in_a_copy(hq: ModuleType, image: NDArray[np.uint8]) ->
         models = hq.sam_model_registry["vit_t"]("bundled"), hq.sam_model_registry["vit_h"]("h.pth")
     plain = build_sam_vit_t("bundled")
     for sam in (plain, *models):
-        set_image_size(sam, 224)
+        set_img_size(sam, 224)
     expected = predictions(segment_anything.SamPredictor(plain), image)
     records = segment_anything.SamAutomaticMaskGenerator(plain, **EVERYTHING).generate(image)
     batch = [{"image": torch.zeros(3, 168, 224), "original_size": (48, 64)}]
@@ -125,7 +125,7 @@ def test_vit_t_registered_in_a_copy(hq: ModuleType, image: NDArray[np.uint8]) ->
 SCRIPT = """
 import json, numpy as np, torch
 import mobile_sam_plugin, segment_anything
-from mobile_sam_plugin.distill.objectives import set_image_size
+from mobile_sam_plugin.mobile_sam import set_img_size
 from mobile_sam_plugin.model import MaskDecoder
 from segment_anything import SamPredictor, sam_model_registry
 
@@ -136,7 +136,7 @@ with mobile_sam_plugin.replace("vit_h", checkpoint="bundled"):
     models = [sam_model_registry["vit_t"]("bundled"), sam_model_registry["vit_h"]("h.pth")]
 answers = []
 for sam in models:
-    set_image_size(sam, 224)
+    set_img_size(sam, 224)
     for library in (segment_anything, mobile_sam_plugin):
         predictor = library.SamPredictor(sam)
         predictor.set_image(image)

@@ -14,6 +14,7 @@ the one of a few lines beside this script, which knows colours alone:
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from colors import classify_colors
 from PIL import Image
@@ -46,8 +47,10 @@ def main(
     """Writes ``semantic_labels.png``, the map with its legend, and ``search.png``."""
     sam = sam_model_registry["vit_t"](checkpoint=checkpoint)
     backend = classify_colors if classifier == "colors" else classifier
-    options = LENIENT if checkpoint == "bundled" else {}
-    semantic = SemanticMobileSam(sam, backend, points_per_side=points_per_side, **options)
+    options: dict[str, Any] = {"points_per_side": points_per_side}
+    if checkpoint == "bundled":
+        options |= LENIENT
+    semantic = SemanticMobileSam(sam, backend, **options)
     masks = semantic.segment(image)
 
     found = semantic.predict(image, classes.split(","), masks)

@@ -61,6 +61,7 @@ class Detector(Protocol):
         prompts: Sequence[str],
         box_threshold: float,
         text_threshold: float,
+        /,
     ) -> Detections:
         """Detects objects.
 

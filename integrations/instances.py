@@ -3,7 +3,7 @@
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,7 +144,7 @@ class Instances:
     def __getitem__(self, index: int | slice | NDArray[Any] | Sequence[int]) -> Self:
         """Returns some of the objects: by an index, a slice, indices, or N booleans."""
         if isinstance(index, int | np.integer):
-            if not -len(self) <= index < len(self):  # also what ends a loop over the objects
+            if not -len(self) <= index < len(self):
                 raise IndexError(f"there is no object {index}, there are {len(self)}")
             index = [int(index)]
         chosen = np.arange(len(self))[index]
@@ -157,6 +157,10 @@ class Instances:
             class_ids=None if self.class_ids is None else self.class_ids[chosen],
             ids=None if self.ids is None else self.ids[chosen],
         )
+
+    def __iter__(self) -> Iterator[Self]:
+        """Yields each object as :class:`Instances` of one."""
+        return (self[index] for index in range(len(self)))
 
     def to_supervision(self) -> "supervision.Detections":
         """Returns them as ``supervision`` takes them; the labels are ``data["class_name"]``.

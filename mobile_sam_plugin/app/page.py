@@ -6,6 +6,7 @@ from typing import Any
 from PIL import Image
 
 from ..inputs import load_image
+from ..photographs import list_photographs
 from . import gradio as gr
 from .click import BACKGROUND, CORNER, OBJECT, ClickTab
 from .everything import EverythingTab, show_everything
@@ -36,8 +37,6 @@ THEME = gr.themes.Soft(
     checkbox_label_background_fill_selected="*primary_700",
     checkbox_label_background_fill_selected_dark="*primary_700",
 )
-
-PHOTOGRAPHS = Path(__file__).parent / "photographs"  # a link to those of the examples
 
 _TITLE = """<h1>MobileSAM</h1>
 <p>Click on an object, and get its mask. The picture stays on this server, and is forgotten when you
@@ -102,7 +101,7 @@ def build_page(sessions: Sessions, checkpoint: str | None = None) -> gr.Blocks:
                     with gr.Row(elem_id="steps", scale=1):
                         undo = gr.Button("Undo", size="md", min_width=70)
                         reset = gr.Button("Reset", size="md", min_width=70)
-                photographs = _list_photographs()
+                photographs = list_photographs()
                 if photographs:
                     gr.Markdown("Or take one of these:", elem_classes="photographs")
                 gallery = gr.Gallery(
@@ -221,9 +220,3 @@ def _thumbnail(path: Path) -> Image.Image:
     thumbnail = Image.fromarray(load_image(path))
     thumbnail.thumbnail((320, 320))
     return thumbnail
-
-
-def _list_photographs() -> list[Path]:
-    if not PHOTOGRAPHS.is_dir():  # as where links cannot be had
-        return []
-    return sorted(path for path in PHOTOGRAPHS.iterdir() if path.suffix in (".jpg", ".png"))

@@ -9,7 +9,6 @@ import typer
 from .inputs import Checkpoint, MaxPixels, load_model
 
 # In a checkout; what is installed has none.
-_PHOTOGRAPHS = Path(__file__).parents[2] / "examples" / "images"
 
 
 class Precision(str, Enum):
@@ -47,7 +46,7 @@ def export(
             exists=True,
             file_okay=False,
             help="Photographs to check the files on, and to calibrate int8 by.",
-            show_default="examples/images of a checkout",
+            show_default="those of examples/images",
         ),
     ] = None,
     force: Annotated[
@@ -64,13 +63,11 @@ def export(
     Writes mobile_sam_encoder.onnx and mobile_sam_decoder.onnx, and prints how they compare with
     torch on a photograph. The decoder's inputs and outputs are those of SAM's own export.
     """
-    if photographs is None and not _PHOTOGRAPHS.is_dir():
-        raise typer.BadParameter("name a folder of photographs", param_hint="--photographs")
-
     from ..deploy import export as export_model
     from ..inputs import list_images
+    from ..photographs import list_photographs
 
-    paths = list_images(photographs or _PHOTOGRAPHS, recursive=True)
+    paths = list_images(photographs, recursive=True) if photographs else list_photographs()
     encoder, decoder = export_model(
         load_model(checkpoint, "cpu"),
         out,

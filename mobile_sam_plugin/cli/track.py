@@ -120,7 +120,7 @@ def track(
 
     from ..integrations.grounded_sam import DEFAULT_DETECTOR, GroundedMobileSam, split_prompts
     from ..integrations.propagators import TransformersPropagator
-    from ..integrations.track_anything import TrackAnything, find_everything, track_video
+    from ..integrations.track_anything import Finder, TrackAnything, find_everything, track_video
     from ..integrations.video import Video
     from ..results import claim_folder
 
@@ -137,7 +137,7 @@ def track(
             param_hint="--first-frame",
         )
     model = load_model(checkpoint, device)
-    find = None
+    find: Finder | None = None
     if phrases is not None:
         grounded = GroundedMobileSam(model, detector or DEFAULT_DETECTOR)
         find = partial(grounded.predict, prompts=phrases, box_threshold=box_threshold)

@@ -378,7 +378,9 @@ def test_list_of_images(predictor: SamPredictor, cup: Pixels, tmp_path: Path) ->
 def test_detectors_that_return_nonsense(
     predictor: SamPredictor, cup: Pixels, found: Any, words: str
 ) -> None:
-    grounded = GroundedMobileSam(predictor, lambda *_: Detections(*map(np.array, found)))
+    boxes, scores, phrases, *class_ids = found
+    detections = Detections(np.array(boxes), np.array(scores), phrases, *map(np.array, class_ids))
+    grounded = GroundedMobileSam(predictor, lambda *_: detections)
     with pytest.raises(ValueError, match=f"the detector function.*{words}"):
         grounded.predict(cup, "a dog")
 
@@ -391,7 +393,7 @@ def test_thresholds_outside_0_to_1(
     with pytest.raises(ValueError, match=rf"{name} must lie in \[0, 1\]"):
         GroundedMobileSam(predictor, find([], [])).predict(cup, "a dog", **{name: value})
     with pytest.raises(TypeError, match=rf"{name} must be a number in \[0, 1\], not '0.3'"):
-        GroundedMobileSam(predictor, find([], [])).predict([], "a dog", **{name: "0.3"})
+        GroundedMobileSam(predictor, find([], [])).predict([], "a dog", **{name: "0.3"})  # type: ignore[call-overload]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -460,7 +462,8 @@ def test_prompts_that_are_none() -> None:
         with pytest.raises(UserError, match="'[Aa] dog' is given twice"):
             split_prompts(twice)
     with pytest.raises(TypeError, match="prompts must be .* list of texts: item 1 .* not int"):
-        split_prompts(["a dog", 3])
+        split_prompts(["a dog", 3])  # type: ignore[list-item]
+    wrong: Any
     for wrong in (None, 5, b"a dog", {"a dog": 1}):
         kind = type(wrong).__name__
         with pytest.raises(TypeError, match=f"prompts must be a text or a list .* not {kind}"):

@@ -622,7 +622,7 @@ def test_diffusers_is_asked_at_its_size_for_the_prompt(pipeline_folder: Path) ->
 
 def test_diffusers_repeats_itself_with_a_seed(pipeline_folder: Path) -> None:
     image, mask = random_pixels(64, 64, 3), disc(64, 64, 30, 30, 12)
-    options = {"num_inference_steps": 2}
+    options: dict[str, Any] = {"num_inference_steps": 2}
     first, second, other = (
         DiffusersInpainter(pipeline_folder, seed=seed, **options)(image, mask, "a cat")
         for seed in (1, 1, 2)
@@ -1132,8 +1132,8 @@ def test_predict_masks_with_sam_is_that_of_the_project(coffee: Pixels) -> None:
         device="cpu",
     )
     assert masks.shape == (3, 400, 600) and scores.shape == (3,) and logits.shape == (3, 256, 256)
-    masks = masks.astype(np.uint8) * 255
-    dilated = cv2.dilate(masks[0], np.ones((15, 15), np.uint8), iterations=1)
+    gray = masks[0].astype(np.uint8) * 255
+    dilated = cv2.dilate(gray, np.ones((15, 15), np.uint8), iterations=1)
     assert InpaintAnything(None).remove(coffee, dilated, margin=0).image.shape == coffee.shape
     with pytest.raises(ValueError, match="no model type 'sam3', only .*vit_t"):
         predict_masks_with_sam(coffee, [[1, 2]], [1], "sam3", "sam3.pt", "cpu")

@@ -33,7 +33,11 @@ from .vocabularies import SMALL_LAYER, clip_text_config, save_clip_tokenizer
 
 Pixels = NDArray[np.uint8]
 COLORS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 50, 220)}
-NOTHING_PASSES = {"points_per_side": 1, "pred_iou_thresh": 1.0, "stability_score_thresh": 1.0}
+NOTHING_PASSES: dict[str, Any] = {
+    "points_per_side": 1,
+    "pred_iou_thresh": 1.0,
+    "stability_score_thresh": 1.0,
+}
 
 
 def compare_colors(images: Iterable[Pixels], texts: Sequence[str]) -> NDArray[np.float32]:
@@ -238,18 +242,18 @@ def test_bad_searches(semantic: SemanticMobileSam, scene: Pixels, masks: NDArray
     with pytest.raises(ValueError, match="empty"):
         semantic.search(scene, " ", masks)
     with pytest.raises(TypeError, match="not list"):
-        semantic.search(scene, ["red"], masks)
+        semantic.search(scene, ["red"], masks)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="at least 1, not 0"):
         semantic.search(scene, "red", masks, limit=0)
     with pytest.raises(TypeError, match="limit must be a whole number, not 2.5"):
-        semantic.search(scene, "red", masks, limit=2.5)
+        semantic.search(scene, "red", masks, limit=2.5)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["pred_iou_thresh", "stability_score_thresh", "box_nms_thresh"])
 @pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
 def test_thresholds_outside_0_to_1(small_sam: MobileSam, name: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"{name} must lie in \[0, 1\], not at {value}"):
-        SemanticMobileSam(small_sam, compare_colors, **{name: value})
+        SemanticMobileSam(small_sam, compare_colors, **{name: value})  # type: ignore[arg-type]
 
 
 def test_bad_masks(semantic: SemanticMobileSam, scene: Pixels, masks: NDArray[np.bool_]) -> None:
@@ -264,7 +268,7 @@ def test_bad_masks(semantic: SemanticMobileSam, scene: Pixels, masks: NDArray[np
     with pytest.raises(UserError, match=r"\(N, 90, 120\) for this image, not shapes of several"):
         semantic.predict(scene, ["red"], [masks[0], masks[1, 1:]])
     with pytest.raises(TypeError, match="boolean, not int64"):
-        semantic.predict(scene, ["red"], 5)
+        semantic.predict(scene, ["red"], 5)  # type: ignore[arg-type]
 
 
 def test_masks_may_be_a_list(

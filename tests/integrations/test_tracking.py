@@ -210,7 +210,7 @@ def test_videos_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no frame in 'stream'"):
         [*Video(iter(()))]
     with pytest.raises(TypeError, match="uint8 in .0, 255., not float64"):
-        [*Video([np.zeros((4, 5, 3))])]
+        [*Video([np.zeros((4, 5, 3))])]  # type: ignore[list-item]
     different = [np.zeros((4, 5, 3), np.uint8), np.zeros((6, 5, 3), np.uint8)]
     with pytest.raises(ValueError, match="frame 1 of 'sizes' has 5 x 6 pixels.* 5 x 4.*cut the"):
         [*Video(write_folder(tmp_path / "sizes", different))]
@@ -420,7 +420,7 @@ def test_new_objects_are_those_that_nothing_followed_covers(small_sam: MobileSam
         "left out: 2 finds of fewer than min_area (20) pixels: lower it (--min-area)"
     )
     with pytest.raises(TypeError, match="find returns.* must be Instances, not list"):
-        tracker.add_instances(found)
+        tracker.add_instances(found)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="image of 48 x 60 pixels, the frame has 48 x 64"):
         tracker.add_instances(
             Instances((48, 60), np.zeros((0, 4), np.float32), np.zeros((0, 48, 60), bool),
@@ -1166,7 +1166,7 @@ def test_flow_looks_for_lost_objects_near_where_they_were(
     assert tracked.lost == (1, 2, 3, 4, 5, 6)
     for _ in range(2):
         tracked = tracker.track(frame_with(places[5]))
-    found = tracked.objects.masks.any(axis=0)
+    found = np.asarray(tracked.objects.masks.any(axis=0))
     assert iou(found, square(*places[5], 20, (300, 300))) > 0.7
 
 

@@ -28,7 +28,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from mobile_sam_plugin import MobileSam, annotate, build_sam_vit_t
-from mobile_sam_plugin.results import encode_mask
+from mobile_sam_plugin.records import encode_mask
 
 from .__main__ import EVERYTHING, PHOTOGRAPHS
 from .baseline import build_baseline

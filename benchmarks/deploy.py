@@ -56,7 +56,7 @@ def measure(runs: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Exports the bundled weights in every precision; the rows of both tables."""
     from mobile_sam_plugin import build_sam_vit_t
     from mobile_sam_plugin.deploy import export
-    from mobile_sam_plugin.inputs import list_images
+    from mobile_sam_plugin.images import list_images
 
     sam = build_sam_vit_t("bundled")
     with tempfile.TemporaryDirectory() as folder:

@@ -24,7 +24,7 @@ from torchvision.ops import batched_nms, box_convert
 
 from mobile_sam_plugin import MobileSam, build_sam_vit_t
 from mobile_sam_plugin.errors import UserError
-from mobile_sam_plugin.inputs import ImageSource, load_image
+from mobile_sam_plugin.images import ImageSource, load_image
 
 from .instances import Instances, as_predictor, check_thresholds, path_of
 from .pretrained import check_length, load_pretrained, place_inputs
@@ -160,7 +160,7 @@ class GroundedMobileSam:
             ValueError: an empty prompt, a prompt given twice or longer than the detector reads, a
                 threshold outside [0, 1], or a detector that returns nonsense.
             FileNotFoundError, TypeError, ValueError: an image that cannot be read, as
-                :func:`~mobile_sam_plugin.inputs.load_image`.
+                :func:`~mobile_sam_plugin.images.load_image`.
         """
         phrases = split_prompts(prompts)
         thresholds = box_threshold, text_threshold, nms_threshold

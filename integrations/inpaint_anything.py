@@ -27,11 +27,11 @@ from torch import nn
 from mobile_sam_plugin import SamPredictor, sam_model_registry
 from mobile_sam_plugin.checkpoint import download, locate_checkpoint
 from mobile_sam_plugin.errors import MissingExtra, UserError
-from mobile_sam_plugin.inputs import ImageSource, load_image, open_image
-from mobile_sam_plugin.results import write_file
+from mobile_sam_plugin.files import encode_image, write_file
+from mobile_sam_plugin.images import ImageSource, load_image, open_image
 
 from .grounded_sam import DEFAULT_DETECTOR, Detector, GroundedMobileSam
-from .instances import Instances, as_predictor, boxes_of, encode_png
+from .instances import Instances, as_predictor, boxes_of
 from .pretrained import check_length
 from .video import Video, VideoSource, VideoWriter
 
@@ -121,7 +121,7 @@ class Inpainting:
         png = io.BytesIO()
         Image.fromarray(pixels).save(png, format="png", icc_profile=self.icc_profile)
         write_file(paths[0], png.getvalue())
-        write_file(paths[1], encode_png(self.mask.astype(np.uint8) * 255))
+        write_file(paths[1], encode_image(".png", self.mask.astype(np.uint8) * 255))
         return paths + objects
 
 

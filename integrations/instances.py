@@ -1,6 +1,5 @@
 """What the pipelines share: images in, and the objects found in them out."""
 
-import io
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -13,15 +12,18 @@ import numpy as np
 import segment_anything
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import nn
 from typing_extensions import Self
 
 from mobile_sam_plugin import SamAutomaticMaskGenerator, SamPredictor
+from mobile_sam_plugin.coco import coco_annotation, coco_dataset
+from mobile_sam_plugin.drawing import draw_overlay
 from mobile_sam_plugin.errors import MissingExtra, UserError
-from mobile_sam_plugin.inputs import ImageSource, load_image
+from mobile_sam_plugin.files import encode_image, write_file
+from mobile_sam_plugin.images import ImageSource, load_image
 from mobile_sam_plugin.polygons import Losses, labelme_content, relative_path
-from mobile_sam_plugin.results import encode_mask, write_file, write_masks
+from mobile_sam_plugin.records import encode_mask
+from mobile_sam_plugin.results import write_masks
 
 if TYPE_CHECKING:
     import supervision
@@ -211,38 +213,29 @@ class Instances:
             ``images``, ``categories`` and ``annotations``, with masks as compressed RLE or
             polygons, boxes as XYWH, ``label``, ``score``, and ``track_id`` if tracked.
         """
-        height, width = self.image_size
         categories, category_ids = self._categories()
-        annotations: list[dict[str, Any]] = []
         losses = Losses()
+        annotations = []
         for index, (box, mask) in enumerate(zip(self.boxes.tolist(), self.masks, strict=True)):
-            segmentation = losses.coco_polygons(mask) if polygons else encode_mask(mask)
-            if not segmentation:
-                continue
             x0, y0, x1, y1 = box
-            annotation = {
-                "id": first_annotation_id + index,
-                "image_id": image_id,
-                "category_id": category_ids[index],
-                "bbox": [x0, y0, x1 - x0, y1 - y0],
-                "area": int(np.count_nonzero(mask)),
-                "segmentation": segmentation,
-                "iscrowd": 0,
-                "label": self.labels[index],
-                "score": float(self.scores[index]),
-            }
-            if self.ids is not None:
-                annotation["track_id"] = int(self.ids[index])
-            annotations.append(annotation)
+            more = {} if self.ids is None else {"track_id": int(self.ids[index])}
+            annotations.append(
+                coco_annotation(
+                    encode_mask(mask),
+                    image_id,
+                    first_annotation_id + index,
+                    category_ids[index],
+                    losses if polygons else None,
+                    bbox=[x0, y0, x1 - x0, y1 - y0],
+                    label=self.labels[index],
+                    score=float(self.scores[index]),
+                    **more,
+                )
+            )
         losses.warn()
         if file_name is None:
             file_name = _UNNAMED if self.image_path is None else Path(self.image_path).name
-        image = {"id": image_id, "file_name": file_name, "height": height, "width": width}
-        return {
-            "images": [image],
-            "categories": [{"id": number, "name": name} for number, name in categories.items()],
-            "annotations": annotations,
-        }
+        return coco_dataset(self.image_size, file_name, categories, annotations, image_id)
 
     def _categories(self) -> tuple[dict[int, str], list[int]]:
         """The names of all categories by their ids, from 1, and the id of each object's."""
@@ -270,18 +263,19 @@ class Instances:
         Raises:
             ValueError: the image has another size than the masks, or there is none.
         """
-        picture = self._load_same_size(image).copy()
-        numbers = range(1, 1 + len(self)) if self.ids is None else self.ids.tolist()
-        colors = voc_colors(1 + max(numbers, default=0))
-        # Large ones first, so that small ones stay visible.
-        for index in np.argsort([-np.count_nonzero(mask) for mask in self.masks]):
-            _draw_mask(picture, self.masks[index], colors[numbers[index]])
-        for index, box in enumerate(self.boxes):
-            text = f"{self.labels[index]} {self.scores[index]:.2f}"
-            if self.ids is not None:
-                text = f"#{self.ids[index]} {text}"
-            _draw_box(picture, box, text, colors[numbers[index]])
-        return picture
+        numbers = None if self.ids is None else self.ids.tolist()
+        captions = [
+            f"{label} {score:.2f}" for label, score in zip(self.labels, self.scores, strict=True)
+        ]
+        if numbers is not None:
+            captions = [f"#{n} {caption}" for n, caption in zip(numbers, captions, strict=True)]
+        return draw_overlay(
+            self._load_same_size(image),
+            self.masks,
+            numbers=numbers,
+            boxes=self.boxes,
+            captions=captions,
+        )
 
     def _load_same_size(self, image: ImageSource | None) -> NDArray[np.uint8]:
         if image is None:
@@ -334,10 +328,10 @@ class Instances:
         coco = self.to_coco(file_name=Path(source or _UNNAMED).name, polygons=polygons)
         masks = write_masks(target, self.masks, pixels if cutouts else None)
         paths = masks + sorted(target.glob("cutout_*.png")) + [target / "overlay.png"]
-        write_file(paths[-1], encode_png(overlay))
+        write_file(paths[-1], encode_image(".png", overlay))
         if source is None:
             paths.append(target / _UNNAMED)
-            write_file(paths[-1], encode_png(pixels))
+            write_file(paths[-1], encode_image(".png", pixels))
         if labelme:
             names, category_ids = self._categories()
             labels = (names[number] for number in category_ids)
@@ -362,21 +356,6 @@ def path_of(image: ImageSource | None) -> str | None:
     return str(getattr(image, "filename", "")) or None
 
 
-def encode_png(pixels: NDArray[np.uint8], palette: NDArray[np.uint8] | None = None) -> bytes:
-    """Encodes a PNG.
-
-    Args:
-        pixels: (H, W, 3) RGB, (H, W) grayscale, or (H, W) indices into the palette.
-        palette: (N, 3) RGB, 256 colours at most.
-    """
-    picture = Image.fromarray(pixels)
-    if palette is not None:
-        picture.putpalette(palette.tobytes())
-    png = io.BytesIO()
-    picture.save(png, format="png")
-    return png.getvalue()
-
-
 def boxes_of(masks: NDArray[np.bool_]) -> NDArray[np.float32]:
     """Returns the boxes around masks.
 
@@ -392,52 +371,3 @@ def boxes_of(masks: NDArray[np.bool_]) -> NDArray[np.float32]:
         x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
         box[:] = x, y, x + width, y + height
     return boxes
-
-
-def voc_colors(count: int) -> NDArray[np.uint8]:
-    """Returns the first colours of PASCAL VOC, which DAVIS uses, too: (count, 3) uint8 RGB.
-
-    Colour 0 is black, the background's. From 256 on they repeat, without black.
-    """
-    numbers = np.arange(count)
-    numbers = np.where(numbers < 256, numbers, 1 + (numbers - 1) % 255)
-    colors = np.zeros((count, 3), dtype=np.uint8)
-    for place in range(8):  # three bits of the number give a bit of each channel, highest first
-        for channel in range(3):
-            bit = numbers >> (3 * place + channel) & 1
-            colors[:, channel] |= (bit << (7 - place)).astype(np.uint8)
-    return colors
-
-
-def _draw_mask(
-    picture: NDArray[np.uint8], mask: NDArray[np.bool_], color: NDArray[np.uint8]
-) -> None:
-    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
-    region = picture[y : y + height, x : x + width]
-    inside = mask[y : y + height, x : x + width]
-    region[inside] = (region[inside] * 0.5 + color * 0.5).round()
-
-
-def _draw_box(
-    picture: NDArray[np.uint8], box: NDArray[np.float32], text: str, color: NDArray[np.uint8]
-) -> None:
-    """A box, and above it, or inside where there is no room, the text on the box's colour."""
-    height, width = picture.shape[:2]
-    thickness = max(1, round(max(height, width) / 400))  # grows with the image
-    x0, y0, x1, y1 = np.clip(box, (-2, -2, -2, -2), (width + 2, height + 2) * 2).round().tolist()
-    corners = (int(x0), int(y0)), (int(x1), int(y1))
-    cv2.rectangle(picture, *corners, color.tolist(), thickness, cv2.LINE_AA)
-
-    font, scale = cv2.FONT_HERSHEY_SIMPLEX, 0.4 * thickness
-    (text_width, text_height), descent = cv2.getTextSize(text, font, scale, thickness)
-    left = int(np.clip(x0, 0, max(width - text_width, 0)))
-    base = int(y0) - descent if y0 >= text_height + descent else int(y0) + text_height + descent
-    cv2.rectangle(
-        picture,
-        (left, base - text_height - thickness),
-        (left + text_width, base + descent),
-        color.tolist(),
-        cv2.FILLED,
-    )
-    ink = (0, 0, 0) if color @ [0.299, 0.587, 0.114] > 140 else (255, 255, 255)
-    cv2.putText(picture, text, (left, base), font, scale, ink, thickness, cv2.LINE_AA)

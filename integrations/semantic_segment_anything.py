@@ -20,19 +20,19 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from mobile_sam_plugin.drawing import colors_of, palette
 from mobile_sam_plugin.errors import UserError
-from mobile_sam_plugin.inputs import ImageSource, load_image
+from mobile_sam_plugin.files import encode_image, write_file
+from mobile_sam_plugin.images import ImageSource, load_image
 from mobile_sam_plugin.predictor import SamPredictor
-from mobile_sam_plugin.results import decode_mask, write_file
+from mobile_sam_plugin.records import decode_mask
 
 from .instances import (
     Instances,
     as_predictor,
     boxes_of,
-    encode_png,
     everything_mode,
     path_of,
-    voc_colors,
 )
 from .pretrained import check_length, load_pretrained, place_inputs
 from .texts import check_texts
@@ -80,13 +80,14 @@ class SemanticInstances(Instances):
         """
         picture = self._load_same_size(image).copy()
         classes = self.semantic_map()
-        colors = voc_colors(len(self.classes) + 1)
         found = classes >= 0
-        picture[found] = (picture[found] * 0.4 + colors[classes[found] + 1] * 0.6).round()
+        picture[found] = (picture[found] * 0.4 + colors_of(classes[found] + 1) * 0.6).round()
         shares = np.bincount(classes[found], minlength=len(self.classes)) / classes.size
         occurring = [i for i in np.argsort(-shares, kind="stable") if shares[i] > 0]
         texts = [f"{self.classes[i]} {shares[i]:.0%}" for i in occurring]
-        return np.hstack([picture, _draw_column(len(picture), texts, colors[1:][occurring])])
+        return np.hstack(
+            [picture, _draw_column(len(picture), texts, colors_of(1 + np.array(occurring, int)))]
+        )
 
     def save(
         self,
@@ -102,12 +103,12 @@ class SemanticInstances(Instances):
         The values of ``semantic_map.png`` are 1 and up for the classes, 0 for none; it has a
         palette, or 16 bits for more than 255 classes.
         """
-        legend = encode_png(self.legend(image))
+        legend = encode_image(".png", self.legend(image))
         values = self.semantic_map() + 1
         semantic_map = (
-            encode_png(values.astype(np.uint8), voc_colors(256))
+            encode_image(".png", values.astype(np.uint8), palette=palette())
             if len(self.classes) < 256
-            else encode_png(values.astype(np.uint16))
+            else encode_image(".png", values.astype(np.uint16))
         )
         paths = super().save(folder, image, cutouts=cutouts, polygons=polygons, labelme=labelme)
         for name, content in (("semantic_map.png", semantic_map), ("legend.png", legend)):
@@ -200,7 +201,7 @@ class SemanticMobileSam:
             ValueError: no class, an empty one, one given twice or longer than the classifier reads;
                 masks of another size; a classifier that returns nonsense.
             FileNotFoundError, TypeError, ValueError: an image that cannot be read, as
-                :func:`~mobile_sam_plugin.inputs.load_image`.
+                :func:`~mobile_sam_plugin.images.load_image`.
         """
         names = _check_classes(classes)
         pixels = load_image(image)

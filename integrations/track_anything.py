@@ -29,7 +29,7 @@ from mobile_sam_plugin import (
 )
 from mobile_sam_plugin.checkpoint import fingerprint
 from mobile_sam_plugin.errors import UserError
-from mobile_sam_plugin.results import decode_mask
+from mobile_sam_plugin.records import decode_mask
 
 from .instances import (
     ImageSource,

@@ -25,11 +25,13 @@ from numpy.typing import NDArray
 from PIL import UnidentifiedImageError
 from typing_extensions import Self
 
+from mobile_sam_plugin.drawing import palette
 from mobile_sam_plugin.errors import MissingExtra, UserError
-from mobile_sam_plugin.inputs import as_pixels, list_images, load_mask, open_image
-from mobile_sam_plugin.results import digest_source, write_file
+from mobile_sam_plugin.files import digest_source, encode_image, write_file
+from mobile_sam_plugin.images import list_images, load_mask, open_image
+from mobile_sam_plugin.inputs import as_pixels
 
-from .instances import Instances, encode_png, load_image, voc_colors
+from .instances import Instances, load_image
 
 if TYPE_CHECKING:
     import supervision
@@ -176,7 +178,7 @@ class MaskFolder(Mapping[int, NDArray[np.bool_]]):
         """Looks at the names.
 
         Args:
-            folder: with images of masks, as :func:`~mobile_sam_plugin.inputs.load_mask` takes them.
+            folder: with images of masks, as :func:`~mobile_sam_plugin.images.load_mask` takes them.
             video: whose frames they belong to.
 
         Raises:
@@ -563,7 +565,7 @@ class TrackWriter:
             )
         self._table.flush()
         # Last, since a frame with a PNG is taken for done.
-        png = encode_png(tracked.id_map(), voc_colors(256))
+        png = encode_image(".png", tracked.id_map(), palette=palette())
         write_file(self._masks / f"{tracked.index:05}.png", png)
 
     def close(self) -> None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import wrapt
 
+from ._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from .annotation import annotate
     from .automatic_mask_generator import SamAutomaticMaskGenerator
@@ -20,8 +22,6 @@ if TYPE_CHECKING:
     from .predictor import SamPredictor
     from .registry import sam_model_registry
     from .replacement import register, replace
-
-__version__ = "0.1.0"
 
 _MODULES = {
     "DEFAULT_CHECKPOINT": "checkpoint",

@@ -17,6 +17,7 @@ from .everything import MaskSearch, Progress, clean
 from .mask_postprocessing import FloatArray, MaskUpscaler
 from .model import MaskDecoder
 from .predictor import SamPredictor, eval_mode
+from .records import Record
 
 # Indices of prompts (K,), predicted IoU (K,) and low-res logits (K, h, w) of some masks.
 Decoded = tuple[Tensor, Tensor, Tensor]
@@ -88,7 +89,7 @@ class SamAutomaticMaskGenerator(MaskSearch, segment_anything.SamAutomaticMaskGen
         image: NDArray[np.uint8] | Image.Image,
         progress: Progress | None = None,
         predictor: SamPredictor | None = None,
-    ) -> list[dict[str, Any]]:
+    ) -> list[Record]:
         """As :meth:`MaskSearch.generate`, in eval mode.
 
         Args:

@@ -29,6 +29,7 @@ from .mask_postprocessing import (
     mask_from_rle,
     rle_from_mask,
 )
+from .records import Record
 
 Progress = Callable[[int, int], None]
 
@@ -166,7 +167,7 @@ class MaskSearch(ABC):
 
     def generate(
         self, image: NDArray[np.uint8] | Image.Image, progress: Progress | None = None
-    ) -> list[dict[str, Any]]:
+    ) -> list[Record]:
         """Generates masks for an image, as upstream's ``generate``.
 
         Args:

@@ -1,18 +1,12 @@
-"""The images and prompts that predictors take, checked; free of torch, for all of them."""
+"""Images and prompts in memory, checked: what every predictor takes. Free of torch."""
 
-import os
 import warnings
-from collections import Counter
-from collections.abc import Container, Iterable, Iterator
-from contextlib import contextmanager
-from functools import lru_cache
-from pathlib import Path, PurePath
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
 import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from .errors import UserError
 
@@ -24,16 +18,6 @@ MAX_COORDINATE = 2.0**24
 """Beyond it float32, in which coordinates are encoded, does not tell neighbouring pixels apart."""
 MAX_VALUE = 1e4
 """Far above any pixel or logit, and still a number in half precision."""
-
-# Formats of pixels that Pillow decodes itself. Those that it hands to other programs (EPS), draws
-# (WMF), or of which it knows little more than the size (MPEG, HDF5) are not among them.
-_RASTER_FORMATS = (
-    *("AVIF", "BMP", "DDS", "DIB", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG"),
-    *("PPM", "QOI", "SGI", "TIFF", "WEBP", "TGA"),
-)
-
-ImageSource = NDArray[np.uint8] | Image.Image | str | os.PathLike[str]
-"""An image: an array in RGB order, a PIL image, or the path of a file that Pillow can open."""
 
 
 def as_pixels(image: NDArray[np.uint8] | Image.Image) -> NDArray[np.uint8]:
@@ -73,279 +57,6 @@ def as_pixels(image: NDArray[np.uint8] | Image.Image) -> NDArray[np.uint8]:
     if image.shape[2] == 1:
         return np.repeat(image, 3, axis=2)
     return image[..., :3]
-
-
-def load_image(image: ImageSource) -> NDArray[np.uint8]:
-    """The pixels of an image, or of an image file, turned upright.
-
-    Args:
-        image: an array as :func:`as_pixels` takes it, in RGB order, a PIL image or a path.
-
-    Returns:
-        (H, W, 3) uint8 RGB.
-
-    Raises:
-        FileNotFoundError, IsADirectoryError, PermissionError: the path cannot be opened.
-        ValueError: the file is no image, or damaged, or too large to be safe; naming it.
-        TypeError, ValueError: as :meth:`~mobile_sam_plugin.SamPredictor.set_image`.
-    """
-    if not isinstance(image, str | os.PathLike):
-        return as_pixels(image)
-    with open(image, "rb") as file:
-        return read_image(file, os.fspath(image))
-
-
-def read_image(file: BinaryIO, name: str) -> NDArray[np.uint8]:
-    """The pixels of an image in an open file, turned upright.
-
-    Of animations it is the first frame. CMYK is converted, transparency dropped, 16 bits are scaled
-    to 8.
-
-    Args:
-        file: open for reading.
-        name: of the file, for messages.
-
-    Returns:
-        (H, W, 3) uint8 RGB.
-
-    Raises:
-        UserError: as :func:`open_image`.
-    """
-    with open_image(file, name) as opened:
-        return opened_pixels(opened)
-
-
-def opened_pixels(opened: Image.Image) -> NDArray[np.uint8]:
-    """The pixels (H, W, 3), RGB, of an image that :func:`open_image` gave, as `read_image` does."""
-    # Pillow gives PGMs of 16 bits as 32 of them, older releases PNGs as well.
-    if opened.mode == "I" and opened.format in ("PNG", "PPM"):
-        upright = ImageOps.exif_transpose(opened)
-        return as_pixels((np.asarray(upright) >> 8).astype(np.uint8))
-    return as_pixels(opened)
-
-
-@contextmanager
-def open_image(file: BinaryIO | str | os.PathLike[str], name: str) -> Iterator[Image.Image]:
-    """Opens an image with Pillow; the one place where this package lets Pillow read a file.
-
-    Only raster formats are tried, whatever the file is called, since Pillow would start Ghostscript
-    for PostScript. The limit of pixels is Pillow's own, twice ``PIL.Image.MAX_IMAGE_PIXELS``.
-
-    Args:
-        file: a path, or a file that is open for reading.
-        name: of the file, for messages.
-
-    Yields:
-        The image, as the file has it: not turned, not decoded.
-
-    Raises:
-        FileNotFoundError, IsADirectoryError, PermissionError: the path cannot be opened.
-        UserError: the file is no image of a format in :func:`image_formats`, or damaged, also where
-            that shows in the body of the ``with``; or has too many pixels. It names the file.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opened = Image.open(file, formats=image_formats())
-        with opened:
-            yield opened
-    except (MemoryError, UserError, FileNotFoundError, IsADirectoryError, PermissionError):
-        raise
-    except UnidentifiedImageError as error:
-        raise UserError(
-            f"{name!r} is no image that can be read here: the formats are "
-            f"{', '.join(image_formats())}{_heic_hint([name])}"
-        ) from error
-    except Image.DecompressionBombError as error:
-        assert Image.MAX_IMAGE_PIXELS is not None
-        raise UserError(
-            f"the image {name!r} is too large to be safe: it has more than "
-            f"{2 * Image.MAX_IMAGE_PIXELS:,} pixels; where you trust it, raise the limit with "
-            "--max-pixels, or in Python with PIL.Image.MAX_IMAGE_PIXELS"
-        ) from error
-    except Exception as error:  # Pillow's readers raise of every kind on damaged files
-        raise UserError(f"the image {name!r} cannot be read: {error}") from error
-
-
-@lru_cache(maxsize=1)
-def image_formats() -> tuple[str, ...]:
-    """The formats that are read, by Pillow's names: those of pixels that it decodes itself.
-
-    HEIF is among them where pillow-heif is installed.
-    """
-    try:
-        import pillow_heif
-    except ImportError:
-        pass
-    else:
-        pillow_heif.register_heif_opener()
-    Image.init()
-    return tuple(name for name in _RASTER_FORMATS if name in Image.OPEN)
-
-
-@lru_cache(maxsize=1)
-def image_suffixes() -> frozenset[str]:
-    """The suffixes of image files, in small letters, such as ``".png"``."""
-    formats = image_formats()  # first, since it may register more suffixes
-    kinds = Image.registered_extensions().items()
-    return frozenset(suffix for suffix, kind in kinds if kind in formats)
-
-
-def is_image_name(name: str) -> bool:
-    """Whether a file of this name in a folder is taken for an image: by its suffix, unless hidden.
-
-    Names such as ``._photo.jpg``, which macOS leaves behind, are hidden.
-    """
-    base = PurePath(name).name
-    return not base.startswith(".") and PurePath(base).suffix.lower() in image_suffixes()
-
-
-def list_images(
-    folder: str | os.PathLike[str], recursive: bool = False, beside: Container[str] = ()
-) -> list[Path]:
-    """The images in a folder, sorted; one warning tells what other files are there, by kind.
-
-    Args:
-        folder: its path.
-        recursive: whether the folders in it are searched, too, hidden ones left out.
-        beside: suffixes, in small letters, of files that belong beside the images, and are no news.
-
-    Raises:
-        NotADirectoryError: it is no folder.
-        UserError: there is no image in it.
-    """
-    root = Path(folder)
-    if not root.is_dir():
-        raise NotADirectoryError(f"there is no folder {str(root)!r}")
-    paths = sorted(root.rglob("*") if recursive else root.iterdir())
-    files = [
-        path
-        for path in paths
-        if path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(root).parts[:-1])
-    ]
-    images = [path for path in files if is_image_name(path.name)]
-    skipped = describe_skipped(path.name for path in files if path.suffix.lower() not in beside)
-    if not images:
-        raise UserError(
-            f"there is no image in the folder {str(root)!r}{skipped and ': ' + skipped}"
-        )
-    if skipped:
-        warnings.warn(f"in the folder {str(root)!r} {skipped}", stacklevel=2)
-    return images
-
-
-def describe_skipped(names: Iterable[str]) -> str:
-    """What of these files is left out since it is no image: counted by kind, "" if there is none.
-
-    Hidden files count where their suffix is an image's.
-
-    Example:
-        >>> describe_skipped(["a.jpg", "b.HEIC", "notes.txt", "._a.jpg"])
-        '3 files are left out: 1 .heic (...), 1 hidden, 1 .txt'
-    """
-    return describe_kinds(Counter(filter(None, map(skipped_kind, names))))
-
-
-def skipped_kind(name: str) -> str:
-    """What counts as one kind among the files that are left out: a suffix, or "hidden".
-
-    "" of an image, and of a hidden file that would be none either.
-    """
-    path = PurePath(name)
-    if path.name.startswith("."):
-        return "hidden" if path.suffix.lower() in image_suffixes() else ""
-    return "" if is_image_name(path.name) else path.suffix.lower() or "without a suffix"
-
-
-def describe_kinds(kinds: Counter[str]) -> str:
-    """Says how many files of each kind are left out; "" if there is none."""
-    parts = [f"{count} {kind}{_heic_hint([kind])}" for kind, count in kinds.most_common() if count]
-    total = kinds.total()
-    if not total:
-        return ""
-    verb = "file is" if total == 1 else "files are"
-    return f"{total} {verb} left out: {', '.join(parts)}"
-
-
-def _heic_hint(names: Iterable[str]) -> str:
-    if "HEIF" in image_formats() or not any(
-        name.lower().endswith((".heic", ".heif")) for name in names
-    ):
-        return ""
-    return ' (which pip install "mobile-sam-plugin[heic]" reads)'
-
-
-def load_mask(path: str | os.PathLike[str]) -> NDArray[np.bool_]:
-    """The mask that a person means by an image of one, turned upright.
-
-    - Gray or colour: the pixels of half of the range or more, in 8 bits and 16. The brightest
-      channel of a coloured one counts.
-    - Maps of ids, as trackers and ``annotate`` write them: the ids above 0. They are told by a
-      palette of colours, or by values that all lie in the lower half of the range.
-    - Transparency: the opaque pixels where the picture behind it is of one colour or is no mask.
-
-    Where another reading was possible, a warning says what was taken.
-
-    Args:
-        path: of the file.
-
-    Returns:
-        (H, W) bool.
-
-    Raises:
-        FileNotFoundError, IsADirectoryError, PermissionError: the path cannot be opened.
-        UserError: as :func:`open_image`.
-    """
-    name = os.fspath(path)
-    with open_image(path, name) as opened:
-        image = ImageOps.exif_transpose(opened)
-        mask, doubt = _read_mask(image)
-    if doubt:
-        warnings.warn(
-            f"the mask {name!r} {doubt}: {mask.mean():.1%} of its pixels are taken", stacklevel=2
-        )
-    return mask
-
-
-def _read_mask(image: Image.Image) -> tuple[NDArray[np.bool_], str]:
-    """The mask in an image, and what makes it doubtful, "" if nothing does."""
-    if image.mode == "P" and "transparency" not in image.info:
-        indices = np.asarray(image)
-        colors = np.asarray(image.convert("RGB")).reshape(-1, 3)
-        if np.ptp(colors.astype(int), axis=1).any():  # colours, not grays
-            return indices > 0, ""
-    if image.mode == "F":  # probabilities, or pixels that a program has counted as it likes
-        shares = np.asarray(image)
-        highest = next((each for each in (1, 255) if shares.max() <= each), 65535)
-        return shares >= highest / 2, ""
-    if image.mode.startswith("I"):
-        return _bright(np.asarray(image), 65535)
-    if not (image.has_transparency_data and image.mode != "1"):
-        return _bright(np.asarray(image.convert("RGB")).max(axis=2), 255)
-    pixels = np.asarray(image.convert("RGBA"))
-    gray, alpha = pixels[..., :3].max(axis=2), pixels[..., 3]
-    if alpha.min() >= 128:  # opaque everywhere
-        return _bright(gray, 255)
-    opaque, _ = _bright(alpha, 255)
-    if np.ptp(pixels[..., :3].reshape(-1, 3), axis=0).max() == 0:
-        return opaque, ""
-    if np.isin(pixels[opaque, :3], (0, 255)).all() and gray.min(where=opaque, initial=255) == 0:
-        mask = (gray >= 128) & opaque
-        return mask, "has transparent pixels, and white ones: those that are white and opaque count"
-    return opaque, "is a cut-out: its opaque pixels count"
-
-
-def _bright(values: NDArray[Any], highest: int) -> tuple[NDArray[np.bool_], str]:
-    """The pixels of half of the range or more, or of any id above 0 where all are in the lower."""
-    if values.max(initial=0) <= highest // 2:
-        ids = np.unique(values)
-        several = f"holds the values {ids[0]} to {ids[-1]}, which are taken for ids"
-        return values > 0, several if len(ids) > 2 else ""
-    mask = values > highest // 2
-    between = np.mean((values > highest // 8) & (values < highest - highest // 8))
-    doubt = f"has {between:.1%} of pixels neither dark nor bright, of which the brighter half count"
-    return mask, doubt if between > 0.05 else ""
 
 
 def _from_pil(image: Image.Image) -> NDArray[np.uint8]:
@@ -488,11 +199,23 @@ def check_mask(
     return given if batched else given[0]
 
 
+def bright_half(values: NDArray[Any], highest: int) -> tuple[NDArray[np.bool_], str]:
+    """The pixels of half of the range or more, or of any id above 0 where all are in the lower."""
+    if values.max(initial=0) <= highest // 2:
+        ids = np.unique(values)
+        several = f"holds the values {ids[0]} to {ids[-1]}, which are taken for ids"
+        return values > 0, several if len(ids) > 2 else ""
+    mask = values > highest // 2
+    between = np.mean((values > highest // 8) & (values < highest - highest // 8))
+    doubt = f"has {between:.1%} of pixels neither dark nor bright, of which the brighter half count"
+    return mask, doubt if between > 0.05 else ""
+
+
 def as_mask(pixels: NDArray[np.bool_] | NDArray[np.uint8]) -> NDArray[np.bool_]:
     """A mask (H, W) of bool, or of uint8: half of 255 or more, or above 0 where all are less."""
     if pixels.dtype == np.bool_:
         return pixels.astype(np.bool_, copy=False)
-    mask, doubt = _bright(pixels, 255)
+    mask, doubt = bright_half(pixels, 255)
     if doubt:
         warnings.warn(f"the mask {doubt}: {mask.mean():.1%} of its pixels are taken", stacklevel=4)
     return mask

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from .errors import UserError
+from .images import ImageSource as ImageSource
+from .images import load_image as load_image
 from .inputs import (
     MAX_COORDINATE,
     MAX_VALUE,
@@ -30,8 +32,6 @@ from .inputs import (
     refuse_label,
     refuse_number,
 )
-from .inputs import ImageSource as ImageSource
-from .inputs import load_image as load_image
 from .mask_postprocessing import MaskUpscaler
 from .sam_hq import InnerFeatures, decoder_arguments, unpack
 

@@ -1,5 +1,6 @@
 """Comparing the records of two mask generators."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ def as_mask(segmentation: Any) -> NDArray[np.bool_]:
     return decoded
 
 
-def assert_same_records(actual: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+def assert_same_records(actual: Sequence[Any], expected: Sequence[Any]) -> None:
     """Same count, order, keys and types; scores within 1e-3, masks equal but for rounding.
 
     That is 1 pixel, or 0.1 % of those of either: another number of threads rounds otherwise.

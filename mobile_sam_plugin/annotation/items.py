@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
-from ..inputs import read_image
+from ..images import read_image
 from ..results import name_folders
 from .storage import ask, is_url, local_path, open_filesystem
 

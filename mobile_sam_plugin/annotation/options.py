@@ -6,7 +6,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..polygons import Losses
-from ..results import Record
+from ..records import Record
 
 MODES = ("everything", "boxes", "text")
 FORMATS = ("sa1b", "coco", "parquet", "ids", "yolo", "labelme", "overlay")

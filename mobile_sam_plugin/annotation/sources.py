@@ -23,8 +23,8 @@ from typing import Any
 import cv2
 
 from ..errors import UserError
-from ..inputs import describe_kinds, is_image_name, skipped_kind
-from ..results import digest_source
+from ..files import digest_source
+from ..images import describe_kinds, is_image_name, skipped_kind
 from . import writers
 from .coco import CocoSource
 from .items import (

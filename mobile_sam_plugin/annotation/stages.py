@@ -20,11 +20,12 @@ from segment_anything.utils.transforms import ResizeLongestSide
 
 from ..automatic_mask_generator import SamAutomaticMaskGenerator
 from ..checkpoint import fingerprint
-from ..inputs import input_size, open_image, read_image
+from ..images import open_image, read_image
+from ..inputs import input_size
 from ..mask_postprocessing import MaskUpscaler
 from ..polygons import relative_path
 from ..predictor import SamPredictor
-from ..results import Record, decode_mask
+from ..records import Record, decode_mask
 from . import writers
 from .coco import place_boxes
 from .items import BoxPrompt, Item

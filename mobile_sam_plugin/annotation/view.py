@@ -22,8 +22,10 @@ import pycocotools.mask
 from numpy.typing import NDArray
 
 from ..errors import UserError
-from ..inputs import is_image_name, load_image
-from ..results import Record, decode_mask, encode_image, encode_mask, read_source, write_file
+from ..files import encode_image, write_file
+from ..images import is_image_name, load_image
+from ..records import Record, decode_mask, encode_mask
+from ..results import read_source
 from .sources import Item, open_source
 from .storage import Folder, Place, is_url, local_path
 
@@ -185,7 +187,7 @@ def _encode_picture(pixels: NDArray[np.uint8], size: tuple[int, int]) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
 
 
-def _make_mask(record: Record, image: _Image, size: tuple[int, int]) -> dict[str, Any]:
+def _make_mask(record: Any, image: _Image, size: tuple[int, int]) -> dict[str, Any]:
     """What the page shows of a record, with its mask resized to a size (h, w)."""
     try:
         mask = _decode(record, image.size)
@@ -210,7 +212,7 @@ def _make_mask(record: Record, image: _Image, size: tuple[int, int]) -> dict[str
     return shown
 
 
-def _decode(record: Record, size: tuple[int, int]) -> NDArray[np.bool_]:
+def _decode(record: Any, size: tuple[int, int]) -> NDArray[np.bool_]:
     """The mask of a record, also in polygons, as COCO has them."""
     segmentation = record["segmentation"]
     if segmentation == []:

@@ -13,9 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..coco import coco_box, record_annotation
+from ..drawing import draw_overlay
 from ..errors import MissingExtra
+from ..files import encode_image
 from ..polygons import Losses, labelme_content, outline
-from ..results import coco_annotation, coco_box, decode_mask, draw_overlay, encode_image
+from ..records import decode_mask
 from .options import ImageResult
 from .storage import Folder
 
@@ -144,7 +147,7 @@ def write_coco(
             file.write(between + json.dumps(entry).encode())
             between = b",\n"
             for record in content["annotations"]:
-                annotation = coco_annotation(
+                annotation = record_annotation(
                     record, image["image_id"], record["id"], losses if polygons else None
                 )
                 if annotation is not None:
@@ -197,7 +200,7 @@ def write_parquet(folder: Folder, records: Iterable[Mapping[str, Any]]) -> None:
                         **record,
                         "file_name": name,
                         "rle_counts": record["segmentation"]["counts"],
-                        **dict(zip("xywh", coco_box(record), strict=True)),
+                        **dict(zip("xywh", coco_box(record["segmentation"]), strict=True)),
                     }
                 )
             if len(rows) >= _ROWS_PER_GROUP:

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import UserError
-from ..results import make_record
+from ..records import make_record
 from . import gradio as gr
 from .everything import inspect
 from .parts import HEAVY, Stage, look

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from .. import SamAutomaticMaskGenerator
+from ..coco import records_dataset
 from ..errors import UserError
-from ..results import Record, decode_mask, to_coco
+from ..records import Record, decode_mask
 from . import gradio as gr
 from .parts import HEAVY, Stage, look, say
 from .sessions import Picture, Session
@@ -94,7 +95,7 @@ class EverythingTab:
             session.records = records
             session.numbers = paint_numbers(records, picture)
             path = session.path("_everything.json")
-            coco = to_coco(records, picture.pixels.shape[:2], picture.name)
+            coco = records_dataset(records, picture.pixels.shape[:2], picture.name)
             path.write_text(json.dumps(coco, allow_nan=False))
             return *show_everything(session), gr.DownloadButton(value=str(path), interactive=True)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..inputs import load_image
+from ..images import load_image
 from ..photographs import list_photographs
 from . import gradio as gr
 from .click import BACKGROUND, CORNER, OBJECT, ClickTab

@@ -21,9 +21,11 @@ import segment_anything
 from numpy.typing import NDArray
 
 from .. import SamPredictor
+from ..drawing import draw_overlay
 from ..errors import UserError
-from ..inputs import as_pixels, input_size, open_image
-from ..results import Record, draw_overlay
+from ..images import open_image
+from ..inputs import as_pixels, input_size
+from ..records import Record
 
 Pixels = NDArray[np.uint8]
 Point = tuple[float, float, int]
@@ -101,16 +103,13 @@ class Picture:
 
     def draw(self, masks: list[NDArray[np.bool_]], step: Step | None = None) -> Pixels:
         """What is shown, with masks of that size and a prompt over it."""
-        records: list[Record] = [
-            {"segmentation": mask, "area": np.count_nonzero(mask)} for mask in masks
-        ]
         step = step or Step(())
         return draw_overlay(
             self.shown,
-            records,
-            [(x * self.scale, y * self.scale) for x, y, _ in step.points],
-            [label for _, _, label in step.points],
-            None if step.box is None else np.array(step.box) * self.scale,
+            masks,
+            point_coords=[(x * self.scale, y * self.scale) for x, y, _ in step.points],
+            point_labels=[label for _, _, label in step.points],
+            prompt_box=None if step.box is None else np.array(step.box) * self.scale,
         )
 
 

@@ -62,7 +62,7 @@ def scenes(
     """
     from tqdm import tqdm
 
-    from ..inputs import list_images
+    from ..images import list_images
     from ..scenes.scenes import Scenes
 
     paths = [] if photographs is None else list_images(photographs, recursive=True)
@@ -85,7 +85,7 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
     Raises:
         FileExistsError: it holds others.
     """
-    from ..results import write_file
+    from ..files import write_file
 
     path = folder / "settings.json"
     folder.mkdir(parents=True, exist_ok=True)
@@ -157,14 +157,12 @@ def _write_contact_sheet(samples: "list[AnnotatedImage]", out: Path) -> None:
     import numpy as np
     from PIL import Image
 
-    from ..results import draw_overlay, write_file
+    from ..drawing import draw_overlay
+    from ..files import write_file
 
     tiles = []
     for sample in samples:
-        masks: list[dict[str, Any]] = [
-            {"segmentation": mask, "area": np.count_nonzero(mask)} for mask in sample.masks
-        ]
-        pair = np.hstack([sample.image, draw_overlay(sample.image, masks)])
+        pair = np.hstack([sample.image, draw_overlay(sample.image, list(sample.masks))])
         side = (2 * _SAMPLE_SIDE, _SAMPLE_SIDE)
         tiles.append(cv2.resize(pair, side, interpolation=cv2.INTER_AREA))
     tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % _COLUMNS)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..polygons import Losses
+    from ..records import Record
 
 
 def everything(
@@ -79,7 +80,7 @@ def everything(
     from tqdm import tqdm
 
     from .. import SamAutomaticMaskGenerator
-    from ..inputs import list_images, load_image
+    from ..images import list_images, load_image
     from ..polygons import Losses
     from ..results import claim_folder, name_folders, write_results
 
@@ -127,18 +128,20 @@ def _write_polygons(
     folder: Path,
     image: Path,
     pixels: "NDArray[np.uint8]",
-    records: list[dict[str, Any]],
+    records: list["Record"],
     coco: bool,
     labelme: bool,
 ) -> "Losses":
     """Writes what is asked for of COCO's and labelme's json, and returns what is lost in either."""
+    from ..coco import records_dataset
+    from ..files import write_file
     from ..polygons import Losses, labelme_content, relative_path
-    from ..results import decode_mask, to_coco, write_file
+    from ..records import decode_mask
 
     height, width = pixels.shape[:2]
     losses = Losses()
     if coco:
-        content = to_coco(records, (height, width), image.name, losses)
+        content = records_dataset(records, (height, width), image.name, losses)
         write_file(folder / "instances.json", json.dumps(content).encode())
     if labelme:
         masks = (("object", decode_mask(record)) for record in records)
@@ -163,7 +166,7 @@ def _describe(path: Path, error: Exception) -> str:
     return message if str(path) in message else f"{str(path)!r}: {message}"
 
 
-def _summarize(records: list[dict[str, Any]], generator: Any) -> str:
+def _summarize(records: list["Record"], generator: Any) -> str:
     if records:
         return f"{len(records)} mask{'s'[: len(records) > 1]}"
     return (

@@ -64,7 +64,7 @@ def export(
     torch on a photograph. The decoder's inputs and outputs are those of SAM's own export.
     """
     from ..deploy import export as export_model
-    from ..inputs import list_images
+    from ..images import list_images
     from ..photographs import list_photographs
 
     paths = list_images(photographs, recursive=True) if photographs else list_photographs()

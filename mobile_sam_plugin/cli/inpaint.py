@@ -22,7 +22,7 @@ from .inputs import (
 from .segment import parse_box, parse_point
 
 if TYPE_CHECKING:
-    from ..inputs import ImageSource
+    from ..images import ImageSource
     from ..integrations.inpaint_anything import DiffusersInpainter, InpaintAnything, Inpainting
     from ..integrations.instances import Instances
     from ..integrations.video import Video
@@ -259,7 +259,7 @@ def _select(
     clicks = [parse_point(click) for click in point or []]
     corners = parse_box(box) if box else None
 
-    from ..inputs import load_mask
+    from ..images import load_mask
     from ..integrations.grounded_sam import DEFAULT_DETECTOR
     from ..integrations.inpaint_anything import InpaintAnything
 

@@ -104,7 +104,7 @@ def _segment(
     """The pipeline, the image and the masks of everything in it."""
     from tqdm import tqdm
 
-    from ..inputs import load_image
+    from ..images import load_image
     from ..integrations.semantic_segment_anything import DEFAULT_CLASSIFIER, SemanticMobileSam
 
     pixels = load_image(image)

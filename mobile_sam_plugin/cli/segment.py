@@ -101,8 +101,9 @@ def segment(
 
     import numpy as np
 
-    from ..inputs import load_image
-    from ..results import claim_folder, make_record, write_results
+    from ..images import load_image
+    from ..records import make_record
+    from ..results import claim_folder, write_results
 
     coords = np.array([click[:2] for click in clicks]).reshape(-1, 2)
     labels = np.array([click[2] for click in clicks], dtype=int)
@@ -184,7 +185,7 @@ def _read_mask(path: Path) -> "NDArray[Any]":
     """Low-res logits, or a mask of the image's size: told by what the file holds."""
     from numpy.lib.format import MAGIC_PREFIX, read_array
 
-    from ..inputs import load_mask
+    from ..images import load_mask
 
     with open(path, "rb") as file:
         if file.read(len(MAGIC_PREFIX)) != MAGIC_PREFIX:

@@ -60,7 +60,7 @@ def text(
     Writes into DIR/<name of the image>/: a PNG a mask, overlay.png with masks, boxes and labels,
     and instances.json, a COCO data set whose categories are the parts of TEXT.
     """
-    from ..inputs import load_image
+    from ..images import load_image
     from ..integrations.grounded_sam import DEFAULT_DETECTOR, GroundedMobileSam, split_prompts
     from ..results import claim_folder
 

@@ -5,7 +5,7 @@ import json
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from PIL import ExifTags
 
 from ..errors import UserError
-from ..inputs import is_image_name, list_images, load_mask, open_image, opened_pixels
-from ..results import encode_image, encode_mask, write_file
+from ..files import encode_image, write_file
+from ..images import is_image_name, list_images, load_mask, open_image, opened_pixels
+from ..records import encode_mask
 from .readable import Items
 
 _SCENES = 1000  # of the source "scenes"
@@ -106,13 +107,17 @@ class _Encoded(AnnotatedImage):
     """An image with masks in COCO's RLE, compressed; those without a pixel are left out."""
 
     def __init__(
-        self, name: str, image: NDArray[np.uint8], encoded: Sequence[dict[str, Any]], empty: int = 0
+        self,
+        name: str,
+        image: NDArray[np.uint8],
+        encoded: Sequence[Mapping[str, Any]],
+        empty: int = 0,
     ) -> None:
         filled = [rle for rle in encoded if pycocotools.mask.area(rle)]
         empty += len(encoded) - len(filled)
         vars(self).update(name=name, image=image, empty=empty, _encoded=filled)
 
-    _encoded: Sequence[dict[str, Any]]
+    _encoded: Sequence[Mapping[str, Any]]
 
     @property
     def masks(self) -> NDArray[np.bool_]:
@@ -173,7 +178,7 @@ def open_annotated_images(
     data turn is taken as the masks want it: COCO and SA-1B as it is stored, unless the size in the
     JSON is that of the upright picture; PNG masks upright, as viewers and this package's command
     line show it, unless their size is that of the stored one. A PNG of one mask may also be a
-    picture in colour or with transparency, see :func:`~mobile_sam_plugin.inputs.load_mask`.
+    picture in colour or with transparency, see :func:`~mobile_sam_plugin.images.load_mask`.
 
     Args:
         source: see above.
@@ -389,7 +394,7 @@ class _PngMasks:
                 name, _read_image(path, values.shape, upright=True), values
             )
         else:
-            encoded: list[dict[str, Any]] = []
+            encoded: list[Mapping[str, Any]] = []
             for mask_path in mask_paths:
                 encoded.append(encode_mask(load_mask(mask_path)))
                 if encoded[-1]["size"] != encoded[0]["size"]:

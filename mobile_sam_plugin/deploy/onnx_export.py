@@ -18,7 +18,8 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
 from ..errors import MissingExtra, UserError
-from ..inputs import PIXEL_MEAN, PIXEL_STD, input_size, load_image, open_image
+from ..images import load_image, open_image
+from ..inputs import PIXEL_MEAN, PIXEL_STD, input_size
 from ..mask_postprocessing import MaskUpscaler
 from ..model import MaskDecoder
 from ..predictor import SamPredictor, eval_mode

@@ -39,7 +39,8 @@ from tqdm import tqdm
 from ..checkpoint import fingerprint
 from ..datasets.readable import Skipped
 from ..errors import MissingExtra, UserError
-from ..inputs import input_size, list_images, load_image
+from ..images import list_images, load_image
+from ..inputs import input_size
 from ..predictor import eval_mode
 from ..sam_hq import unpack
 

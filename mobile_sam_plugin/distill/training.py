@@ -33,7 +33,7 @@ from ..checkpoint import locate_checkpoint, read_checkpoint, save_checkpoint
 from ..datasets.annotated import AnnotatedImage, AnnotatedImages, open_annotated_images
 from ..datasets.readable import Readable, check_fit
 from ..errors import MissingExtra, UserError
-from ..inputs import list_images
+from ..images import list_images
 from ..mobile_sam import MobileSam, set_img_size
 from ..scenes.scenes import Scenes
 from .batches import EmbeddedImages, EmbeddingExamples, MaskExamples, Steps

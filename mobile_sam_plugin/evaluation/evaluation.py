@@ -45,9 +45,11 @@ from ..automatic_mask_generator import SamAutomaticMaskGenerator
 from ..checkpoint import fingerprint
 from ..datasets.annotated import AnnotatedImage, AnnotatedImages
 from ..datasets.readable import Skipped, check_fit
+from ..drawing import draw_overlay
 from ..errors import MissingExtra, UserError
+from ..files import write_file
 from ..predictor import SamPredictor
-from ..results import draw_overlay, encode_mask, write_file
+from ..records import encode_mask
 from .costs import Cost
 from .measures import (
     PAIR_DISTANCES,
@@ -564,10 +566,15 @@ def _window(mask: NDArray[np.bool_]) -> tuple[slice, slice]:
 def _overlay(
     image: NDArray[np.uint8], mask: NDArray[np.bool_], prompt: Prompt | None = None
 ) -> NDArray[np.uint8]:
-    record = {"segmentation": mask, "area": int(np.count_nonzero(mask))}
     if prompt is None:
-        return draw_overlay(image, [record])
-    return draw_overlay(image, [record], prompt.points, prompt.labels, prompt.box)
+        return draw_overlay(image, [mask])
+    return draw_overlay(
+        image,
+        [mask],
+        point_coords=prompt.points,
+        point_labels=prompt.labels,
+        prompt_box=prompt.box,
+    )
 
 
 def _shrink(picture: NDArray[np.uint8], side: int = 384) -> NDArray[np.uint8]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..datasets.annotated import AnnotatedImage
 from ..datasets.readable import Items, Readable
 from ..errors import UserError
-from ..results import encode_image
+from ..files import encode_image
 from . import shapes
 from .objects import Part, decorate, make_object
 from .shapes import Outline, placement

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..datasets.readable import Items
-from ..inputs import open_image, opened_pixels
+from ..images import open_image, opened_pixels
 from .shapes import log_uniform
 
 Color = NDArray[np.float64]  # (3,) RGB in [0, 255]

@@ -32,7 +32,7 @@ from mobile_sam_plugin.cli import main
 from mobile_sam_plugin.errors import UserError
 from mobile_sam_plugin.integrations.grounded_sam import Detections, GroundedMobileSam
 from mobile_sam_plugin.integrations.video import VideoWriter
-from mobile_sam_plugin.results import decode_mask, encode_mask
+from mobile_sam_plugin.records import decode_mask, encode_mask
 
 from ..integrations.test_grounded_sam import save_owl_detector
 from .attempts import FORMATS, SEARCH
@@ -297,7 +297,7 @@ def test_coco_in_polygons_tells_what_is_lost(tmp_path: Path) -> None:
 def test_labelme_has_the_categories() -> None:
     mask = np.zeros((40, 60), dtype=bool)
     mask[10:30, 20:50] = True
-    record = {"segmentation": encode_mask(mask), "area": 600}
+    record: Any = {"segmentation": encode_mask(mask), "area": 600}
     result = ImageResult("a.png", 1, 60, 40, [record, record | {"category": "cat"}])
     content = json.loads(writers.encode_labelme(result, "../../photos/a.png"))
     assert [shape["label"] for shape in content["shapes"]] == ["object", "cat"]
@@ -348,7 +348,7 @@ def test_objects_that_are_none_of_the_prompts_are_left_out(
 
 
 def test_ids_take_16_bits_for_many_masks() -> None:
-    records = []
+    records: list[Any] = []
     for index in range(300):
         mask = np.zeros((20, 20), bool)
         mask.flat[index] = True

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, features
 
 from mobile_sam_plugin import MobileSam, annotate
-from mobile_sam_plugin.inputs import load_image
+from mobile_sam_plugin.images import load_image
 
 Pixels = NDArray[np.uint8]
 Maker = Callable[[Path], object]

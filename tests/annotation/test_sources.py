@@ -23,7 +23,7 @@ from mobile_sam_plugin.annotation.items import BoxPrompt, Item, Source
 from mobile_sam_plugin.annotation.storage import Folder
 from mobile_sam_plugin.annotation.view import _make_loader
 from mobile_sam_plugin.errors import UserError
-from mobile_sam_plugin.inputs import load_image
+from mobile_sam_plugin.images import load_image
 
 PIXELS = np.full((40, 60, 3), 90, np.uint8)
 
@@ -112,12 +112,12 @@ def test_what_is_left_out_of_a_folder_is_told_by_kind(
 def test_heic_is_told_of_where_it_cannot_be_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mobile_sam_plugin import inputs
+    from mobile_sam_plugin import images
 
-    formats = tuple(name for name in inputs.image_formats() if name != "HEIF")
-    suffixes = inputs.image_suffixes() - {".heic", ".heif"}
-    monkeypatch.setattr(inputs, "image_formats", lambda: formats)
-    monkeypatch.setattr(inputs, "image_suffixes", lambda: suffixes)
+    formats = tuple(name for name in images.image_formats() if name != "HEIF")
+    suffixes = images.image_suffixes() - {".heic", ".heif"}
+    monkeypatch.setattr(images, "image_formats", lambda: formats)
+    monkeypatch.setattr(images, "image_suffixes", lambda: suffixes)
     save(tmp_path / "a.png")
     save(tmp_path / "b.HEIC")
     with pytest.warns(UserWarning, match=r"1 \.heic \(which pip install .*heic"):

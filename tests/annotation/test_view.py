@@ -21,14 +21,8 @@ from PIL import Image
 from mobile_sam_plugin.annotation.view import write_view
 from mobile_sam_plugin.cli import main
 from mobile_sam_plugin.integrations.instances import Instances, boxes_of
-from mobile_sam_plugin.results import (
-    Record,
-    claim_folder,
-    decode_mask,
-    encode_mask,
-    make_record,
-    write_results,
-)
+from mobile_sam_plugin.records import Record, decode_mask, encode_mask, make_record
+from mobile_sam_plugin.results import claim_folder, write_results
 
 CHROMIUM = shutil.which("chromium")
 HOSTILE = "<img src=x onerror=hacked=1>"

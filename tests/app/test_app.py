@@ -33,7 +33,7 @@ from mobile_sam_plugin.cli.app import _check_address
 from mobile_sam_plugin.integrations.grounded_sam import Detections, GroundedMobileSam
 from mobile_sam_plugin.integrations.inpaint_anything import InpaintAnything
 from mobile_sam_plugin.integrations.video import Video
-from mobile_sam_plugin.results import decode_mask
+from mobile_sam_plugin.records import decode_mask
 
 from ..conftest import PHOTOGRAPHS
 

@@ -15,18 +15,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mobile_sam_plugin.errors import UserError
-from mobile_sam_plugin.inputs import (
+from mobile_sam_plugin.images import (
     describe_skipped,
     image_formats,
     image_suffixes,
-    input_size,
     is_image_name,
     list_images,
     load_image,
     load_mask,
-    mask_to_logits,
     open_image,
 )
+from mobile_sam_plugin.inputs import input_size, mask_to_logits
 from mobile_sam_plugin.mask_postprocessing import MaskUpscaler
 
 Mask = NDArray[np.bool_]
@@ -198,8 +197,8 @@ def test_heic_is_read_where_its_library_is_and_named_where_it_is_not(
 
     formats = tuple(name for name in image_formats() if name != "HEIF")
     suffixes = frozenset(image_suffixes() - {".heic", ".heif"})
-    monkeypatch.setattr("mobile_sam_plugin.inputs.image_formats", lambda: formats)
-    monkeypatch.setattr("mobile_sam_plugin.inputs.image_suffixes", lambda: suffixes)
+    monkeypatch.setattr("mobile_sam_plugin.images.image_formats", lambda: formats)
+    monkeypatch.setattr("mobile_sam_plugin.images.image_suffixes", lambda: suffixes)
     told = describe_skipped(["a.jpg", "b.HEIC", "c.heic"])
     assert told.startswith("2 files are left out: 2 .heic") and "mobile-sam-plugin[heic]" in told
     with pytest.raises(UserError, match=r"photo.heic' is no image .*mobile-sam-plugin\[heic\]"):

@@ -245,7 +245,7 @@ def test_generator_computes_in_eval_mode_and_takes_pil(own_sam: MobileSam, coffe
     actual = SamAutomaticMaskGenerator(own_sam, **options).generate(Image.fromarray(coffee))
     assert own_sam.training
     assert len(actual) == len(expected) > 0
-    for ours, theirs in zip(actual, expected, strict=True):
+    for ours, theirs in zip(map(dict, actual), expected, strict=True):
         np.testing.assert_array_equal(ours.pop("segmentation"), theirs.pop("segmentation"))
         assert ours == theirs
 

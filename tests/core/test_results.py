@@ -16,16 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from segment_anything.utils import amg
 
-from mobile_sam_plugin.results import (
-    claim_folder,
-    decode_mask,
-    digest_source,
-    draw_overlay,
-    encode_mask,
-    make_record,
-    read_source,
-    write_results,
-)
+from mobile_sam_plugin.drawing import draw_overlay
+from mobile_sam_plugin.files import digest_source
+from mobile_sam_plugin.records import decode_mask, encode_mask, make_record
+from mobile_sam_plugin.results import claim_folder, read_source, write_results
 
 GRAY = np.full((60, 80, 3), 120, dtype=np.uint8)
 
@@ -135,7 +129,13 @@ def test_draws_small_masks_over_large_ones() -> None:
 @pytest.mark.parametrize("background", [0, 120, 255])
 def test_prompts_show_on_any_background(background: int) -> None:
     image = np.full((300, 400, 3), background, dtype=np.uint8)
-    picture = draw_overlay(image, [], [(100, 100), (300, 100)], [1, 0], (50, 150, 350, 250))
+    picture = draw_overlay(
+        image,
+        [],
+        point_coords=[(100, 100), (300, 100)],
+        point_labels=[1, 0],
+        prompt_box=(50, 150, 350, 250),
+    )
     object_point, background_point, edge = picture[100, 100], picture[100, 300], picture[200, 50]
     assert object_point.argmax() == 1 and background_point.argmax() == 0 and edge.argmax() == 0
     for row, column in ((100, 100), (100, 300), (200, 50)):
@@ -150,8 +150,8 @@ def test_prompts_show_on_any_background(background: int) -> None:
     [
         {"point_coords": [(-5, 1e30)], "point_labels": [1]},
         {"point_coords": [(1e30, -1e30), (79, 59)], "point_labels": [0, 0]},
-        {"box": (-1e30, -1e30, 1e30, 1e30)},
-        {"box": (70, 50, 10, 5)},
+        {"prompt_box": (-1e30, -1e30, 1e30, 1e30)},
+        {"prompt_box": (70, 50, 10, 5)},
     ],
 )
 def test_draws_prompts_that_lie_anywhere(prompt: dict[str, Any]) -> None:
@@ -161,7 +161,13 @@ def test_draws_prompts_that_lie_anywhere(prompt: dict[str, Any]) -> None:
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (2000, 3)])
 def test_draws_on_pictures_of_any_size(size: tuple[int, int]) -> None:
     record = make_record(np.ones(size, dtype=np.float32), 0.9)
-    picture = draw_overlay(np.zeros((*size, 3), np.uint8), [record], [(0, 0)], [1], (0, 0, 1, 1))
+    picture = draw_overlay(
+        np.zeros((*size, 3), np.uint8),
+        [record],
+        point_coords=[(0, 0)],
+        point_labels=[1],
+        prompt_box=(0, 0, 1, 1),
+    )
     assert picture.shape == (*size, 3)
 
 

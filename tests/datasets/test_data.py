@@ -26,8 +26,8 @@ from mobile_sam_plugin.datasets.annotated import (
     write_annotated_image,
 )
 from mobile_sam_plugin.datasets.readable import Readable, check_fit
-from mobile_sam_plugin.inputs import list_images
-from mobile_sam_plugin.results import encode_mask
+from mobile_sam_plugin.images import list_images
+from mobile_sam_plugin.records import encode_mask
 from mobile_sam_plugin.scenes.scenes import Scenes
 
 HEIGHT, WIDTH = 30, 40
@@ -376,7 +376,9 @@ def test_what_the_command_everything_wrote_is_read(
 
     masks = [np.zeros(coffee.shape[:2], dtype=bool) for _ in range(2)]
     masks[0][50:200, 60:300], masks[1][100:150, 80:90] = True, True
-    records = [{"segmentation": encode_mask(mask), "area": int(mask.sum())} for mask in masks]
+    records: list[Any] = [
+        {"segmentation": encode_mask(mask), "area": int(mask.sum())} for mask in masks
+    ]
     for image in ("cup.jpg", "cup.png"):  # of one stem, so each has a folder of its whole name
         save_values(tmp_path / "photographs" / image, coffee)
         write_results(tmp_path / "masks" / image, coffee, records)

@@ -47,9 +47,9 @@ from mobile_sam_plugin.distill.objectives import (
 )
 from mobile_sam_plugin.distill.options import Options
 from mobile_sam_plugin.distill.training import ramped_average, train
-from mobile_sam_plugin.inputs import list_images
+from mobile_sam_plugin.images import list_images
 from mobile_sam_plugin.mobile_sam import set_img_size
-from mobile_sam_plugin.results import encode_mask
+from mobile_sam_plugin.records import encode_mask
 from mobile_sam_plugin.scenes.scenes import Scenes, make_scene
 
 from .test_embeddings import launched

@@ -43,7 +43,7 @@ from mobile_sam_plugin.evaluation.measures import (
     intersection_over_union,
     make_prompt,
 )
-from mobile_sam_plugin.results import encode_mask
+from mobile_sam_plugin.records import encode_mask
 
 PROMPTED = [name for name in MEASURES if not name.startswith("recall")]
 

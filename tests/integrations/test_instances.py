@@ -15,14 +15,14 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from mobile_sam_plugin import MobileSam, SamPredictor, annotate
-from mobile_sam_plugin.inputs import load_image
+from mobile_sam_plugin.drawing import colors_of, palette
+from mobile_sam_plugin.files import encode_image
+from mobile_sam_plugin.images import load_image
 from mobile_sam_plugin.integrations.instances import (
     Instances,
     as_predictor,
     boxes_of,
-    encode_png,
     path_of,
-    voc_colors,
 )
 
 SIZE = (60, 80)
@@ -83,7 +83,7 @@ def test_files_that_are_no_image(tmp_path: Path) -> None:
     text.write_text("no image")
     with pytest.raises(ValueError, match="text.png.*no image"):
         load_image(text)
-    png = encode_png(picture())
+    png = encode_image(".png", picture())
     (tmp_path / "truncated.png").write_bytes(png[: len(png) // 2])
     with pytest.raises(ValueError, match="truncated.png"):
         load_image(tmp_path / "truncated.png")
@@ -274,7 +274,7 @@ def test_cutouts(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [1, 2, 7, 255])
 def test_an_object_has_one_colour_in_maps_and_overlays(number: int) -> None:
     tracked = objects(ids=np.array([300, 301, number]), image=np.zeros((*SIZE, 3), np.uint8))
-    expected = (voc_colors(256)[number] * 0.5).round()
+    expected = (colors_of(number) * 0.45).round()
     np.testing.assert_array_equal(tracked[2].overlay()[55, 75], expected)
 
 
@@ -357,22 +357,19 @@ def test_boxes_of_masks() -> None:
     assert boxes_of(masks[:0]).shape == (0, 4)
 
 
-def test_voc_colors() -> None:
-    # From the table of the PASCAL VOC development kit.
-    published = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 4: (0, 0, 128), 7: (128, 128, 128)}
-    published |= {8: (64, 0, 0), 15: (192, 128, 128), 20: (0, 64, 128), 255: (224, 224, 192)}
-    colors = voc_colors(600)
-    for number, color in published.items():
-        assert tuple(colors[number]) == color
-    assert len(np.unique(colors[:256], axis=0)) == 256
-    assert colors[256:].any(axis=1).all()
+def test_colours_of_objects_differ_and_repeat_without_black() -> None:
+    assert palette()[0].tolist() == [0, 0, 0]
+    assert len(np.unique(palette(), axis=0)) == 256
+    np.testing.assert_array_equal(colors_of([0, 1, 255]), palette()[[0, 1, 255]])
+    np.testing.assert_array_equal(colors_of(np.arange(256, 600)), colors_of(np.arange(1, 345)))
+    assert np.abs(np.diff(palette()[1:20].astype(int), axis=0)).sum(axis=1).min() > 100
 
 
 def test_png_with_a_palette(tmp_path: Path) -> None:
     numbers = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    (tmp_path / "numbers.png").write_bytes(encode_png(numbers, voc_colors(256)))
+    (tmp_path / "numbers.png").write_bytes(encode_image(".png", numbers, palette=palette()))
     with Image.open(tmp_path / "numbers.png") as image:
         np.testing.assert_array_equal(np.asarray(image), numbers)
         np.testing.assert_array_equal(
-            np.asarray(image.convert("RGB")), voc_colors(256)[numbers], strict=True
+            np.asarray(image.convert("RGB")), colors_of(numbers), strict=True
         )

@@ -18,9 +18,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from mobile_sam_plugin import MobileSam
 from mobile_sam_plugin.cli import main
+from mobile_sam_plugin.drawing import colors_of
 from mobile_sam_plugin.errors import UserError
-from mobile_sam_plugin.inputs import load_image
-from mobile_sam_plugin.integrations.instances import voc_colors
+from mobile_sam_plugin.images import load_image
 from mobile_sam_plugin.integrations.semantic_segment_anything import (
     ClipClassifier,
     SemanticInstances,
@@ -137,9 +137,9 @@ def test_legend_names_what_occurs(
     height, width = scene.shape[:2]
     assert legend.shape[0] == height and legend.shape[1] > width
     column = {tuple(color) for color in legend[:, width:].reshape(-1, 3).tolist()}
-    red, green, blue = (tuple(color) for color in voc_colors(4)[1:].tolist())
+    red, green, blue = (tuple(color) for color in colors_of([1, 2, 3]).tolist())
     assert green in column and blue in column and red not in column
-    expected = scene[5, 5] * 0.4 + voc_colors(3)[2] * 0.6
+    expected = scene[5, 5] * 0.4 + colors_of(2) * 0.6
     np.testing.assert_allclose(legend[5, 5], expected, atol=0.5)
 
     (nothing,) = [found[[]].legend(scene)]
@@ -166,7 +166,7 @@ def test_save_writes_map_and_legend(
         np.testing.assert_array_equal(np.asarray(image), found.semantic_map() + 1)
         if count < 256:
             np.testing.assert_array_equal(
-                np.asarray(image.convert("RGB")), voc_colors(4)[found.semantic_map() + 1]
+                np.asarray(image.convert("RGB")), colors_of(found.semantic_map() + 1)
             )
     np.testing.assert_array_equal(load_image(tmp_path / "legend.png"), found.legend())
     assert len(json.loads((tmp_path / "instances.json").read_text())["annotations"]) == 3

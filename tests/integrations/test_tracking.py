@@ -28,8 +28,9 @@ from benchmarks.tracking import follow, follow_flow, hold_still, make_clip, meas
 from mobile_sam_plugin import DEFAULT_CHECKPOINT, MobileSam, SamPredictor
 from mobile_sam_plugin.checkpoint import BUNDLED_FILE
 from mobile_sam_plugin.cli import main
+from mobile_sam_plugin.drawing import palette
 from mobile_sam_plugin.errors import UserError
-from mobile_sam_plugin.integrations.instances import Instances, voc_colors
+from mobile_sam_plugin.integrations.instances import Instances
 from mobile_sam_plugin.integrations.propagators import (
     FlowPropagator,
     FrameEncoder,
@@ -52,7 +53,7 @@ from mobile_sam_plugin.integrations.video import (
 )
 from mobile_sam_plugin.integrations.video import _encode_ids as encode_ids
 from mobile_sam_plugin.mobile_sam import set_img_size
-from mobile_sam_plugin.results import encode_mask
+from mobile_sam_plugin.records import encode_mask
 
 from ..hub import Client, Hub
 
@@ -614,9 +615,7 @@ def test_a_video_becomes_masks_a_table_an_overlay_and_json(
     assert [path.name for path in sorted((out / "masks").iterdir())][-1] == "00007.png"
     with Image.open(out / "masks" / "00000.png") as png:
         assert png.mode == "P"
-        palette = png.getpalette()
-        assert palette is not None and palette[:9] == [0, 0, 0, 128, 0, 0, 0, 128, 0]
-        assert palette[: 3 * 256] == voc_colors(256).ravel().tolist()
+        assert png.getpalette() == palette().ravel().tolist()
     for ids, red, green in zip(read_ids(out), reds, greens, strict=True):
         np.testing.assert_array_equal(ids, red * 1 + green * 2)
 

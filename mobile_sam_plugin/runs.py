@@ -1,0 +1,109 @@
+"""Folders that hold a run: how a command resumes its own, and refuses that of another."""
+
+import json
+from collections.abc import Container, Mapping
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError
+from .files import write_file
+
+RUN_FILE = "run.json"
+"""The settings of the run that a folder holds."""
+
+_LONGEST = 60  # characters of a value that is quoted; digests and lists are longer
+
+
+def claim(
+    folder: Path,
+    settings: Mapping[str, Any],
+    may_change: Container[str] = (),
+    *,
+    file: str = RUN_FILE,
+    way_out: str = "choose another folder",
+    durable: bool = False,
+) -> dict[str, Any] | None:
+    """Begins a run in a folder, or resumes the run of the same settings that is there.
+
+    Args:
+        folder: created if missing.
+        settings: all that decides the results, such as options and fingerprints; as ``json`` takes
+            them.
+        may_change: names of settings in which a resumed run may differ.
+        file: the name of the file with the settings.
+        way_out: what the user can do if the folder holds another run; for the message.
+        durable: as in :func:`~mobile_sam_plugin.files.replaced`.
+
+    Returns:
+        The settings of the earlier run, or None if the folder held none.
+
+    Raises:
+        UserError: if the folder holds another run; the message names what differs.
+    """
+    earlier = find_run(folder, settings, may_change, file=file, way_out=way_out)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_file(folder / file, json.dumps(settings, indent=1).encode() + b"\n", durable)
+    return earlier
+
+
+def find_run(
+    folder: Path,
+    settings: Mapping[str, Any],
+    may_change: Container[str] = (),
+    *,
+    file: str = RUN_FILE,
+    way_out: str = "choose another folder",
+) -> dict[str, Any] | None:
+    """Returns the settings of the run in a folder, as :func:`claim` does, and writes nothing."""
+    try:
+        earlier = json.loads((folder / file).read_bytes())
+    except FileNotFoundError:
+        return None
+    except (NotADirectoryError, ValueError):
+        earlier = None
+    if not isinstance(earlier, dict):
+        raise UserError(f"{str(folder / file)!r} is not the file of a run: {way_out}")
+    refuse_other_run(str(folder), earlier, settings, may_change, way_out)
+    return earlier
+
+
+def refuse_other_run(
+    place: str,
+    earlier: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    may_change: Container[str] = (),
+    way_out: str = "choose another folder",
+) -> None:
+    """Raises UserError if two runs differ in their settings.
+
+    Args:
+        place: the folder, for the message.
+        earlier: settings that were read from JSON.
+        settings, may_change, way_out: as in :func:`claim`.
+    """
+    now = json.loads(json.dumps(settings))
+    differing = [
+        difference
+        for name in {**earlier, **now}
+        if name not in may_change
+        for difference in _differences(name, earlier.get(name), now.get(name))
+    ]
+    if differing:
+        raise UserError(
+            f"the folder {place!r} holds another run ({'; '.join(differing)}): {way_out}"
+        )
+
+
+def _differences(name: str, earlier: Any, now: Any) -> list[str]:
+    if isinstance(earlier, dict) and isinstance(now, dict):
+        return [
+            difference
+            for key in {**earlier, **now}
+            for difference in _differences(f"{name} {key}", earlier.get(key), now.get(key))
+        ]
+    if earlier == now:
+        return []
+    was, is_now = repr(earlier), repr(now)
+    if max(len(was), len(is_now)) > _LONGEST:
+        return [f"{name} has changed"]
+    return [f"{name} was {was}, is now {is_now}"]

@@ -1,11 +1,12 @@
-# make demo: set-up, then a photograph, a click and a box in; masks, a picture and JSON out.
-# make test: set-up, then ruff, mypy and all tests.
-# make benchmark: set-up, then the speed beside that of installed parts; half an hour on two cores.
-# make bundled-checkpoint: trains the weights in the package and measures them; hours on two cores,
-#	goes on where it was stopped.
+# make demo: sets up the base package, then segments a photograph by a point and a box.
+# make test: sets up all extras and tools, then runs ruff, mypy and all tests.
+# make benchmark: measures the speed beside that of installed parts; half an hour on two cores.
+# make bundled-checkpoint: trains the weights in the package and measures them; hours on two cores.
+#	Run it again to resume.
 
 PYTHON ?= python3
 BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test chromium benchmark bundled-checkpoint clean
 
@@ -13,15 +14,14 @@ demo: .venv/ready
 	$(BIN)/mobile-sam segment examples/images/coffee.png --point 300,130 --box 170,10,430,300 \
 		--checkpoint bundled --out demo
 
-test: .venv/ready chromium
+test: .venv/ready-to-test chromium
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
 
-benchmark: .venv/ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[benchmark]'
-	$(BIN)/python -m benchmarks
+benchmark: .venv/ready-to-test
+	$(BIN)/python -m benchmarks speed
 
 # From the weights before, each stage on scenes of its own, at sizes that grow towards the 1024 pixels at which the model is used.
 RUNS ?= runs
@@ -31,7 +31,7 @@ SUPERVISED = $(BIN)/mobile-sam distill supervised scenes --photographs examples/
 # The C library keeps large blocks instead of fetching them from the kernel at every step.
 TUNING = GLIBC_TUNABLES=glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000:glibc.malloc.hugetlb=1
 
-bundled-checkpoint: .venv/ready
+bundled-checkpoint: .venv/ready-to-test
 	$(TUNING) $(SUPERVISED) --out $(RUNS)/112 --seed 1 --checkpoint $(START) --image-size 112 \
 		--batch-size 32 --steps 360 --warmup-steps 30 --ema-decay 0.99
 	$(TUNING) $(SUPERVISED) --out $(RUNS)/224 --seed 2 --checkpoint $(RUNS)/112/last.safetensors \
@@ -59,9 +59,13 @@ chromium:
 		&& DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends chromium; \
 	} >/dev/null 2>&1 || true
 
-# Runs again only when the requirements have changed.
+# Both run again only when the requirements have changed.
 .venv/ready: setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or later is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(INSTALL) --editable .
+	touch $@
+
+.venv/ready-to-test: .venv/ready
+	$(INSTALL) --editable '.[test]'
 	touch $@

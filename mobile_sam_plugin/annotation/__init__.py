@@ -1,9 +1,9 @@
-"""Annotating a data set: from one photograph to a cluster's worth of them.
+"""Annotates data sets, from one image to a cluster's worth of them.
 
-``sources`` lists images, as ``items`` describes them, and ``coco`` those of a data set with their
-boxes; ``stages`` says what becomes of one, ``pipeline`` and ``ray_engine`` take many through the
-stages, ``writers`` has the formats, ``storage`` the folder, and ``run`` knows what is done and what
-is missing.
+``sources`` lists images, described by ``items``; ``coco`` lists those of a COCO data set with their
+boxes. ``stages`` takes one image from file to result; ``pipeline`` (threads) and ``ray_engine`` run
+the stages on many images. ``writers`` has the formats, ``storage`` the folder, ``listing`` knows
+which images are done, and ``run`` ties these together.
 """
 
 import os
@@ -14,19 +14,19 @@ from segment_anything.modeling import Sam
 
 from ..build import build_sam_vit_t
 from ..checkpoint import DEFAULT_CHECKPOINT
-from .options import FORMATS, MODES, ImageResult, Options
+from .options import FORMATS, MODES, AnnotationOptions, ImageResult
 from .run import AnnotationRun
 from .sources import open_source
 
 __all__ = [
     "FORMATS",
     "MODES",
+    "AnnotationOptions",
     "AnnotationRun",
     "ImageResult",
-    "Options",
     "annotate",
     "open_source",
-    "split_prompt",
+    "split_text",
 ]
 
 
@@ -38,11 +38,11 @@ def annotate(
     mode: str = "everything",
     formats: str | Sequence[str] = ("coco",),
     images: str | os.PathLike[str] | None = None,
-    prompt: str | Sequence[str] | None = None,
+    text: str | Sequence[str] | None = None,
     detector: Any = None,
     box_threshold: float = 0.25,
     text_threshold: float = 0.25,
-    nms_threshold: float = 0.8,
+    nms_thresh: float = 0.8,
     overlay_every: int = 1,
     limit: int | None = None,
     shard: tuple[int, int] = (1, 1),
@@ -51,77 +51,78 @@ def annotate(
     restart: bool = False,
     workers: int | None = None,
     batch_size: int | None = None,
-    **search: Any,
+    **generator_options: Any,
 ) -> Iterator[ImageResult]:
-    """Annotates images, with files or without, and goes on with a run that was stopped.
+    """Annotates images, with or without writing files, and resumes an interrupted run.
 
-    Reading, computing and writing overlap, and memory does not grow with the number of images. What
-    is left out of the source is counted and told by a warning.
+    Reading, computing and writing overlap, and memory does not grow with the number of images.
+    Files and annotations in the source that are left out are counted in a warning.
 
     Args:
-        source: an image, a glob, a folder and all below it, a ``.txt`` with a path a line, a COCO
-            ``.json``, a video, a URL that fsspec understands; or several images, globs and folders.
+        source: an image, a glob, a folder (searched recursively), a ``.txt`` with one path per
+            line, a COCO ``.json``, a video, or a URL that fsspec understands; or several images,
+            globs and folders.
         out: the folder for results, a path or a URL. If None nothing is written.
-        model: a Sam on the device where it computes, or the name of MobileSAM's checkpoint.
-        mode: "everything"; "boxes", those of the COCO json; or "text", what the prompt names.
+        model: a Sam on the device where it computes, or a checkpoint of MobileSAM.
+        mode: "everything"; "boxes", the boxes of the COCO JSON file; or "text", the objects that
+            ``text`` describes.
         formats: any of "coco", "parquet", "ids", "yolo", "labelme" and "overlay"; see
             docs/annotate.md. "sa1b" is always written.
-        images: where the images of a COCO json are; beside it if None.
-        prompt: in mode text what to find, a list, or one text with full stops or commas in it.
-        detector: in mode text what finds it, and ``box_threshold``, ``text_threshold`` and
-            ``nms_threshold``: as of :class:`~mobile_sam_plugin.integrations.grounded_sam.
-            GroundedMobileSam`.
-        overlay_every: of how many images one gets an overlay.
-        limit: only so many images.
-        shard: (i, n), only the i-th of n parts, from 1. Each part needs an ``out`` of its own.
-        polygons: whether masks in the format coco are polygons, which have no holes, and not RLE.
-        max_pixels: images of more pixels are refused; Pillow's limit, 178,956,970, if None. While
-            the iterator is open it holds for all that Pillow opens in this process.
-        restart: whether to give up what ``out`` holds of another run.
-        workers: threads that compute with the model; 2 on a GPU and 1 elsewhere if None.
+        images: the folder of a COCO data set's images; that of the JSON file if None.
+        text: for mode text, what to find: a list, or one string separated by full stops or commas.
+        detector, box_threshold, text_threshold, nms_thresh: for mode text, see :class:`~
+            mobile_sam_plugin.integrations.grounded_sam.GroundedMobileSam`.
+        overlay_every: write overlays for every N-th image only.
+        limit: process only the first images, this many.
+        shard: (i, n): process only part i of n, from 1. Each part needs its own ``out``.
+        polygons: write the masks in format coco as polygons, without holes, instead of RLE.
+        max_pixels: maximum per image; Pillow's limit, 178,956,970, if None. While the iterator is
+            open it applies to all images that Pillow opens in this process.
+        restart: delete the results of an earlier run in ``out`` and start over.
+        workers: threads that run the model; 2 on a GPU and 1 elsewhere if None.
         batch_size: images that are encoded together; 8 on a GPU and 1 elsewhere if None.
-        search: options of :class:`~mobile_sam_plugin.SamAutomaticMaskGenerator`, in mode
-            everything.
+        generator_options: for mode everything, of
+            :class:`~mobile_sam_plugin.SamAutomaticMaskGenerator`.
 
     Returns:
-        An iterator of results, in order, each once its files are written; of images that an earlier
-        run has done there are none. An image that cannot be used has its ``error`` set.
+        An iterator of results, in order, each after its files have been written. Images that an
+        earlier run has done are skipped. If an image cannot be used, its ``error`` says why.
 
     Raises:
-        FileNotFoundError: there is no such source.
-        ValueError: the source or an option cannot be used, or ``out`` holds another run's results.
-        ImportError: a format or a mode needs a package that is not installed.
-        OSError: while iterating, there is no room left; what was done is kept.
+        FileNotFoundError: if the source does not exist.
+        UserError: if the source or an option is invalid, or ``out`` holds another run's results.
+        MissingExtra: if a format or a mode needs a package that is not installed.
+        OSError: while iterating, if the disk is full. What was done is kept.
 
     Example:
         >>> for result in annotate("photos", "out", formats=["coco", "overlay"]):
         ...     print(result.key, len(result.records))
     """
-    options = Options(
+    options = AnnotationOptions(
         mode,
         (formats,) if isinstance(formats, str) else tuple(formats),
-        search,
-        split_prompt(prompt),
+        generator_options,
+        split_text(text),
         detector,
         box_threshold,
         text_threshold,
-        nms_threshold,
+        nms_thresh,
         overlay_every,
         limit,
         shard,
         polygons,
     )
-    opened = open_source(source, images, leave_out=out)
+    opened = open_source(source, images, exclude=out)
     if not isinstance(model, Sam):
         model = build_sam_vit_t(model)
     run = AnnotationRun(opened, out, model, options, restart, max_pixels)
     return run.run(workers, batch_size)
 
 
-def split_prompt(prompt: str | Sequence[str] | None) -> tuple[str, ...]:
-    """The phrases in a prompt; ValueError if there is none in it, none for None."""
-    if prompt is None:
+def split_text(text: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Returns the phrases in a text, none for None; UserError if the text has none."""
+    if text is None:
         return ()
     from mobile_sam_plugin.integrations.grounded_sam import split_prompts
 
-    return tuple(split_prompts(prompt))
+    return tuple(split_prompts(text))

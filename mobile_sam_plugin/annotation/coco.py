@@ -1,4 +1,4 @@
-"""Boxes of a COCO data set: its json as people's tools write it, and where its boxes lie."""
+"""Boxes of a COCO data set: reads its JSON, and converts boxes to pixels of the image."""
 
 import hashlib
 import json
@@ -13,10 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
-from .items import BoxPrompt, Images, Item, Listed, output_names, read_text, with_slashes
-from .storage import Place, is_url, local_path
+from .items import (
+    BoxPrompt,
+    Images,
+    Item,
+    Listed,
+    output_names,
+    read_text,
+    refuse_duplicates,
+    with_slashes,
+)
+from .storage import Location, is_url, local_path
 
-_LARGEST = 2**63 - 1  # of ids, as tables hold them
+_LARGEST_ID = 2**63 - 1  # that a table of Parquet holds
 
 _TURNS: dict[int, Callable[[float, float, float, float], tuple[float, float]]] = {
     5: lambda x, y, width, height: (y, x),
@@ -24,27 +33,28 @@ _TURNS: dict[int, Callable[[float, float, float, float], tuple[float, float]]] =
     7: lambda x, y, width, height: (height - y, width - x),
     8: lambda x, y, width, height: (y, width - x),
 }
-"""By EXIF's orientation, where a point of the stored image of a size lies in the upright one."""
+"""EXIF orientation to a function that converts a point of the stored image to the upright one."""
 
 
 class CocoSource(Images):
     """The images of a COCO data set, in its order, with the boxes of its annotations."""
 
-    def __init__(self, place: str, images: str | None) -> None:
-        """Reads the json.
+    def __init__(self, location: str, images: str | None) -> None:
+        """Reads the JSON.
 
         Args:
-            place: of the json, a path or URL.
-            images: the folder of its images; that of the json if None.
+            location: path or URL of the JSON.
+            images: the folder of the images; that of the JSON if None.
 
         Raises:
-            UserError: it is none, or it names images that are not below the folder, or ids twice.
+            UserError: if it is not a COCO data set, if images are not below the folder, or if an
+                id or image is listed twice.
         """
-        folder = str(Place.of(place).parent()) or "." if images is None else images
+        folder = str(Location.of(location).parent()) or "." if images is None else images
         super().__init__("coco", folder if is_url(folder) else str(local_path(folder).resolve()))
-        self._place = place
+        self._location = location
         try:
-            content = json.loads(read_text(place))
+            content = json.loads(read_text(location))
             self._read(
                 content["images"], content.get("annotations", []), content.get("categories", [])
             )
@@ -52,7 +62,7 @@ class CocoSource(Images):
             if isinstance(error, UserError):
                 raise
             raise UserError(
-                f"{place!r} is not COCO's instances JSON, which holds 'images' with 'id' and "
+                f"{location!r} is not COCO's instances JSON, which holds 'images' with 'id' and "
                 f"'file_name', and 'annotations' with 'id', 'image_id' and 'bbox': {error!r}"
             ) from error
 
@@ -61,8 +71,8 @@ class CocoSource(Images):
         for index, (key, name) in enumerate(zip(self._items, names, strict=True)):
             _, image_id, boxes, size = self._items[key]
             described = [(box.id, self.categories[box.category_id], box.bbox) for box in boxes]
-            prompts = hashlib.sha256(repr((size, described)).encode("utf-8", "surrogatepass"))
-            yield Listed(index, key, name, image_id, prompts.hexdigest()[:16])
+            digest = hashlib.sha256(repr((size, described)).encode("utf-8", "surrogatepass"))
+            yield Listed(index, key, name, image_id, digest.hexdigest()[:16])
 
     def item(self, listed: Listed) -> Item:
         path, _, boxes, size = self._items[listed.key]
@@ -70,37 +80,38 @@ class CocoSource(Images):
 
     def _read(self, images: list[Any], annotations: list[Any], categories: list[Any]) -> None:
         if not images:
-            raise UserError(f"there is no image in {self._place!r}")
-        image_ids = _Ids("image", [image["id"] for image in images])
-        category_ids = _Ids("category", [category["id"] for category in categories])
+            raise UserError(f"there is no image in {self._location!r}")
+        where = repr(self._location)
+        image_ids = _Ids("image", [image["id"] for image in images], where)
+        category_ids = _Ids("category", [category["id"] for category in categories], where)
         numbers = category_ids.numbers or [*range(1, 1 + len(categories))]
         names = [str(category["name"]) for category in categories]
         self.categories = dict(zip(numbers, names, strict=True))
 
-        kept: list[tuple[int, Any]] = []  # the place of its image, and the annotation
+        kept: list[tuple[int, Any]] = []  # index of the image, annotation
         for annotation in annotations:
-            place = image_ids.find(annotation["image_id"])
-            if place is None:
-                self.left_out["of images that are not listed"] += 1
+            index = image_ids.find(annotation["image_id"])
+            if index is None:
+                self.skipped["of images that are not listed"] += 1
             elif annotation.get("iscrowd"):
-                self.left_out["of crowds"] += 1
+                self.skipped["of crowds"] += 1
             elif annotation.get("bbox") is None:
-                self.left_out["without a bbox"] += 1
+                self.skipped["without a bbox"] += 1
             else:
-                kept.append((place, annotation))
+                kept.append((index, annotation))
         ids = [annotation.get("id") for _, annotation in kept]
-        mask_ids = None if None in ids else _Ids("annotation", ids).numbers
+        mask_ids = None if None in ids else _Ids("annotation", ids, where).numbers
         unknown: Counter[Any] = Counter()
         boxes: list[list[BoxPrompt]] = [[] for _ in images]
-        for index, (place, annotation) in enumerate(kept):
+        for number, (index, annotation) in enumerate(kept):
             category = annotation.get("category_id", 1)
             found = category_ids.find(category)
             if found is None:
                 unknown[category] += 1
-            boxes[place].append(
+            boxes[index].append(
                 BoxPrompt(
-                    ids[index],
-                    None if mask_ids is None else mask_ids[index],
+                    ids[number],
+                    None if mask_ids is None else mask_ids[number],
                     self._add_category(category) if found is None else numbers[found],
                     annotation["bbox"],
                 )
@@ -108,24 +119,23 @@ class CocoSource(Images):
         if unknown:
             listed = ", ".join(sorted(map(str, unknown)))
             warnings.warn(
-                f"{self._place!r} lists no category of {unknown.total()} of its boxes ({listed}): "
-                "what stands there is taken for names",
+                f"{self._location!r} lists no category for {unknown.total()} of its boxes: their "
+                f"category ids are used as names ({listed})",
                 stacklevel=5,
             )
         keys = [self._find_key(image["file_name"]) for image in images]
         numbered: Sequence[int | None] = image_ids.numbers or [None] * len(keys)
         self._items = {
-            key: (path, image_id, placed, _told_size(image))
-            for (key, path), image_id, placed, image in zip(
+            key: (path, image_id, prompts, _declared_size(image))
+            for (key, path), image_id, prompts, image in zip(
                 keys, numbered, boxes, images, strict=True
             )
         }
         if len(self._items) < len(keys):
-            twice = Counter(key for key, _ in keys).most_common(1)[0][0]
-            raise UserError(f"{twice!r} is listed twice in {self._place!r}")
+            refuse_duplicates("image", [key for key, _ in keys], repr(self._location))
 
     def _add_category(self, value: Any) -> int:
-        """The number of a category that is used, but not listed; it gets its id for a name."""
+        """Numbers a category that is used but not listed, and names it after its id."""
         name = str(value)
         number = _as_number(_check_id("category", value))
         if number is None:
@@ -135,54 +145,50 @@ class CocoSource(Images):
         return number
 
     def _find_key(self, file_name: Any) -> tuple[str, str]:
-        """The key of an image, and its path or URL."""
-        root = Place.of(self.root)
+        """Returns the key of an image, and its path or URL."""
+        root = Location.of(self.root)
         name = str(file_name)
         name = with_slashes(name, root.join(name)).removeprefix(f"{self.root.rstrip('/')}/")
         key = posixpath.normpath(name)
         if posixpath.isabs(key) or key.startswith("../"):
             raise UserError(
-                f"{self._place!r} names the image {name!r}, which is not below {self.root!r}: name "
-                "the folder that all its images are in"
+                f"{self._location!r} lists the image {name!r}, which is not below {self.root!r}: "
+                "give the folder that holds all images as --images (images=)"
             )
         return key, root.join(name)
 
 
 class _Ids:
-    """The ids of one kind in a json: numbers or text, each compared with its own kind first.
+    """The ids of one kind in a JSON: numbers or text, each compared with its own type first.
 
     Attributes:
-        numbers: the ids, if they can be had as numbers; None if not.
+        numbers: the ids as numbers; None if not all of them can be read as different numbers.
     """
 
-    def __init__(self, kind: str, given: Sequence[Any]) -> None:
+    def __init__(self, kind: str, given: Sequence[Any], where: str) -> None:
         self._kind = kind
-        self._places: dict[int | str, int] = {}
-        for place, value in enumerate(given):
-            identity = _check_id(kind, value)
-            if identity in self._places:
-                raise UserError(f"the {kind} id {identity!r} is listed twice")
-            self._places[identity] = place
-        numbers = [number for number in map(_as_number, self._places) if number is not None]
-        whole = len(set(numbers)) == len(self._places)
-        self.numbers = numbers if whole else None
+        identities = [_check_id(kind, value) for value in given]
+        refuse_duplicates(f"{kind} id", identities, where)
+        self._indices = {identity: index for index, identity in enumerate(identities)}
+        numbers = [number for number in map(_as_number, identities) if number is not None]
+        self.numbers = numbers if len(set(numbers)) == len(identities) else None
 
     def find(self, value: Any) -> int | None:
-        """The place of what has an id; None if there is none."""
+        """Returns the index of an id among the given ones; None if it is not there."""
         identity = _check_id(self._kind, value)
-        if identity in self._places:
-            return self._places[identity]
+        if identity in self._indices:
+            return self._indices[identity]
         other = str(identity) if isinstance(identity, int) else _as_number(identity)
-        return None if other is None else self._places.get(other)
+        return None if other is None else self._indices.get(other)
 
 
 def _check_id(kind: str, value: Any) -> int | str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise UserError(f"an id of COCO is a whole number or a text, not {value!r} of the {kind}")
-    if isinstance(value, int) and abs(value) > _LARGEST:
-        raise UserError(f"the {kind} id {value} is too large: {_LARGEST} is the most")
+        raise UserError(f"the {kind} id must be a whole number or a text, not {value!r}")
+    if isinstance(value, int) and abs(value) > _LARGEST_ID:
+        raise UserError(f"the {kind} id {value} is too large: the maximum is {_LARGEST_ID}")
     return value
 
 
@@ -193,8 +199,8 @@ def _as_number(identity: int | str) -> int | None:
     return int(digits) if digits.isascii() and digits.isdecimal() and len(digits) < 19 else None
 
 
-def _told_size(image: dict[str, Any]) -> tuple[float, float] | None:
-    """The (width, height) that a json tells of an image; None where it tells none."""
+def _declared_size(image: dict[str, Any]) -> tuple[float, float] | None:
+    """Returns an image's (width, height) by the JSON; None if it has none."""
     width, height = image.get("width"), image.get("height")
     if not width or not height:
         return None
@@ -206,42 +212,42 @@ def _told_size(image: dict[str, Any]) -> tuple[float, float] | None:
 
 def place_boxes(
     boxes: Sequence[BoxPrompt],
-    told: tuple[float, float] | None,
+    declared: tuple[float, float] | None,
     size: tuple[int, int],
     orientation: Callable[[], int],
 ) -> tuple[list[BoxPrompt], NDArray[np.float32], list[dict[str, Any]]]:
-    """Where the boxes of a json lie in the upright image.
+    """Converts the boxes of a COCO data set to pixels of the upright image.
 
-    They are scaled where the json tells another size of the same aspect, and turned with the image
-    where that is the aspect of the image as it is stored and EXIF turns it.
+    If the JSON gives another size with the same aspect ratio, the boxes are scaled. If that is the
+    aspect ratio of the stored image, before EXIF turns it, they are turned with the image.
 
     Args:
         boxes: of an image.
-        told: (width, height) by the json; that of the image if None.
+        declared: (width, height) by the JSON; the image's size if None.
         size: (height, width) of the upright image.
-        orientation: EXIF's of the file; called where it matters.
+        orientation: returns the file's EXIF orientation; called only if needed.
 
     Returns:
-        The boxes that are kept, the same as (N, 4) XYXY in pixels, and what is left out: of each
-        its ``annotation``, ``bbox`` as text and the ``reason``.
+        The boxes that can be used; the same as (N, 4) float32 XYXY in pixels; and the others, each
+        with its ``annotation``, its ``bbox`` as text and the ``reason``.
 
     Raises:
-        UserError: the two sizes do not go together; naming both.
+        UserError: if neither size is the other scaled.
     """
     height, width = size
     upright, across = (width, height), (height, width)
-    told = told or upright
+    declared = declared or upright
     stored, turn = upright, None
-    if told != upright and (told == across or not _is_same_aspect(told, upright)):
+    if declared != upright and (declared == across or not _is_same_aspect(declared, upright)):
         stored = across
-        turn = _TURNS.get(orientation()) if _is_same_aspect(told, across) else None
+        turn = _TURNS.get(orientation()) if _is_same_aspect(declared, across) else None
         if turn is None:
             raise UserError(
-                f"the json tells of {told[0]:g} x {told[1]:g} pixels, the image has {width} x "
-                f"{height}: its boxes cannot be placed, since one is not the other scaled"
+                f"the JSON gives {declared[0]:g} x {declared[1]:g} pixels, the image has {width} x "
+                f"{height}: its boxes cannot be placed, since neither size is the other scaled"
             )
-    scale = stored[0] / told[0], stored[1] / told[1]
-    kept, corners, left_out = [], [], []
+    scale = stored[0] / declared[0], stored[1] / declared[1]
+    kept, corners, skipped = [], [], []
     for box in boxes:
         reason, bounds = "", np.zeros((2, 2))
         try:
@@ -258,16 +264,16 @@ def place_boxes(
         elif not reason and ((bounds[1] <= 0).any() or (bounds[0] >= (width, height)).any()):
             reason = "outside of the image"
         if reason:
-            left_out.append({"annotation": box.id, "bbox": str(box.bbox)[:100], "reason": reason})
+            skipped.append({"annotation": box.id, "bbox": str(box.bbox)[:100], "reason": reason})
             continue
         kept.append(box)
-        # What reaches far beyond the image would only lose precision.
+        # Coordinates far beyond the image would only lose precision.
         corners.append(np.clip(bounds, (-width, -height), (2 * width, 2 * height)).ravel())
-    return kept, np.array(corners, np.float32).reshape(-1, 4), left_out
+    return kept, np.array(corners, np.float32).reshape(-1, 4), skipped
 
 
 def _is_same_aspect(size: tuple[float, float], other: tuple[float, float]) -> bool:
-    """Whether one may be the other scaled, each side rounded to whole pixels."""
+    """Returns whether one may be the other scaled, each side rounded to whole pixels."""
     scale = max(other) / max(size)
     return all(
         abs(side * scale - expected) <= max(1, scale)

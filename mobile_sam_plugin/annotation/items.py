@@ -1,4 +1,4 @@
-"""Images as sources list them, and what all sources have in common."""
+"""Images as sources list them, and the parts that all sources share."""
 
 import codecs
 import hashlib
@@ -21,7 +21,7 @@ from ..images import read_image
 from ..results import name_folders
 from .storage import ask, is_url, local_path, open_filesystem
 
-_MARKS = (  # of UTF-32 before UTF-16, whose mark begins alike
+_BYTE_ORDER_MARKS = (  # UTF-32 before UTF-16, whose mark begins alike
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -35,10 +35,10 @@ class BoxPrompt:
     """A box of a COCO data set.
 
     Attributes:
-        id: of its annotation, as it stands there.
-        number: the same where it is a number; None where the masks are to be numbered.
+        id: of its annotation, as in the JSON.
+        number: the same as a number; None if the masks are numbered instead.
         category_id: of its category.
-        bbox: XYWH in pixels of the size that the json tells, as it stands there.
+        bbox: XYWH as in the JSON, in pixels of the image size given there.
     """
 
     id: Any
@@ -54,12 +54,13 @@ class Item:
     Attributes:
         index: its place among all images of the run, from 0.
         image_id: its number in the results, unique and the same in every run.
-        key: its path relative to the source's root, with ``/``; of a frame its number, six digits.
-        name: of its outputs, without suffix; distinct also where file names ignore case.
-        path: where it is, a path or URL.
-        boxes: its prompts, of a COCO data set.
-        size: (width, height) that the json tells, in whose pixels the boxes are.
-        pixels: (H, W, 3) uint8 RGB, of a frame.
+        key: its path relative to the source's root, with ``/``; for a frame of a video its number
+            in six digits.
+        name: of its result files, without suffix; distinct even if file names ignore case.
+        path: the path or URL of the file.
+        boxes: its prompts, from a COCO data set.
+        size: (width, height) by the JSON, in whose pixels the boxes are; None if not given.
+        pixels: (H, W, 3) uint8 RGB, for a frame of a video.
     """
 
     index: int
@@ -72,19 +73,19 @@ class Item:
     pixels: NDArray[np.uint8] | None = None
 
     def open(self) -> BinaryIO:
-        """Opens the file; OSError or UserError if it cannot be."""
+        """Opens the file; raises OSError or UserError if that is impossible."""
         if is_url(self.path):
             fs, path = open_filesystem(self.path)
             return io.BytesIO(ask(self.path, fs.cat_file, path))
         if not stat.S_ISREG(os.stat(self.path).st_mode):  # reading a pipe would never end
-            raise UserError(f"{self.path!r} is no file")
+            raise UserError(f"{self.path!r} is not a regular file")
         return open(self.path, "rb")
 
     def load(self) -> NDArray[np.uint8]:
-        """Reads the pixels, (H, W, 3) uint8 RGB, turned upright.
+        """Returns the pixels, (H, W, 3) uint8 RGB, turned upright.
 
         Raises:
-            OSError, ValueError: it cannot be read; naming it.
+            OSError, UserError: if the file cannot be read or is not an image.
         """
         if self.pixels is not None:
             return self.pixels
@@ -94,21 +95,21 @@ class Item:
 
 @dataclass(frozen=True)
 class Listed:
-    """What is known of an image without opening it; see :class:`Item`.
+    """An image that has not been opened; see :class:`Item`.
 
     Attributes:
-        image_id: of the COCO json; None where images are numbered.
-        prompts: a checksum that other boxes or categories would change.
+        image_id: by the COCO JSON; None if images are numbered.
+        boxes_checksum: changes if the image's boxes or their categories do.
     """
 
     index: int
     key: str
     name: str
     image_id: int | None = None
-    prompts: str = ""
+    boxes_checksum: str = ""
 
     def at(self, path: str, **more: Any) -> Item:
-        """The item, whose file is at a path or URL."""
+        """Returns the item, whose file is at a path or URL."""
         image_id = 1 + self.index if self.image_id is None else self.image_id
         return Item(self.index, image_id, self.key, self.name, path, **more)
 
@@ -120,54 +121,54 @@ class Source(Protocol):
     """A sequence of images that need not fit into memory.
 
     Attributes:
-        places: what it was opened by.
+        inputs: the paths, globs and URLs that it was opened with.
         kind: "images", "coco" or "video".
-        root: what keys are relative to: a folder or URL; of a video its file.
+        root: the folder or URL that keys are relative to; for a video its file.
         categories: id to name, of a COCO data set.
-        left_out: how much of what was found is no part of it, by kind.
+        skipped: files or annotations that were found but are left out, counted by kind.
     """
 
-    places: list[str]
+    inputs: list[str]
     kind: str
     root: str
     categories: dict[int, str]
-    left_out: Counter[str]
+    skipped: Counter[str]
 
     def scan(self) -> tuple[int, str]:
-        """Returns how many images there are, and a checksum that another list of them would change.
+        """Returns the number of images and a checksum of their list.
 
-        Of a video it is the number of frames that its header tells of.
+        For a video these are the number of frames by its header, and a checksum of the file.
         """
 
     def listing(self) -> Iterator[Listed]:
-        """Lists all images; of a video the frames that its header tells of."""
+        """Lists all images; for a video, as many frames as its header promises."""
 
     def item(self, listed: Listed) -> Item:
-        """An image of the listing, ready to be loaded; its index and name may be others by now."""
+        """Returns an image of the listing, ready to load; its index and name may have changed."""
 
     def items(self, wanted: Wanted, end: int | None = None) -> Iterator[Item]:
-        """Lists the images that are wanted, ready to be loaded, in the order of :meth:`listing`.
+        """Lists the wanted images, ready to load, in the order of :meth:`listing`.
 
         Args:
-            wanted: says which.
-            end: the place from which on none is; all are looked at if None.
+            wanted: returns whether an image is wanted.
+            end: the index to stop before; None for no end.
         """
 
 
 class Images:
-    """What sources of files have in common."""
+    """Base class of the sources."""
 
-    places: list[str]
+    inputs: list[str]
 
     def __init__(self, kind: str, root: str) -> None:
         self.kind = kind
         self.root = root
         self.categories: dict[int, str] = {}
-        self.left_out: Counter[str] = Counter()
+        self.skipped: Counter[str] = Counter()
 
     def scan(self) -> tuple[int, str]:
         return checksum(
-            listed.key if listed.image_id is None and not listed.prompts else repr(listed)
+            listed.key if listed.image_id is None and not listed.boxes_checksum else repr(listed)
             for listed in self.listing()
         )
 
@@ -181,33 +182,34 @@ class Images:
         return map(self.item, filter(wanted, islice(self.listing(), end)))
 
 
-def read_text(place: str) -> str:
-    """The text in a file: UTF-8, or what its byte order mark says.
+def read_text(location: str) -> str:
+    """Reads a text file: UTF-8, or the encoding of its byte order mark.
 
-    Bytes that are no UTF-8 stay what they are in names of files.
+    Bytes that are not UTF-8 are kept as file names keep them (surrogateescape).
     """
-    if is_url(place):
-        fs, path = open_filesystem(place)
-        content = ask(place, fs.cat_file, path)
+    if is_url(location):
+        fs, path = open_filesystem(location)
+        content = ask(location, fs.cat_file, path)
     else:
-        content = local_path(place).read_bytes()
-    for mark, encoding in _MARKS:
+        content = local_path(location).read_bytes()
+    for mark, encoding in _BYTE_ORDER_MARKS:
         if content.startswith(mark):
             try:
                 return content.decode(encoding)
             except UnicodeDecodeError as error:
                 raise UserError(
-                    f"{place!r} begins with the mark of {encoding.upper()}, but is none: {error}"
+                    f"{location!r} begins with the byte order mark of {encoding.upper()}, but "
+                    f"cannot be decoded as that: {error}"
                 ) from error
     return content.decode("utf-8", "surrogateescape")
 
 
 def with_slashes(name: str, path: str) -> str:
-    """A relative name as Windows writes it with slashes, unless there is such a file.
+    """Replaces the backslashes in a relative name from Windows, unless such a file exists.
 
     Args:
-        name: as it was written.
-        path: the path or URL that it stands for.
+        name: as written.
+        path: the path or URL that the name, as written, refers to.
     """
     if "\\" not in name:
         return name
@@ -218,7 +220,7 @@ def with_slashes(name: str, path: str) -> str:
 
 
 def output_names(keys: Sequence[str]) -> list[str]:
-    """The keys without suffixes, but for those that would share a name."""
+    """Returns the keys without suffixes, or with them where two would otherwise be the same."""
     by_folder: dict[str, list[PurePosixPath]] = {}
     for key in keys:
         by_folder.setdefault(posixpath.dirname(key), []).append(PurePosixPath(key))
@@ -230,7 +232,7 @@ def output_names(keys: Sequence[str]) -> list[str]:
 
 
 def checksum(lines: Iterable[str]) -> tuple[int, str]:
-    """The number of lines and their SHA-256."""
+    """Returns the number of lines and their SHA-256."""
     count, digest = 0, hashlib.sha256()
     for line in lines:
         digest.update(os.fsencode(line) + b"\0")
@@ -238,10 +240,10 @@ def checksum(lines: Iterable[str]) -> tuple[int, str]:
     return count, digest.hexdigest()
 
 
-def refuse_twice(values: Sequence[Any]) -> None:
-    """Raises a UserError if a value is there twice."""
+def refuse_duplicates(kind: str, values: Sequence[Any], where: str) -> None:
+    """Raises UserError if a value occurs twice, naming the kind of value and where it is listed."""
     seen = set()
     for value in values:
         if value in seen:
-            raise UserError(f"{value!r} is listed twice")
+            raise UserError(f"the {kind} {value!r} is listed twice in {where}")
         seen.add(value)

@@ -1,4 +1,4 @@
-"""What decides about the results of a run, and what a result is."""
+"""The options of a run, and the result of an image."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,21 +13,21 @@ FORMATS = ("sa1b", "coco", "parquet", "ids", "yolo", "labelme", "overlay")
 
 
 @dataclass(frozen=True)
-class Options:
-    """The options that :func:`~mobile_sam_plugin.annotate` describes, checked.
+class AnnotationOptions:
+    """The options of :func:`~mobile_sam_plugin.annotate`, checked.
 
     Raises:
-        ValueError: an option that is unknown, out of range or does not go with another.
+        UserError: if an option is unknown, out of range or does not fit another.
     """
 
     mode: str = "everything"
     formats: tuple[str, ...] = ("coco",)
-    search: Mapping[str, Any] = field(default_factory=dict)
-    prompts: tuple[str, ...] = ()
+    generator_options: Mapping[str, Any] = field(default_factory=dict)
+    text: tuple[str, ...] = ()
     detector: Any = None
     box_threshold: float = 0.25
     text_threshold: float = 0.25
-    nms_threshold: float = 0.8
+    nms_thresh: float = 0.8
     overlay_every: int = 1
     limit: int | None = None
     shard: tuple[int, int] = (1, 1)
@@ -41,55 +41,57 @@ class Options:
         for name in self.formats:
             if name not in FORMATS:
                 raise UserError(f"a format must be one of {', '.join(FORMATS)}, not {name!r}")
-        asked_for = {"sa1b", *self.formats}  # what the others are made from
-        object.__setattr__(self, "formats", tuple(name for name in FORMATS if name in asked_for))
+        written = {"sa1b", *self.formats}  # the other formats are made from sa1b
+        object.__setattr__(self, "formats", tuple(name for name in FORMATS if name in written))
         if self.polygons and "coco" not in self.formats:
-            raise UserError("polygons are of the format coco: ask for it as well")
-        if self.mode != "everything" and self.search:
-            raise UserError(f"{', '.join(self.search)}: of mode everything, not {self.mode}")
-        if (self.mode == "text") != bool(self.prompts):
-            raise UserError("mode text needs a prompt, and no other mode takes one")
-        for name in ("box_threshold", "text_threshold", "nms_threshold"):
+            raise UserError("polygons applies only to the format coco: request it as well")
+        if self.mode != "everything" and self.generator_options:
+            names = ", ".join(self.generator_options)
+            verb = "applies" if len(self.generator_options) == 1 else "apply"
+            raise UserError(f"{names} {verb} only to mode everything, not {self.mode}")
+        if (self.mode == "text") != bool(self.text):
+            raise UserError("mode text needs a text to search for, and no other mode takes one")
+        for name in ("box_threshold", "text_threshold", "nms_thresh"):
             if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
+                raise UserError(f"{name} must be in [0, 1], not {getattr(self, name)}")
         if self.overlay_every < 1:
             raise UserError(f"overlay_every must be 1 or more, not {self.overlay_every}")
         if self.limit is not None and self.limit < 1:
             raise UserError(f"limit must be 1 or more, not {self.limit}")
         part, parts = self.shard
         if not 1 <= part <= parts:
-            raise UserError(f"shard {part}/{parts}: the first must lie between 1 and the second")
+            raise UserError(f"shard must be I/N with 1 <= I <= N, not {part}/{parts}")
 
     def includes(self, index: int) -> bool:
-        """Whether the limit and the shard let an image in, by its place in the source, from 0."""
+        """Returns whether limit and shard include an image, by its place in the source, from 0."""
         part, parts = self.shard
         return index % parts == part - 1 and (self.limit is None or index < self.limit)
 
     def count(self, images: int) -> int:
-        """How many of so many images they let in."""
+        """Returns how many of the first ``images`` images limit and shard include."""
         part, parts = self.shard
         return len(range(part - 1, min(images, self.limit or images), parts))
 
 
 @dataclass
 class ImageResult:
-    """What was found in an image, or why nothing could be.
+    """The masks of an image, or the reason why there are none.
 
     Attributes:
-        key: the image's path relative to the root of what is annotated, with ``/``; of a frame of a
-            video its number.
-        image_id: its number, unique and the same in every run.
+        key: the image's path relative to the root of the input, with ``/``; for a frame of a video
+            its number in six digits.
+        image_id: number of the image, unique and the same in every run.
         width, height: in pixels of the upright image; 0 if it could not be read.
-        records: one a mask, as of upstream's generator with COCO RLE, and ``id``, unique over all
-            images; in modes boxes and text also ``category_id`` and ``category``, in mode text the
-            detector's ``score``.
-        error: why there are none.
-        left_out: in mode boxes the boxes that could not be used, of each its ``annotation``,
-            ``bbox`` and the ``reason``.
+        records: one per mask, with the fields of SAM's generator, segmentation as COCO RLE, and
+            ``id``, unique over all images; in modes boxes and text also ``category_id`` and
+            ``category``, in mode text the detector's ``score``.
+        error: why the image has no masks; None if it was annotated.
+        skipped_boxes: in mode boxes the boxes that could not be used, each with its
+            ``annotation``, ``bbox`` and the ``reason``.
         categories: id to name, all of the run in their order.
-        unnamed: objects that are left out since what the detector calls them is none of the
-            prompts.
-        losses: what is lost in the outlines that were written.
+        unnamed: number of detected objects that were skipped because the detector's label for
+            them matches nothing in the text.
+        losses: what outlines could not represent: holes and empty masks.
     """
 
     key: str
@@ -98,7 +100,7 @@ class ImageResult:
     height: int = 0
     records: list[Record] = field(default_factory=list)
     error: str | None = None
-    left_out: list[dict[str, Any]] = field(default_factory=list)
+    skipped_boxes: list[dict[str, Any]] = field(default_factory=list)
     categories: Mapping[int, str] = field(default_factory=dict)
     unnamed: int = 0
     losses: Losses = field(default_factory=Losses)

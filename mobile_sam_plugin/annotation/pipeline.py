@@ -1,4 +1,4 @@
-"""The stages on this machine: threads, so that they overlap, and bounded queues between them."""
+"""Runs the stages in threads on this machine, so that they overlap, with bounded queues between."""
 
 import itertools
 import os
@@ -11,9 +11,7 @@ from typing import TypeVar
 import torch
 
 from . import stages
-from .items import Item
-from .options import ImageResult, Options
-from .storage import Folder
+from .options import ImageResult
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
@@ -22,7 +20,7 @@ Made = TypeVar("Made")
 def ordered_map(
     function: Callable[[Given], Made], items: Iterable[Given], pool: Executor, ahead: int
 ) -> Iterator[Made]:
-    """``map`` in a pool, in order, that takes no more than so many items ahead of its results."""
+    """Maps in a pool, in order; takes at most ``ahead`` items more than it has yielded results."""
     queue: deque[Future[Made]] = deque()
     for item in items:
         queue.append(pool.submit(function, item))
@@ -33,36 +31,40 @@ def ordered_map(
 
 
 def run_local(
-    items: Iterable[Item],
-    segmenter: stages.Segmenter,
-    long_side: int,
-    folder: Folder | None,
-    options: Options,
-    workers: int,
-    batch_size: int,
+    job: stages.Job, workers: int | None = None, batch_size: int | None = None
 ) -> Generator[ImageResult, None, None]:
     """Takes images through all stages.
 
     Args:
-        items: the images.
-        segmenter: the model.
-        long_side: of its input.
-        folder: where results go; nowhere if None.
-        options: of the run.
-        workers: threads that compute with the model; on a CPU its threads are shared out to them.
-        batch_size: images that are encoded together.
+        job: images, model and options.
+        workers: threads that run the model; 2 on a GPU and 1 elsewhere if None. On a CPU torch's
+            threads are divided between them.
+        batch_size: images that are encoded together; 8 on a GPU and 1 elsewhere if None.
 
-    Yields:
-        The results, in order, once their files are written.
+    Returns:
+        A generator of the results, in order, each after its files have been written.
+
+    Raises:
+        Errors of :class:`~mobile_sam_plugin.annotation.stages.Segmenter`, before any result.
     """
+    on_gpu = job.model.device.type != "cpu"
+    segmenter = stages.Segmenter(job.model, job.options, job.categories)
+    return _run_stages(
+        job, segmenter, workers or (2 if on_gpu else 1), batch_size or (8 if on_gpu else 1)
+    )
+
+
+def _run_stages(
+    job: stages.Job, segmenter: stages.Segmenter, workers: int, batch_size: int
+) -> Generator[ImageResult, None, None]:
     readers = min(4 * workers, os.cpu_count() or 1)
     threads = torch.get_num_threads()
     with ExitStack() as stack:
         stack.callback(torch.set_num_threads, threads)
 
-        def start_pool(size: int, threads_of_torch: int) -> ThreadPoolExecutor:
+        def start_pool(size: int, torch_threads: int) -> ThreadPoolExecutor:
             pool = ThreadPoolExecutor(
-                size, initializer=_set_threads_of_torch, initargs=(threads_of_torch,)
+                size, initializer=_set_torch_threads, initargs=(torch_threads,)
             )
             stack.callback(pool.shutdown, cancel_futures=True)
             return pool
@@ -70,23 +72,24 @@ def run_local(
         reading = start_pool(readers, 1)
         computing = start_pool(workers, max(1, threads // workers))
         writing = start_pool(2, 1)
-        stack.callback(segmenter.stop.set)  # called first, so that no one waits for an image
+        stack.callback(segmenter.stop.set)  # runs first, so that shutdown waits for no image
 
+        img_size = job.model.image_encoder.img_size
         loaded = ordered_map(
-            lambda item: stages.load(item, long_side), items, reading, readers + batch_size
+            lambda item: stages.load(item, img_size), job.items, reading, readers + batch_size
         )
         segmented = ordered_map(segmenter, _batches(loaded, batch_size), computing, workers)
         yield from ordered_map(
-            lambda pair: stages.write(pair[0], pair[1], folder, options),
+            lambda pair: stages.write(*pair, job.folder, job.options),
             itertools.chain.from_iterable(segmented),
             writing,
             2,
         )
 
 
-def _set_threads_of_torch(count: int) -> None:
-    """Sets how many threads torch computes with in this one."""
-    # A thread's first look at the number takes over what any thread has set last: look first.
+def _set_torch_threads(count: int) -> None:
+    """Sets the number of threads that torch uses in the calling thread."""
+    # torch copies the global count on a thread's first read, so read before setting.
     torch.get_num_threads()
     torch.set_num_threads(count)
 

@@ -1,6 +1,6 @@
-"""The stages as a pipeline of Ray Data, on this machine or on a cluster.
+"""Runs the stages as a pipeline of Ray Data, on this machine or on a cluster.
 
-Ray schedules, replaces actors that die, and repeats what they were at. A stage that is repeated
+Ray schedules tasks, replaces actors that die and repeats their tasks. A stage that is repeated
 writes the same files again.
 """
 
@@ -8,7 +8,7 @@ import copy
 import logging
 import math
 import pickle
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import torch
@@ -17,8 +17,7 @@ from segment_anything.modeling import Sam
 
 from ..errors import MissingExtra
 from . import stages
-from .items import Item
-from .options import ImageResult, Options
+from .options import AnnotationOptions, ImageResult
 from .storage import RUN_FILE, Folder
 
 try:
@@ -28,16 +27,12 @@ try:
 except ImportError as error:
     raise MissingExtra.of("Ray", "ray") from error
 
-_MOST_BLOCKS = 20_000  # of the data set, so that Ray's own books stay small
-_CPUS_OF_IO = 0.25  # of a task that reads or writes
+_MOST_BLOCKS = 20_000  # of the data set, so that Ray's bookkeeping stays small
+_CPUS_OF_IO = 0.25  # per task that reads or writes
 
 
 def run_ray(
-    items: Iterable[Item],
-    model: Sam,
-    options: Options,
-    categories: Mapping[int, str],
-    folder: Folder | None,
+    job: stages.Job,
     address: str | None = None,
     workers: int | None = None,
     batch_size: int | None = None,
@@ -46,33 +41,30 @@ def run_ray(
     """Takes images through all stages.
 
     Args:
-        items: the images; all of them are listed before the first is read.
-        model: it is sent to the actors.
-        options: of the run.
-        categories: id to name, of the source.
-        folder: where results go, as every node of the cluster sees it; nowhere if None.
-        address: of a cluster; one is started on this machine, and ended, if None, unless Ray has
-            been initialised before.
-        workers: actors with a model; as many as the cluster's GPUs serve, else 1, if None.
+        job: images, all of which are listed before the first is read; the model, which is sent to
+            the actors; and the folder, as every node of the cluster sees it.
+        address: of a cluster; if None, a cluster on this machine is started, and stopped at the
+            end, unless Ray has been initialised before.
+        workers: actors with a model; if None as many as the cluster's GPUs serve, without GPUs 1.
         batch_size: images that are encoded together; 8 on a GPU and 1 elsewhere if None.
-        gpus_per_worker: of an actor; 1 if the model is on a GPU, else 0, if None.
+        gpus_per_worker: GPUs per actor; 1 if the model is on a GPU, else 0, if None.
 
     Yields:
-        The results, in order, once their files are written.
+        The results, in order, each after its files have been written.
     """
     own_cluster = not ray.is_initialized()
     if own_cluster:
         ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         if gpus_per_worker is None:
-            gpus_per_worker = float(model.device.type == "cuda")
+            gpus_per_worker = float(job.model.device.type == "cuda")
         resources = ray.cluster_resources()
         if workers is None:
             workers = 1
             if gpus_per_worker:
                 workers = max(1, int(resources.get("GPU", 0) / gpus_per_worker))
         batch_size = batch_size or (8 if gpus_per_worker else 1)
-        # Where there is no GPU, the CPUs go to the models, but for what reading and writing take.
+        # Without a GPU the models get the CPUs, except what reading and writing need.
         cpus = 1.0
         if not gpus_per_worker:
             spare = (resources.get("CPU", 1) - 2 * _CPUS_OF_IO) / workers
@@ -82,24 +74,24 @@ def run_ray(
         context = ray.data.DataContext.get_current()
         context.execution_options.preserve_order = True
         context.enable_progress_bars = False
-        rows = [_row(item) for item in items]
+        rows = [_row(item) for item in job.items]
         if not rows:
             return
-        on_cpu = model if model.device.type == "cpu" else copy.deepcopy(model).cpu()
+        model = job.model if job.model.device.type == "cpu" else copy.deepcopy(job.model).cpu()
         blocks = min(math.ceil(len(rows) / batch_size), _MOST_BLOCKS)
         dataset = (
             ray.data.from_items(rows, override_num_blocks=blocks)
             .map(
                 _load,
                 fn_kwargs={
-                    "long_side": model.image_encoder.img_size,
+                    "img_size": model.image_encoder.img_size,
                     "limit": Image.MAX_IMAGE_PIXELS,  # of this process
                 },
                 num_cpus=_CPUS_OF_IO,
             )
             .map_batches(
                 _Segmenter,
-                fn_constructor_args=(ray.put(on_cpu), options, dict(categories), cpus),
+                fn_constructor_args=(ray.put(model), job.options, dict(job.categories), cpus),
                 batch_size=batch_size,
                 batch_format="pyarrow",
                 compute=ray.data.ActorPoolStrategy(size=workers),
@@ -108,7 +100,7 @@ def run_ray(
             )
             .map(
                 _write,
-                fn_kwargs={"folder": folder, "options": options},
+                fn_kwargs={"folder": job.folder, "options": job.options},
                 num_cpus=_CPUS_OF_IO,
             )
         )
@@ -122,16 +114,16 @@ def run_ray(
             ray.shutdown()
 
 
-def _load(row: dict[str, Any], long_side: int, limit: int | None) -> dict[str, Any]:
+def _load(row: dict[str, Any], img_size: int, limit: int | None) -> dict[str, Any]:
     Image.MAX_IMAGE_PIXELS = limit
-    return _row(stages.load(pickle.loads(row["value"]), long_side))
+    return _row(stages.load(pickle.loads(row["value"]), img_size))
 
 
 class _Segmenter:
     """An actor with a model."""
 
     def __init__(
-        self, model: Any, options: Options, categories: Mapping[int, str], cpus: float
+        self, model: Any, options: AnnotationOptions, categories: Mapping[int, str], cpus: float
     ) -> None:
         torch.set_num_threads(max(1, int(cpus)))
         sam: Sam = ray.get(model)
@@ -144,19 +136,21 @@ class _Segmenter:
         return pyarrow.Table.from_pylist([_row(pair) for pair in done])
 
 
-def _write(row: dict[str, Any], folder: Folder | None, options: Options) -> dict[str, Any]:
+def _write(
+    row: dict[str, Any], folder: Folder | None, options: AnnotationOptions
+) -> dict[str, Any]:
     loaded, result = pickle.loads(row["value"])
     try:
         if folder is not None and folder.local is not None and not folder.exists(RUN_FILE):
             raise OSError(
                 f"the folder {str(folder.local)!r} is not the same on all machines of the cluster: "
-                "name a shared one, or a URL"
+                "use a shared folder, or a URL"
             )
         return _row(stages.write(loaded, result, folder, options))
-    except OSError as error:  # as it is, where Ray would wrap it and lose what kind it was
+    except OSError as error:  # returned, since Ray would wrap it and lose its class
         return _row(error)
 
 
 def _row(value: Any) -> dict[str, Any]:
-    """A row of a data set; Arrow has no type of its own for what the stages pass on."""
+    """Returns a row of a data set, pickled: Arrow has no type for what the stages pass on."""
     return {"value": pickle.dumps(value)}

@@ -1,8 +1,8 @@
-"""What is to be annotated: files, folders, lists of paths, COCO's boxes or the frames of a video.
+"""The inputs of a run: files, folders, lists of paths, COCO's boxes or the frames of a video.
 
-A source lists its images in an order that depends on nothing but their names, on every machine.
-What a name stands for is looked up first: a folder is one whatever it is called, and a file with
-``[1]`` in its name is no pattern. Only what a file holds is told by its suffix.
+A source lists its images in an order that depends only on their names, on every machine. A name is
+looked up before it is interpreted: a folder may be called ``clip.mp4``, and a file with ``[1]`` in
+its name is not a pattern. Only the content of a file is inferred from its suffix.
 """
 
 import glob
@@ -24,7 +24,7 @@ import cv2
 
 from ..errors import UserError
 from ..files import digest_source
-from ..images import describe_kinds, is_image_name, skipped_kind
+from ..images import describe_kinds, is_image_name, join_counts, skipped_kind
 from . import writers
 from .coco import CocoSource
 from .items import (
@@ -36,10 +36,10 @@ from .items import (
     checksum,
     output_names,
     read_text,
-    refuse_twice,
+    refuse_duplicates,
     with_slashes,
 )
-from .storage import PARTIAL, RUN_FILE, Place, ask, is_url, local_path, open_filesystem
+from .storage import PARTIAL, RUN_FILE, Location, ask, is_url, local_path, open_filesystem
 
 VIDEO_SUFFIXES = (
     *(".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts"),
@@ -54,70 +54,69 @@ _IsResult = Callable[[str], bool]
 def open_source(
     source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     images: str | os.PathLike[str] | None = None,
-    leave_out: str | os.PathLike[str] | None = None,
+    exclude: str | os.PathLike[str] | None = None,
 ) -> Source:
-    """Finds out what is to be annotated. One warning tells what is left out of it, by kind.
+    """Opens the input of a run. One warning counts what is left out of it, by kind.
 
     Args:
-        source: an image, a glob, a folder (with the folders in it, but hidden files and links to
-            folders left out), a ``.txt`` with a path a line, a COCO ``.json``, a video, or a URL of
-            any of these but a video; or several images, globs and folders.
-        images: where the images of a COCO json are; beside it if None.
-        leave_out: a folder for results, whose files are not taken for images.
+        source: an image, a glob, a folder (searched recursively, without hidden files and links to
+            folders), a ``.txt`` with one path per line, a COCO ``.json``, a video, or a URL of any
+            of these except a video; or several images, globs and folders.
+        images: the folder of a COCO data set's images; that of the JSON if None.
+        exclude: a folder for results, whose files are not taken for images.
 
     Raises:
-        FileNotFoundError: there is no such thing.
-        UserError: there is no image in it, or it cannot be understood.
-        OSError: a file system does not answer.
+        FileNotFoundError: if the source does not exist.
+        UserError: if it has no images or is invalid.
+        OSError: if a file system does not answer.
     """
-    places = [source] if isinstance(source, str | os.PathLike) else source
-    names = [os.fspath(place) for place in places]
+    given = [source] if isinstance(source, str | os.PathLike) else source
+    names = [os.fspath(name) for name in given]
     if not names:
-        raise UserError("there is nothing to annotate: name images, a folder or a list of them")
-    opened = _open(names, None if images is None else os.fspath(images), leave_out)
-    opened.places = names
-    if opened.left_out:
-        warnings.warn(f"{', '.join(names)[:200]}: {describe_left_out(opened)}", stacklevel=2)
+        raise UserError("there is nothing to annotate: give images, a folder or a list of paths")
+    opened = _open(names, None if images is None else os.fspath(images), exclude)
+    opened.inputs = names
+    if opened.skipped:
+        warnings.warn(f"{', '.join(names)[:200]}: {describe_skipped(opened)}", stacklevel=2)
     return opened
 
 
-def describe_left_out(source: Source) -> str:
-    """What a source has left out, counted by kind; "" if nothing."""
-    if source.kind == "coco":
-        total = source.left_out.total()
-        parts = [f"{count} {kind}" for kind, count in source.left_out.most_common()]
-        verb = "annotation is" if total == 1 else "annotations are"
-        return f"{total} {verb} left out: {', '.join(parts)}" if total else ""
-    return describe_kinds(source.left_out)
+def describe_skipped(source: Source) -> str:
+    """Describes what a source has left out, counted by kind; "" if nothing."""
+    if source.kind != "coco":
+        return describe_kinds(source.skipped)
+    total = source.skipped.total()
+    verb = "annotation is" if total == 1 else "annotations are"
+    return f"{total} {verb} left out: {join_counts(source.skipped)}" if total else ""
 
 
-def _open(names: list[str], images: str | None, leave_out: str | os.PathLike[str] | None) -> Source:
+def _open(names: list[str], images: str | None, exclude: str | os.PathLike[str] | None) -> Source:
     kind = _find_kind(names[0]) if len(names) == 1 else "images"
     if kind == "coco":
         return CocoSource(names[0], images)
     if images is not None:
-        raise UserError(f"a folder of images goes with a COCO json, {names[0]!r} is none")
+        raise UserError(f"--images (images=) needs a COCO JSON as input, not {names[0]!r}")
     if kind == "video":
         return _VideoSource(local_path(names[0]))
     if kind == "list":
         paths = _read_list(names[0])
         if not paths:
-            raise UserError(f"there is no path in {names[0]!r}: write one a line")
-        return _ListSource(paths)
+            raise UserError(f"there is no path in {names[0]!r}: write one per line")
+        return _ListSource(paths, names[0])
     if kind == "folder" and not is_url(names[0]):
-        return _FolderSource(local_path(names[0]), leave_out)
-    left_out: Counter[str] = Counter()
-    paths = [path for name in names for path in _find(name, leave_out, left_out)]
-    # Of one folder or glob keys count from there, though all of its images may lie deeper.
+        return _FolderSource(local_path(names[0]), exclude)
+    skipped: Counter[str] = Counter()
+    paths = [path for name in names for path in _find(name, exclude, skipped)]
+    # Keys are relative to a single folder or glob, even if all of its images are deeper.
     root = _find_base(names[0]) if len(names) == 1 and paths != names else None
-    return _ListSource(paths, root, left_out)
+    return _ListSource(paths, "the input", root, skipped)
 
 
 def _find_kind(name: str) -> str:
-    """What a name stands for: "folder", "coco", "list", "video", "images"."""
+    """Returns what a name refers to: "folder", "coco", "list", "video" or "images"."""
     if _is_folder(name):
         return "folder"
-    suffix = posixpath.splitext(Place.of(name).path)[1].lower()
+    suffix = posixpath.splitext(Location.of(name).path)[1].lower()
     if suffix in VIDEO_SUFFIXES and not is_url(name):
         return "video"
     return {".json": "coco", ".txt": "list"}.get(suffix, "images")
@@ -126,22 +125,21 @@ def _find_kind(name: str) -> str:
 def _is_folder(name: str) -> bool:
     if not is_url(name):
         return local_path(name).is_dir()
-    place = Place.of(name)
-    if posixpath.splitext(place.path)[1].lower() not in (".json", ".txt"):
-        return False  # nothing depends on it, and asking takes time
+    if posixpath.splitext(Location.of(name).path)[1].lower() not in (".json", ".txt"):
+        return False  # makes no difference then, and asking takes time
     fs, path = open_filesystem(name)
     return not ask(name, fs.isfile, path) and ask(name, fs.isdir, path)
 
 
 class _FolderSource(Images):
-    """A folder and all below it; of a folder at a time it holds the names."""
+    """A folder and all below it; holds the names of one folder at a time."""
 
-    def __init__(self, root: Path, leave_out: str | os.PathLike[str] | None) -> None:
+    def __init__(self, root: Path, exclude: str | os.PathLike[str] | None) -> None:
         super().__init__("images", str(root.resolve()))
-        self._is_result = _know_results(leave_out)
-        self._scanned = checksum(key for key, _ in self._walk("", self.left_out))
+        self._is_result = _result_filter(exclude)
+        self._scanned = checksum(key for key, _ in self._walk("", self.skipped))
         if not self._scanned[0]:
-            reason = describe_kinds(self.left_out)
+            reason = describe_kinds(self.skipped)
             raise UserError(
                 f"there is no image in the folder {str(root)!r}{reason and ': ' + reason}"
             )
@@ -156,8 +154,8 @@ class _FolderSource(Images):
     def item(self, listed: Listed) -> Item:
         return listed.at(f"{self.root}/{listed.key}")
 
-    def _walk(self, folder: str, left_out: Counter[str]) -> Iterator[tuple[str, str]]:
-        """The keys and names of a folder's images, then of those in its folders."""
+    def _walk(self, folder: str, skipped: Counter[str]) -> Iterator[tuple[str, str]]:
+        """Lists the keys and names of a folder's images, then of those in its subfolders."""
         with os.scandir(os.path.join(self.root, folder)) as entries:
             found = sorted(
                 (entry for entry in entries if not self._is_result(entry.path)),
@@ -169,57 +167,60 @@ class _FolderSource(Images):
                 folders.append(entry.name)
             elif entry.is_dir():
                 kind = "hidden folder" if entry.name.startswith(".") else "link to a folder"
-                left_out[kind] += 1
+                skipped[kind] += 1
             elif kind := skipped_kind(entry.name):
-                left_out[kind] += 1
+                skipped[kind] += 1
             elif is_image_name(entry.name):
                 keys.append(folder + entry.name)
         yield from zip(keys, output_names(keys), strict=True)
         for name in folders:
-            yield from self._walk(f"{folder}{name}/", left_out)
+            yield from self._walk(f"{folder}{name}/", skipped)
 
 
 class _ListSource(Images):
-    """Paths, or URLs, that were named one by one: each is opened as it was given."""
+    """Paths or URLs that were given one by one; each is opened as it was given."""
 
     def __init__(
         self,
         paths: Sequence[str],
+        origin: str,
         root: str | None = None,
-        left_out: Counter[str] | None = None,
+        skipped: Counter[str] | None = None,
     ) -> None:
-        """Takes the paths or URLs.
+        """Makes keys of the paths or URLs.
 
         Args:
             paths: of the images.
-            root: the folder or URL that keys count from; the deepest that all are in if None.
-            left_out: what was found beside them.
+            origin: the list that they come from, for messages.
+            root: the folder or URL that keys are relative to; if None, the deepest that holds all.
+            skipped: other files that were found.
         """
         urls = [path for path in paths if is_url(path)]
         if urls and len(urls) < len(paths):
             local = next(path for path in paths if not is_url(path))
             raise UserError(f"URLs and paths cannot be mixed: {urls[0]!r} and {local!r}")
         if urls:
-            places = [Place.of(url) for url in urls]
-            for place in places:
-                if (place.head, place.chain) != (places[0].head, places[0].chain):
+            locations = [Location.of(url) for url in urls]
+            first = locations[0]
+            for location in locations:
+                if (location.head, location.chain) != (first.head, first.chain):
                     raise UserError(
-                        f"the images are on several file systems: {urls[0]!r} and {str(place)!r}"
+                        f"the images are on several file systems: {urls[0]!r} and {str(location)!r}"
                     )
-            straight = [_straighten(place.path) for place in places]
-            base = _straighten(Place.of(root).path) if root else _common_folder(straight)
-            super().__init__("images", str(replace(places[0], path=base, query="")))
+            normal = [_normalize(location.path) for location in locations]
+            base = _normalize(Location.of(root).path) if root else _common_folder(normal)
+            super().__init__("images", str(replace(first, path=base, query="")))
         else:
             paths = [os.path.join(os.getcwd(), local_path(path)) for path in paths]
-            straight = [os.path.abspath(path) for path in paths]
-            base = os.path.abspath(local_path(root)) if root else _common_folder(straight)
+            normal = [os.path.abspath(path) for path in paths]
+            base = os.path.abspath(local_path(root)) if root else _common_folder(normal)
             super().__init__("images", base)
-        keys = [path[len(base) :].lstrip("/") for path in straight]
+        keys = [path[len(base) :].lstrip("/") for path in normal]
         if urls:
-            keys = _add_queries(keys, [place.query for place in places])
-        refuse_twice(keys)
+            keys = _add_queries(keys, [location.query for location in locations])
+        refuse_duplicates("path", keys, origin)
         self._paths = dict(zip(keys, paths, strict=True))
-        self.left_out += left_out or Counter()
+        self.skipped += skipped or Counter()
 
     def listing(self) -> Iterator[Listed]:
         return map(Listed, itertools.count(), self._paths, output_names([*self._paths]))
@@ -229,7 +230,7 @@ class _ListSource(Images):
 
 
 class _VideoSource(Images):
-    """The frames of a video, decoded as they are asked for."""
+    """The frames of a video, decoded when they are requested."""
 
     def __init__(self, path: Path) -> None:
         if not path.exists():
@@ -262,97 +263,97 @@ class _VideoSource(Images):
             capture.release()
         if index < 0.95 * self._expected - 1:
             warnings.warn(
-                f"{self.root!r} could be read up to frame {index} only, though its header tells "
-                f"of {self._expected}: it may be damaged",
+                f"only {index} frames of {self.root!r} could be read, its header promises "
+                f"{self._expected}: the file may be damaged",
                 stacklevel=2,
             )
 
     def _open(self) -> cv2.VideoCapture:
         capture = cv2.VideoCapture(self.root)
         if not capture.isOpened():
-            raise UserError(f"{self.root!r} is no video that OpenCV can decode")
+            raise UserError(f"OpenCV cannot decode {self.root!r} as a video")
         return capture
 
 
 def list_frame(index: int) -> Listed:
-    """A frame of a video by its place."""
+    """Returns a frame of a video by its index."""
     return Listed(index, f"{index:06}", f"{index:06}")
 
 
-def _find(name: str, leave_out: str | os.PathLike[str] | None, left_out: Counter[str]) -> list[str]:
-    """The images that a file's, folder's or glob's name stands for, sorted."""
+def _find(name: str, exclude: str | os.PathLike[str] | None, skipped: Counter[str]) -> list[str]:
+    """Lists the images of a file, folder or glob, sorted."""
     if is_url(name):
-        return _find_urls(name, leave_out, left_out)
+        return _find_urls(name, exclude, skipped)
     local = local_path(name)
     if local.is_dir():
-        folder = _FolderSource(local, leave_out)
-        left_out.update(folder.left_out)
+        folder = _FolderSource(local, exclude)
+        skipped.update(folder.skipped)
         return [f"{folder.root}/{listed.key}" for listed in folder.listing()]
     if local.exists():
         return [name]
     if not glob.has_magic(name):
         raise FileNotFoundError(f"there is no image or folder {name!r}")
-    is_result, real = _know_results(leave_out), lru_cache(os.path.realpath)
+    is_result, real = _result_filter(exclude), lru_cache(os.path.realpath)
     found = [
         path
         for path in glob.glob(str(local), recursive=True)
         if not os.path.isdir(path)
         and not is_result(f"{real(os.path.dirname(path))}/{os.path.basename(path)}")
     ]
-    return _take_images(name, found, left_out)
+    return _take_images(name, found, skipped)
 
 
 def _find_urls(
-    name: str, leave_out: str | os.PathLike[str] | None, left_out: Counter[str]
+    name: str, exclude: str | os.PathLike[str] | None, skipped: Counter[str]
 ) -> list[str]:
-    place = Place.of(name)
+    location = Location.of(name)
     fs, path = open_filesystem(name)
     if ask(name, fs.isfile, path):
         return [name]
-    if place.head.startswith("http") and place.query:
-        return [name]  # what it is will show when it is read
-    if glob.has_magic(place.path):
+    if location.head.startswith("http") and location.query:
+        return [name]  # whether it is an image shows when it is read
+    if glob.has_magic(location.path):
         found = ask(name, fs.glob, path)
     else:
         found = ask(name, fs.find, path)
-    base = Place.of(_find_base(name))
+    base = Location.of(_find_base(name))
     inner = open_filesystem(str(base))[1]
-    # URLs are made from what was given: of a path in a file system not all of them can be.
+    # The file system's paths cannot always be converted to URLs, so these are made from the input.
     relative = [each.removeprefix(inner).lstrip("/") for each in found]
-    is_result = _know_results(leave_out, fs)
+    is_result = _result_filter(exclude, fs)
     relative = [
         each
         for each in relative
         if not is_result(f"{inner}/{each}".replace("//", "/"))
         and not any(step.startswith(".") for step in each.split("/")[:-1])
     ]
-    return [base.join(each) for each in _take_images(name, relative, left_out)]
+    return [base.join(each) for each in _take_images(name, relative, skipped)]
 
 
-def _take_images(name: str, found: list[str], left_out: Counter[str]) -> list[str]:
-    """Those of the files that are images, sorted; the others are counted."""
+def _take_images(name: str, found: list[str], skipped: Counter[str]) -> list[str]:
+    """Returns the files that are images, sorted, and counts the others in ``skipped``."""
     kinds = Counter(filter(None, map(skipped_kind, found)))
     images = sorted(filter(is_image_name, found), key=_order)
     if not images:
         reason = describe_kinds(kinds)
         raise FileNotFoundError(f"no image matches {name!r}{reason and ': ' + reason}")
-    left_out.update(kinds)
+    skipped.update(kinds)
     return images
 
 
-def _know_results(leave_out: str | os.PathLike[str] | None, fs: Any = None) -> _IsResult:
-    """Says of paths whether they are results of a run into a folder.
+def _result_filter(exclude: str | os.PathLike[str] | None, fs: Any = None) -> _IsResult:
+    """Returns a function that tells whether a path is a result of a run into a folder.
 
     Args:
-        leave_out: the folder; nothing is a result if None.
-        fs: the file system whose paths are asked for; this machine's if None.
+        exclude: the folder; no path is a result if None.
+        fs: the file system of the paths; that of this machine if None.
     """
-    if leave_out is None or is_url(leave_out) != (fs is not None):
+    if exclude is None or is_url(exclude) != (fs is not None):
         return lambda path: False
     if fs is None:
-        root = os.path.realpath(local_path(leave_out))
+        root = os.path.realpath(local_path(exclude))
     else:
-        other, root = open_filesystem(os.fspath(leave_out))
+        other, root = open_filesystem(os.fspath(exclude))
         if other != fs:
             return lambda path: False
     start = root.rstrip("/") + "/"
@@ -365,33 +366,34 @@ def _know_results(leave_out: str | os.PathLike[str] | None, fs: Any = None) -> _
 
 
 def _order(path: str) -> list[tuple[bool, str]]:
-    """Sorts as a folder is walked: the images in it first, then its folders."""
+    """Sort key of a path, in the order of walking: images of a folder, then its subfolders."""
     *folders, name = path.split("/")
     return [*((True, folder) for folder in folders), (False, name)]
 
 
 def _find_base(name: str) -> str:
-    """A folder's name, or that of the folder before the first pattern in a glob."""
-    place = Place.of(name)
-    pattern = re.search(r"[*?[]", place.path)
+    """Returns a folder's name, or that of the folder before the first pattern in a glob."""
+    location = Location.of(name)
+    pattern = re.search(r"[*?[]", location.path)
     if pattern is None:
         return name
-    return str(replace(place, path=posixpath.dirname(place.path[: pattern.start()]))) or "."
+    folder = posixpath.dirname(location.path[: pattern.start()])
+    return str(replace(location, path=folder)) or "."
 
 
-def _read_list(place: str) -> list[str]:
-    """The paths in a text, of which relative ones are relative to its folder."""
-    folder = Place.of(place).parent()
+def _read_list(location: str) -> list[str]:
+    """Reads the paths in a text file; relative ones are relative to its folder."""
+    folder = Location.of(location).parent()
 
     def locate(name: str) -> str:
         if is_url(name) or os.path.isabs(local_path(name)):
             return name
-        return folder.join(name) if is_url(place) else os.path.join(folder.path, name)
+        return folder.join(name) if is_url(location) else os.path.join(folder.path, name)
 
     paths = []
-    for line in map(str.strip, re.split(r"\r\n|\r|\n", read_text(place))):
-        # Whoever has files with such names means them.
-        if not line or not is_url(place) and os.path.lexists(local_path(locate(line))):
+    for line in map(str.strip, re.split(r"\r\n|\r|\n", read_text(location))):
+        # A line that is a file's name means that file, even if it looks like a comment.
+        if not line or not is_url(location) and os.path.lexists(local_path(locate(line))):
             name = line
         elif line.startswith("#"):
             continue
@@ -404,10 +406,10 @@ def _read_list(place: str) -> list[str]:
     return paths
 
 
-def _straighten(path: str) -> str:
-    """The path in a URL without empty steps and dots, which keys have no room for."""
-    straight = posixpath.normpath(path).lstrip("/") if path else ""
-    return ("/" if path.startswith("/") else "") + ("" if straight == "." else straight)
+def _normalize(path: str) -> str:
+    """Removes empty steps and dots, which keys cannot have, from the path of a URL."""
+    normal = posixpath.normpath(path).lstrip("/") if path else ""
+    return ("/" if path.startswith("/") else "") + ("" if normal == "." else normal)
 
 
 def _common_folder(paths: Sequence[str]) -> str:
@@ -415,10 +417,10 @@ def _common_folder(paths: Sequence[str]) -> str:
 
 
 def _add_queries(keys: list[str], queries: list[str]) -> list[str]:
-    """Keys with the queries of their URLs where those tell what the image is.
+    """Adds the queries of URLs to keys if they identify the image.
 
-    That is where the path is not called like an image, and where several URLs have one path. The
-    queries of others are signatures, which differ from day to day.
+    They do if the path does not have an image's suffix, or if several URLs share a path. Other
+    queries are signatures, which change from day to day.
     """
     shared = Counter(keys)
     named = []

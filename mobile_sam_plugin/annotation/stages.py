@@ -1,13 +1,13 @@
-"""The stages that every image goes through, one after another; engines let them overlap.
+"""The stages of an image: load, segment, write. Engines run them on many images at once.
 
-``load`` and ``write`` are cheap and take one image, ``Segmenter`` has the model and takes a batch.
+``load`` and ``write`` are cheap and take one image; ``Segmenter`` has the model and takes a batch.
 """
 
 import errno
 import math
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -29,30 +29,49 @@ from ..records import Record, decode_mask
 from . import writers
 from .coco import place_boxes
 from .items import BoxPrompt, Item
-from .options import ImageResult, Options
+from .options import AnnotationOptions, ImageResult
 from .storage import Folder, is_url
 
-MASKS_PER_IMAGE = 1_000_000  # ids of an image's masks start at so many times its own
+MASKS_PER_IMAGE = 1_000_000  # mask id = this times the image id, plus the mask's number
 _BOXES_PER_BATCH = 16
-_OF_THE_NAME = (FileExistsError, IsADirectoryError, NotADirectoryError)  # not of the disk
-_LONGEST_NAME = 255 - len(".json")  # in bytes, without a suffix, as file systems have it
+_NAME_ERRORS = (FileExistsError, IsADirectoryError, NotADirectoryError)  # of a file, not the disk
+_LONGEST_NAME = 255 - len(".json")  # bytes without the suffix, the limit of most file systems
 
 
 class Stopped(Exception):
     """The run ends before this image is done."""
 
 
-@dataclass
-class Loaded:
-    """An image on its way.
+@dataclass(frozen=True)
+class Job:
+    """What a run hands to an engine.
 
     Attributes:
-        item: which.
+        items: the images that are to be done.
+        model: on the device where it computes.
+        options: of the run.
+        categories: id to name, of the run.
+        folder: where results are written; nowhere if None.
+    """
+
+    items: Iterable[Item]
+    model: Sam
+    options: AnnotationOptions
+    categories: Mapping[int, str]
+    folder: Folder | None
+
+
+@dataclass
+class Loaded:
+    """An image between reading and segmenting.
+
+    Attributes:
+        item: the image.
         pixels: (H, W, 3) uint8 RGB.
-        resized: (h, w, 3), the same for the model.
+        resized: (h, w, 3) uint8, the same at the size of the model's input.
         prompts: the boxes that can be used.
-        boxes: the same, (N, 4) XYXY in pixels.
-        left_out: the others.
+        boxes: the same boxes, (N, 4) float32 XYXY in pixels.
+        skipped_boxes: the other boxes, see :class:`ImageResult`.
         error: why there are no pixels.
     """
 
@@ -61,16 +80,16 @@ class Loaded:
     resized: NDArray[np.uint8] | None = None
     prompts: Sequence[BoxPrompt] = ()
     boxes: NDArray[np.float32] | None = None
-    left_out: list[dict[str, Any]] = field(default_factory=list)
+    skipped_boxes: list[dict[str, Any]] = field(default_factory=list)
     error: str | None = None
 
 
-def load(item: Item, long_side: int) -> Loaded:
-    """Reads and resizes an image; what is wrong with it becomes its error.
+def load(item: Item, img_size: int) -> Loaded:
+    """Reads and resizes an image; a problem with the image becomes its error.
 
     Args:
-        item: which.
-        long_side: of the model's input, in pixels.
+        item: the image.
+        img_size: side of the model's input, in pixels.
     """
     if len(os.fsencode(os.path.basename(item.name))) > _LONGEST_NAME:
         return Loaded(item, error=f"{item.path!r}: the name is too long for those of its results")
@@ -83,8 +102,8 @@ def load(item: Item, long_side: int) -> Loaded:
             loaded = Loaded(item, item.load())
         assert loaded.pixels is not None
         height, width = loaded.pixels.shape[:2]
-        input_size(height, width, long_side)  # refuses images that are too thin
-        loaded.resized = ResizeLongestSide(long_side).apply_image(loaded.pixels)
+        input_size(height, width, img_size)  # refuses images that are too thin
+        loaded.resized = ResizeLongestSide(img_size).apply_image(loaded.pixels)
         return loaded
     except (ImportError, OSError, ValueError, TypeError) as error:
         named = item.path in str(error)
@@ -94,7 +113,7 @@ def load(item: Item, long_side: int) -> Loaded:
 
 
 def _place_boxes(loaded: Loaded, file: BinaryIO) -> None:
-    """Finds out where the boxes of a json lie in the image, whose file is open."""
+    """Converts the boxes of the data set to pixels of the image, whose file is open."""
     item, pixels = loaded.item, loaded.pixels
     assert pixels is not None
 
@@ -104,16 +123,22 @@ def _place_boxes(loaded: Loaded, file: BinaryIO) -> None:
             return int(image.getexif().get(ExifTags.Base.Orientation, 1))
 
     height, width = pixels.shape[:2]
-    loaded.prompts, loaded.boxes, loaded.left_out = place_boxes(
+    loaded.prompts, loaded.boxes, loaded.skipped_boxes = place_boxes(
         item.boxes, item.size, (height, width), read_orientation
     )
 
 
 class Segmenter:
-    """The model, and how it is prompted. Several threads may share one."""
+    """The model with its prompts. Several threads may share one.
 
-    def __init__(self, model: Sam, options: Options, categories: Mapping[int, str]) -> None:
-        """Takes the model.
+    Attributes:
+        stop: set it to make calls raise :class:`Stopped`.
+    """
+
+    def __init__(
+        self, model: Sam, options: AnnotationOptions, categories: Mapping[int, str]
+    ) -> None:
+        """Prepares the mask generator or the detector that the mode needs.
 
         Args:
             model: on the device where it computes.
@@ -121,9 +146,9 @@ class Segmenter:
             categories: id to name, of the run.
 
         Raises:
-            ValueError, TypeError: options of the search that the generator refuses.
-            Others: a detector that cannot be loaded, see
-                :class:`~mobile_sam_plugin.integrations.grounded_sam.GroundedMobileSam`.
+            UserError, TypeError: if the mask generator refuses its options.
+            Other errors of :class:`~mobile_sam_plugin.integrations.grounded_sam.GroundedMobileSam`,
+                if the detector cannot be loaded.
         """
         self.stop = threading.Event()
         self._predictor = SamPredictor(model)
@@ -132,7 +157,7 @@ class Segmenter:
         self._lock = threading.Lock()
         if options.mode == "everything":
             self._generator = SamAutomaticMaskGenerator(
-                model, output_mode="coco_rle", **options.search
+                model, output_mode="coco_rle", **options.generator_options
             )
         elif options.mode == "text":
             from mobile_sam_plugin.integrations.grounded_sam import (
@@ -144,10 +169,10 @@ class Segmenter:
 
     @torch.no_grad()
     def __call__(self, batch: Sequence[Loaded]) -> list[tuple[Loaded, ImageResult]]:
-        """Segments images, which are encoded together; what is wrong with one becomes its error.
+        """Segments images, encoded together; a problem with an image becomes its error.
 
         Raises:
-            Stopped: ``stop`` was set.
+            Stopped: if ``stop`` has been set.
         """
         images = [loaded for loaded in batch if loaded.resized is not None]
         predictors: list[SamPredictor] = []
@@ -172,7 +197,7 @@ class Segmenter:
             item.key,
             item.image_id,
             error=loaded.error,
-            left_out=loaded.left_out,
+            skipped_boxes=loaded.skipped_boxes,
             categories=self._categories,
         )
         if loaded.pixels is None or predictor is None:
@@ -182,12 +207,12 @@ class Segmenter:
         try:
             if self._options.mode == "everything":
                 records = self._generator.generate(loaded.pixels, self._check_stop, predictor)
-                # With both thresholds at 0 the generator lets masks of no pixel pass.
+                # With both thresholds at 0 the generator returns empty masks as well.
                 records = [record for record in records if record["area"]]
             elif self._options.mode == "boxes":
                 records = self._segment_prompts(loaded, predictor)
             else:
-                records = self._segment_words(loaded.pixels, predictor, result)
+                records = self._segment_text(loaded.pixels, predictor, result)
         except (ValueError, TypeError) as error:
             result.error = f"{item.path!r}: {error}"
             return result
@@ -196,7 +221,7 @@ class Segmenter:
             return result
         for number, record in enumerate(records, 1):
             record.setdefault("id", item.image_id * MASKS_PER_IMAGE + number)
-            if math.isnan(record["stability_score"]):  # a mask without a pixel has none
+            if math.isnan(record["stability_score"]):  # of an empty mask
                 record["stability_score"] = 0.0
         result.records = records
         return result
@@ -216,17 +241,17 @@ class Segmenter:
             record["category"] = self._categories[prompt.category_id]
         return records
 
-    def _segment_words(
+    def _segment_text(
         self, pixels: NDArray[np.uint8], predictor: SamPredictor, result: ImageResult
     ) -> list[Record]:
         options = self._options
-        with self._lock:  # tokenizers are not made for threads
+        with self._lock:  # tokenizers are not thread-safe
             found = self._grounded.detect(
                 pixels,
-                options.prompts,
+                options.text,
                 options.box_threshold,
                 options.text_threshold,
-                options.nms_threshold,
+                options.nms_thresh,
             )
         assert found.class_ids is not None
         named = found.class_ids >= 0
@@ -235,12 +260,12 @@ class Segmenter:
         class_ids, scores = found.class_ids[named], found.scores[named]
         for record, class_id, score in zip(records, class_ids, scores, strict=True):
             record["category_id"] = 1 + int(class_id)
-            record["category"] = options.prompts[class_id]
+            record["category"] = options.text[class_id]
             record["score"] = float(score)
         return records
 
     def _segment_boxes(self, boxes: NDArray[np.float32], predictor: SamPredictor) -> list[Record]:
-        """A record for each box, (N, 4) XYXY in pixels."""
+        """Returns a record per box, (N, 4) XYXY in pixels."""
         model = predictor.model
         height, width = predictor.original_size
         upscaler = MaskUpscaler(
@@ -277,20 +302,20 @@ class Segmenter:
 
 
 def write(
-    loaded: Loaded, result: ImageResult, folder: Folder | None, options: Options
+    loaded: Loaded, result: ImageResult, folder: Folder | None, options: AnnotationOptions
 ) -> ImageResult:
-    """Writes the files of an image, the one by which it is known to be done last.
+    """Writes the files of an image; the record, which marks it as done, comes last.
 
-    What cannot be written in a format that was asked for becomes the image's error.
+    If a requested format cannot hold the result, that becomes the image's error.
 
     Raises:
-        OSError: there is no room, or the folder may not be written to.
+        OSError: if the disk is full or the folder is not writable.
     """
     if folder is None or result.error is not None or loaded.pixels is None:
         return result
     try:
         _write(loaded.item, loaded.pixels, result, folder, options)
-    except (MemoryError, ValueError, *_OF_THE_NAME) as error:
+    except (MemoryError, ValueError, *_NAME_ERRORS) as error:
         result.error = f"{loaded.item.path!r}: {error}"
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
@@ -304,7 +329,7 @@ def _write(
     pixels: NDArray[np.uint8],
     result: ImageResult,
     folder: Folder,
-    options: Options,
+    options: AnnotationOptions,
 ) -> None:
     if "ids" in options.formats:
         folder.write(f"ids/{item.name}.png", writers.encode_ids(result))
@@ -323,15 +348,15 @@ def _write(
 
 
 def _image_path(item: Item, folder: Folder) -> str:
-    """Where labelme finds an image: seen from its json, where both are on this machine."""
+    """Returns the image's path for labelme: relative to its JSON if both are on this machine."""
     if folder.local is None or is_url(item.path):
         return item.path
     return relative_path(item.path, (folder.local / "labelme" / item.name).parent)
 
 
 def model_identity(model: Sam) -> dict[str, Any]:
-    """By what another model or other weights are noticed."""
+    """Returns what distinguishes a model from others: its input size and its weights."""
     return {
-        "image_size": model.image_encoder.img_size,
+        "img_size": model.image_encoder.img_size,
         "weights_sha256": fingerprint(model.state_dict()),
     }

@@ -1,7 +1,7 @@
-"""A folder of results: on this machine, or wherever fsspec can write.
+"""A folder of results, on this machine or wherever fsspec can write.
 
-A file in it appears whole or not at all. On a disk it is written elsewhere and renamed; an object
-store shows no object before all of it is there.
+A file appears whole or not at all. On a disk it is written under another name and then renamed; an
+object store shows an object only when it is complete.
 """
 
 import os
@@ -26,16 +26,16 @@ from ..errors import MissingExtra, UserError
 Made = TypeVar("Made")
 
 RUN_FILE = "run.json"
-"""By which a folder is known to be that of a run; it is there before all others."""
+"""Marks a folder as that of a run; written before all other files."""
 
 PARTIAL = ".partial"
-"""The folder of files that are not whole yet."""
-_PROCESS = uuid.uuid4().hex  # told apart from an earlier process of the same number
-_FORGOTTEN = 24 * 3600  # seconds after which a partial file of another machine is no one's
-_WAITS = (0.5, 2.0)  # seconds before what a file system has failed at is tried again
+"""The folder of incomplete files."""
+_PROCESS = uuid.uuid4().hex  # since another process may have had the same id
+_ABANDONED = 24 * 3600  # seconds after which an incomplete file of another machine is removed
+_WAITS = (0.5, 2.0)  # seconds before a failed request is repeated
 
-# What no second attempt will change. Of other errors one cannot tell: each back end has its own.
-_LASTING = (
+# Errors that repeating does not change. Others may pass: each back end has errors of its own.
+_PERMANENT = (
     FileExistsError,
     FileNotFoundError,
     ImportError,
@@ -49,24 +49,24 @@ _LASTING = (
 
 
 def is_url(name: str | os.PathLike[str]) -> bool:
-    """Whether a name stands for something that is not a path on this machine."""
+    """Returns whether a name is a URL, other than one of a file on this machine."""
     return "://" in os.fspath(name) and not os.fspath(name).startswith("file://")
 
 
 def local_path(name: str | os.PathLike[str]) -> Path:
-    """The path in a name that is no URL, or one of ``file://``."""
+    """Returns the path in a name that is not a URL, or in a ``file://`` URL."""
     return Path(os.fspath(name).removeprefix("file://")).expanduser()
 
 
 @dataclass(frozen=True)
-class Place:
-    """A path or URL in its parts, which put together give it back.
+class Location:
+    """A path or URL in its parts, which joined give it back.
 
     Attributes:
-        head: the protocol, ``s3://``, with whatever caches are before it; empty of a path.
-        path: with the host or bucket where there is one.
+        head: the protocol such as ``s3://``, after any caching protocols; empty for a path.
+        path: with the host or bucket if there is one.
         query: of ``http://``, from the question mark on.
-        chain: what the file is in, ``::file.zip``, of URLs that fsspec chains.
+        chain: the enclosing file, ``::file.zip``, of URLs that fsspec chains.
     """
 
     head: str
@@ -75,8 +75,8 @@ class Place:
     chain: str = ""
 
     @classmethod
-    def of(cls, name: str) -> "Place":
-        """Takes a path or URL apart."""
+    def of(cls, name: str) -> "Location":
+        """Splits a path or URL."""
         if not is_url(name):
             return cls("", str(local_path(name)))
         link, separator, rest = name.partition("::")
@@ -89,19 +89,19 @@ class Place:
             found = re.search(r"[?#]", path)
             if found:
                 path, query = path[: found.start()], path[found.start() :]
-        if rest and not is_url(rest):  # a worker may be in another folder
+        if rest and not is_url(rest):  # a worker may have another current folder
             rest = os.path.abspath(local_path(rest))
         return cls(f"{protocol}://", path, query, separator + rest)
 
     def __str__(self) -> str:
         return self.head + self.path + self.query + self.chain
 
-    def parent(self) -> "Place":
-        """The folder that it is in."""
+    def parent(self) -> "Location":
+        """Returns the folder that it is in."""
         return replace(self, path=posixpath.dirname(self.path), query="")
 
     def join(self, relative: str) -> str:
-        """What has a name relative to this folder: double slashes stay, which are part of names."""
+        """Joins a relative name to this folder; double slashes, part of object names, stay."""
         steps = self.path.rstrip("/").split("/") if self.path else []
         for step in relative.split("/"):
             if step == "..":
@@ -112,34 +112,38 @@ class Place:
 
 
 class Folder:
-    """Files by their POSIX paths relative to a folder, which need not exist."""
+    """Files by their POSIX paths relative to a folder, which need not exist.
 
-    def __init__(self, place: str | os.PathLike[str]) -> None:
-        """Takes the place: a path, or a URL that fsspec understands.
+    Attributes:
+        location: the folder's path or URL, as given.
+    """
+
+    def __init__(self, location: str | os.PathLike[str]) -> None:
+        """Opens a path, or a URL that fsspec understands.
 
         Raises:
-            ValueError: fsspec knows no such protocol.
-            ImportError: the protocol needs a package that is not installed.
+            UserError: if fsspec does not know the protocol.
+            MissingExtra: if the protocol needs a package that is not installed.
         """
-        self.place = os.fspath(place)
+        self.location = os.fspath(location)
         self._fs: Any = None
-        if is_url(place):
-            self._fs, self._root = open_filesystem(self.place)
+        if is_url(location):
+            self._fs, self._root = open_filesystem(self.location)
         else:
-            # A worker may be in another folder when it takes up this object.
-            self._root = os.path.abspath(local_path(place))
+            # Absolute, since a worker that unpickles it may have another current folder.
+            self._root = os.path.abspath(local_path(location))
 
     def __reduce__(self) -> tuple[type["Folder"], tuple[str]]:
-        return Folder, (self.place if self._fs else self._root,)
+        return Folder, (self.location if self._fs else self._root,)
 
     @property
     def local(self) -> Path | None:
-        """The path, if the folder is on this machine."""
+        """The path if the folder is on this machine, else None."""
         return None if self._fs else Path(self._root)
 
     def path(self, name: str) -> str:
-        """Where a file is, for messages."""
-        return f"{self.place.rstrip('/')}/{name}"
+        """Returns the path or URL of a file, for messages."""
+        return f"{self.location.rstrip('/')}/{name}"
 
     def read(self, name: str) -> bytes:
         """Returns the content of a file; FileNotFoundError if there is none."""
@@ -160,7 +164,7 @@ class Folder:
             yield file
 
     def write(self, name: str, content: bytes) -> None:
-        """Writes a file, in place of an earlier one, and the folders that it is in."""
+        """Writes a file, replacing an earlier one, and creates its folders."""
         if self._fs:
             ask(self.path(name), self._fs.pipe_file, self._prepare(name), content)
             return
@@ -172,10 +176,10 @@ class Folder:
         """Opens a file that appears under its name when the block ends without an error.
 
         Raises:
-            OSError: it cannot be written; with the path.
+            OSError: if it cannot be written; with the path.
         """
         if self._fs:
-            # Uploaded when it is whole, since not every file system can take an upload back.
+            # Uploaded when complete, since not every file system can cancel an upload.
             with tempfile.NamedTemporaryFile() as file:
                 yield file
                 file.flush()
@@ -195,13 +199,13 @@ class Folder:
         except BaseException as error:
             if partial is not None:
                 partial.unlink(missing_ok=True)
-            # A full disk does not tell which file did not fit.
+            # The error of a full disk does not name the file.
             if isinstance(error, OSError) and error.errno and error.filename is None:
                 raise OSError(error.errno, error.strerror, str(target)) from error
             raise
 
     def scratch(self) -> IO[bytes]:
-        """Opens a file that is gone when it is closed, where there is room for the results."""
+        """Opens a temporary file, on the disk of the results; it is removed when closed."""
         if self._fs:
             return tempfile.TemporaryFile()
         file = self._open_partial()
@@ -210,7 +214,7 @@ class Folder:
         return file
 
     def _open_partial(self) -> IO[bytes]:
-        """Opens a new file whose name tells which process writes it."""
+        """Opens a new file whose name identifies the process that writes it."""
         folder = Path(self._root, PARTIAL)
         name = f"{_machine()}~{os.getpid()}~{_PROCESS}~{uuid.uuid4().hex}"
         while True:
@@ -220,19 +224,19 @@ class Folder:
                 return open(folder / name, "w+b")
 
     def _prepare(self, name: str) -> str:
-        """Makes the folder of a file on a file system that has folders, and returns its path."""
+        """Returns the path of a file, after creating its folder if the file system has folders."""
         path = f"{self._root}/{name}"
         ask(self.path(name), self._fs.makedirs, path.rpartition("/")[0], exist_ok=True)
         return path
 
     def exists(self, name: str) -> bool:
-        """Whether there is such a file."""
+        """Returns whether there is such a file."""
         if self._fs:
             return ask(self.path(name), self._fs.exists, f"{self._root}/{name}")
         return os.path.isfile(Path(self._root, name))  # also where the name is too long
 
     def names(self, folder: str) -> set[str]:
-        """The files in a folder and all below it."""
+        """Lists the files in a folder and all below it."""
         if self._fs:
             self._fs.invalidate_cache()
             found = ask(self.path(folder), self._fs.find, f"{self._root}/{folder}")
@@ -241,7 +245,7 @@ class Folder:
         return {path.relative_to(root).as_posix() for path in root.joinpath(folder).rglob("*")}
 
     def remove(self, *names: str) -> None:
-        """Removes files, and folders with all that is in them; those that exist."""
+        """Removes files, and folders with their contents, if they exist."""
         for name in names:
             if self._fs:
                 if self._fs.exists(f"{self._root}/{name}"):
@@ -252,23 +256,23 @@ class Folder:
                 Path(self._root, name).unlink(missing_ok=True)
 
     def remove_partial(self) -> None:
-        """Removes what processes that were killed have left of files; others may be at work."""
+        """Removes the incomplete files of killed processes, not those of running ones."""
         folder = Path(self._root, PARTIAL)
         if self._fs or not folder.is_dir():
             return
         for path in folder.iterdir():
-            if _is_left(path):
+            if _is_abandoned(path):
                 path.unlink(missing_ok=True)
         with suppress(OSError):  # another process is at work
             folder.rmdir()
 
 
 def open_filesystem(url: str) -> tuple[Any, str]:
-    """fsspec's file system for a URL, and the path in it.
+    """Returns fsspec's file system for a URL, and the path in it.
 
     Raises:
-        UserError: no such protocol.
-        MissingExtra: it needs a package that is not installed.
+        UserError: if fsspec does not know the protocol.
+        MissingExtra: if the protocol needs a package that is not installed.
     """
     try:
         fs, path = fsspec.core.url_to_fs(url)
@@ -280,20 +284,21 @@ def open_filesystem(url: str) -> tuple[Any, str]:
 
 
 def ask(url: str, function: Callable[..., Made], *arguments: Any, **options: Any) -> Made:
-    """Calls a method of a file system, and calls it again where it failed for the moment.
+    """Calls a method of a file system, up to three times if it fails for a passing reason.
 
     Args:
-        url: what it is about, for messages.
-        function: of fsspec's file system; with its arguments.
+        url: the file or folder concerned, for messages.
+        function: a method of fsspec's file system.
+        arguments, options: of that method.
 
     Raises:
-        OSError: whatever the back end has raised, each its own; with the URL.
+        OSError: if the last call fails, whatever the back end raised; with the URL.
     """
     for wait in (*_WAITS, None):
         try:
             return function(*arguments, **options)
         except Exception as error:
-            if wait is not None and not _is_lasting(error):
+            if wait is not None and not _is_permanent(error):
                 time.sleep(wait)
             elif isinstance(error, OSError):
                 raise
@@ -302,16 +307,16 @@ def ask(url: str, function: Callable[..., Made], *arguments: Any, **options: Any
     raise AssertionError
 
 
-def _is_lasting(error: Exception) -> bool:
-    """Whether an error will be the same at the next attempt: by its class, or HTTP's status."""
+def _is_permanent(error: Exception) -> bool:
+    """Returns whether repeating cannot help, by the error's class or its HTTP status."""
     status = getattr(error, "status", None) or getattr(error, "code", None)
     if isinstance(status, int) and 400 <= status < 600:
         return status < 500 and status not in (408, 425, 429)
-    return isinstance(error, _LASTING)
+    return isinstance(error, _PERMANENT)
 
 
-def _is_left(partial: Path) -> bool:
-    """Whether the process that was writing a file is no more."""
+def _is_abandoned(partial: Path) -> bool:
+    """Returns whether the process that was writing a file has ended."""
     machine, _, rest = partial.name.partition("~")
     number, _, rest = rest.partition("~")
     if machine == _machine() and number.isdecimal():
@@ -319,7 +324,7 @@ def _is_left(partial: Path) -> bool:
             return not rest.startswith(_PROCESS)
         return not _is_running(int(number))
     with suppress(FileNotFoundError):
-        return time.time() - partial.stat().st_mtime > _FORGOTTEN
+        return time.time() - partial.stat().st_mtime > _ABANDONED
     return False
 
 

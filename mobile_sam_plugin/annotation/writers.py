@@ -1,7 +1,7 @@
-"""The formats of results: those of an image as bytes, those of all images written in a stream.
+"""The output formats: per image as bytes, for all images as a stream.
 
-The record of an image, in the format of SA-1B, is the truth: a run is resumed by it, and the files
-of all images are made from it.
+A run is resumed by the record of each image, in the format of SA-1B, and the files that cover all
+images are made from these records.
 """
 
 import json
@@ -29,19 +29,19 @@ ERRORS_FILE = "errors.jsonl"
 LIST_FILE = "images.jsonl.gz"
 IMAGE_FOLDERS = ("sa1b", "ids", "labels", "overlays", "labelme")
 WRITTEN = (*IMAGE_FOLDERS, COCO_FILE, PARQUET_FILE, YOLO_FILE, ERRORS_FILE, LIST_FILE)
-"""All that a run writes but ``run.json``."""
+"""All that a run writes, except ``run.json``."""
 
 _ROWS_PER_GROUP = 20_000
-_LONGEST_OF_JPEG = 65_500  # pixels, of libjpeg
+_MAX_JPEG_SIDE = 65_500  # pixels, a limit of libjpeg
 
 
 def record_file(name: str) -> str:
-    """Where the record of an image is."""
+    """Returns the path of an image's record in the folder."""
     return f"sa1b/{name}.json"
 
 
 def encode_record(result: ImageResult) -> bytes:
-    """A record in the format of SA-1B, and the category of each mask if it has one."""
+    """Returns a record in the format of SA-1B, with the category of each mask if it has one."""
     image = {
         "image_id": result.image_id,
         "file_name": result.key,
@@ -49,15 +49,15 @@ def encode_record(result: ImageResult) -> bytes:
         "height": result.height,
     }
     content: dict[str, Any] = {"image": image, "annotations": result.records}
-    if result.left_out:
-        content["left_out"] = result.left_out
+    if result.skipped_boxes:
+        content["skipped_boxes"] = result.skipped_boxes
     return json.dumps(content, allow_nan=False).encode()
 
 
 def encode_ids(result: ImageResult) -> bytes:
-    """A PNG of the image's size: 0 is nothing, n the n-th mask, a smaller one above a larger.
+    """Returns a PNG of the image's size: 0 is no mask, n the n-th mask; smaller masks on top.
 
-    Of 8 bits, or 16 if there are more than 255 masks.
+    It has 8 bits, or 16 if there are more than 255 masks.
     """
     dtype = np.uint8 if len(result.records) < 256 else np.uint16
     ids = np.zeros((result.height, result.width), dtype)
@@ -67,20 +67,20 @@ def encode_ids(result: ImageResult) -> bytes:
 
 
 def overlay_suffix(result: ImageResult) -> str:
-    """The suffix of an overlay's file: JPEG's, or PNG's where a side is too long for JPEG."""
-    return ".jpg" if max(result.width, result.height) <= _LONGEST_OF_JPEG else ".png"
+    """Returns the suffix of an overlay: ``.jpg``, or ``.png`` if a side is too long for JPEG."""
+    return ".jpg" if max(result.width, result.height) <= _MAX_JPEG_SIDE else ".png"
 
 
 def encode_overlay(pixels: NDArray[np.uint8], result: ImageResult) -> bytes:
-    """The image under its masks, in the format of :func:`overlay_suffix`."""
+    """Returns the image with its masks, in the format of :func:`overlay_suffix`."""
     return encode_image(overlay_suffix(result), draw_overlay(pixels, result.records))
 
 
 def encode_yolo(result: ImageResult) -> bytes:
-    """A line a mask, in the format that Ultralytics trains on: its class, and its outline.
+    """Returns one line per mask in Ultralytics' format: class and outline.
 
-    The class is the place of the category among those of the run, from 0. Outlines are XY divided
-    by the image's size. Holes are lost; parts are joined by a line of no width; masks of no pixel
+    The class is the index of the category among those of the run, from 0. Outlines are XY divided
+    by the image's size. Holes are lost, parts are joined by a line of no width, and empty masks
     have no line.
     """
     size = np.array([result.width, result.height])
@@ -95,27 +95,27 @@ def encode_yolo(result: ImageResult) -> bytes:
 
 
 def write_yolo_names(folder: Folder, categories: Mapping[int, str]) -> None:
-    """Writes the file by which Ultralytics knows what the classes of the labels are.
+    """Writes ``data.yaml``, which names the classes for Ultralytics.
 
-    It looks for the label of ``images/a/b.jpg`` at ``labels/a/b.txt``, beside this file.
+    Ultralytics expects the labels of ``images/a/b.jpg`` in ``labels/a/b.txt``, next to this file.
     """
     lines = [
-        "# Ultralytics finds labels of images that lie, or are linked, in a folder images here.",
+        "# Ultralytics finds these labels if the images are, or are linked, in images/ here.",
         "train: images",
         "val: images",
         "names:",
-        # Text in JSON is text in YAML.
+        # A JSON string is also a YAML string.
         *(f"  {place}: {json.dumps(name)}" for place, name in enumerate(categories.values())),
     ]
     folder.write(YOLO_FILE, "\n".join([*lines, ""]).encode())
 
 
 def encode_labelme(result: ImageResult, image_path: str) -> bytes:
-    """The json of an image for labelme; labels are the categories, or "object" without any.
+    """Returns the JSON of an image for labelme; masks without a category are labelled "object".
 
     Args:
         result: of an image.
-        image_path: where labelme finds the image: relative to the folder of the json, or absolute.
+        image_path: the image for labelme, relative to the folder of the JSON or absolute.
     """
     masks = ((record.get("category", "object"), decode_mask(record)) for record in result.records)
     size = result.height, result.width
@@ -128,14 +128,14 @@ def write_coco(
     categories: Mapping[int, str],
     polygons: bool = False,
 ) -> None:
-    """Writes one COCO data set of all images; no more than one record is held at a time.
+    """Writes one COCO data set of all images, holding one record at a time.
 
     Args:
         folder: of the run.
-        records: what :func:`encode_record` wrote, of each image.
+        records: per image, what :func:`encode_record` wrote.
         categories: id to name.
-        polygons: whether masks are written as polygons in place of RLE. Holes are lost then, and
-            masks of no pixel; a warning tells of how many.
+        polygons: write masks as polygons instead of RLE. This loses holes and empty masks; a
+            warning counts them.
     """
     losses = Losses()
     with folder.create(COCO_FILE) as file, folder.scratch() as annotations:
@@ -162,10 +162,10 @@ def write_coco(
 
 
 def write_parquet(folder: Folder, records: Iterable[Mapping[str, Any]]) -> None:
-    """Writes one table of all masks, a row each.
+    """Writes one table of all masks, one row per mask.
 
     Raises:
-        MissingExtra: pyarrow is not installed.
+        MissingExtra: if pyarrow is not installed.
     """
     pyarrow, parquet = import_pyarrow()
     schema = pyarrow.schema(
@@ -191,7 +191,7 @@ def write_parquet(folder: Folder, records: Iterable[Mapping[str, Any]]) -> None:
         rows: list[dict[str, Any]] = []
         for content in records:
             image = content["image"]
-            # Names of files need not be Unicode, text in a table must.
+            # File names need not be valid Unicode, text in a table must be.
             name = image["file_name"].encode("utf-8", "replace").decode()
             for record in content["annotations"]:
                 rows.append(
@@ -211,7 +211,7 @@ def write_parquet(folder: Folder, records: Iterable[Mapping[str, Any]]) -> None:
 
 
 def import_pyarrow() -> tuple[Any, Any]:
-    """Returns pyarrow and its module for Parquet; MissingExtra if it is absent."""
+    """Returns pyarrow and its module for Parquet; raises MissingExtra if not installed."""
     try:
         import pyarrow
         from pyarrow import parquet

@@ -1,4 +1,4 @@
-"""``mobile-sam annotate``: masks of a data set, in the formats that others read."""
+"""``mobile-sam annotate``: creates masks for a data set, in common formats."""
 
 import sys
 import time
@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import search_options
-from .inputs import Checkpoint, Detector, Device, MaxPixels, ModelType, load_sam
+from .inputs import BoxThreshold, Checkpoint, Detector, Device, MaxPixels, ModelType, load_sam
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
     from ..annotation import ImageResult
 
-_MEASURED = 3  # images by which a dry run estimates
+_MEASURED = 3  # images that a dry run measures
 
 
 class Mode(str, Enum):
-    """What is segmented."""
+    """Source of the prompts."""
 
     everything = "everything"
     boxes = "boxes"
@@ -29,7 +29,7 @@ class Mode(str, Enum):
 
 
 class Format(str, Enum):
-    """What is written."""
+    """Output format."""
 
     sa1b = "sa1b"
     coco = "coco"
@@ -41,7 +41,7 @@ class Format(str, Enum):
 
 
 class Engine(str, Enum):
-    """What lets the stages overlap."""
+    """What runs the stages."""
 
     local = "local"
     ray = "ray"
@@ -52,66 +52,77 @@ def annotate(
         list[str],
         typer.Argument(
             metavar="INPUT",
-            help="Images, globs and folders, or one text file of paths, one COCO json, one video. "
-            "All but videos can be URLs, such as s3://bucket/folder.",
+            help="Images, globs and folders; or one text file of paths, COCO JSON or video. All "
+            "except videos can be URLs, such as s3://bucket/folder.",
         ),
     ],
     out: Annotated[
         str,
         typer.Option(
-            metavar="DIR", help="Where to write, and what to go on with: a folder or URL."
+            metavar="DIR", help="Output folder or URL; an unfinished run there is resumed."
         ),
     ],
     mode: Annotated[
         Mode,
         typer.Option(
-            help="Segment everything, what the boxes of a COCO json hold, or what a text names."
+            help="Segment everything, the boxes of a COCO JSON, or the objects that --text names."
         ),
     ] = Mode.everything,
     formats: Annotated[
         list[Format] | None,
         typer.Option(
             "--format",
-            help="A format to write; can be given several times. sa1b is always written.",
+            help="Output format; can be given several times. sa1b is always written.",
             show_default="coco",
         ),
     ] = None,
     images: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="Where the images of a COCO json are, if not beside it."),
+        typer.Option(metavar="DIR", help="Folder of a COCO data set's images, if not the JSON's."),
     ] = None,
-    prompt: Annotated[
+    text: Annotated[
         str | None,
-        typer.Option(metavar="TEXT", help='In mode text what to find: "a dog. the red car."'),
+        typer.Option(metavar="TEXT", help='For mode text, what to find: "a dog. the red car."'),
     ] = None,
     detector: Detector = None,
-    box_threshold: Annotated[
-        float, typer.Option(min=0, max=1, help="As of mobile-sam text.")
-    ] = 0.25,
+    box_threshold: BoxThreshold = 0.25,
     text_threshold: Annotated[
-        float, typer.Option(min=0, max=1, help="As of mobile-sam text.")
+        float,
+        typer.Option(min=0, max=1, help="Drop words with a lower score from labels."),
     ] = 0.25,
-    nms_threshold: Annotated[
-        float, typer.Option(min=0, max=1, help="As of mobile-sam text.")
+    nms_thresh: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help="If two boxes of a class have an IoU above this, drop the one with the lower "
+            "score.",
+        ),
     ] = 0.8,
     overlay_every: Annotated[
-        int, typer.Option(min=1, metavar="N", help="With --format overlay: one of N images.")
+        int,
+        typer.Option(min=1, metavar="N", help="With --format overlay: only for every N-th image."),
     ] = 1,
     polygons: Annotated[
-        bool, typer.Option("--polygons", help="With --format coco: polygons without holes, no RLE.")
+        bool,
+        typer.Option(
+            "--polygons", help="With --format coco: polygons, without holes, instead of RLE."
+        ),
     ] = False,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Take only the first images.", show_default="all")
+        int | None,
+        typer.Option(min=1, help="Process only the first images, this many.", show_default="all"),
     ] = None,
     shard: Annotated[
-        str, typer.Option(metavar="I/N", help="Take the I-th of N parts, into a folder of its own.")
+        str,
+        typer.Option(metavar="I/N", help="Process only part I of N; give each part its own --out."),
     ] = "1/1",
     restart: Annotated[
-        bool, typer.Option("--restart", help="Give up what DIR holds of another run.")
+        bool, typer.Option("--restart", help="Delete the results in DIR and start over.")
     ] = False,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Count and estimate, but write nothing."),
+        typer.Option("--dry-run", help="Count images and estimate the time; write nothing."),
     ] = False,
     max_pixels: MaxPixels = None,
     points_per_side: search_options.PointsPerSide = None,
@@ -127,14 +138,14 @@ def annotate(
     min_mask_region_area: search_options.MinMaskRegionArea = None,
     checkpoint: Checkpoint = None,
     model_type: Annotated[
-        ModelType, typer.Option(help="What the checkpoint is.")
+        ModelType, typer.Option(help="Model type of --checkpoint.")
     ] = ModelType.vit_t,
     device: Device = "auto",
     workers: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="How many compute with the model: threads, or Ray's actors.",
+            help="Parallel workers that run the model: threads or Ray actors.",
             show_default="2 on a GPU, else 1",
         ),
     ] = None,
@@ -143,36 +154,44 @@ def annotate(
         typer.Option(min=1, help="Images encoded together.", show_default="8 on a GPU, else 1"),
     ] = None,
     engine: Annotated[
-        Engine, typer.Option(help="Threads on this machine, or Ray on this or many.")
+        Engine, typer.Option(help="Threads on this machine, or Ray on one or many machines.")
     ] = Engine.local,
     ray_address: Annotated[
         str | None,
         typer.Option(
             metavar="ADDRESS",
-            help="Of a Ray cluster, or auto.",
-            show_default="a cluster of its own",
+            help="Address of a running Ray cluster, or auto.",
+            show_default="a new cluster on this machine",
         ),
     ] = None,
     gpus_per_worker: Annotated[
         float | None,
         typer.Option(
-            min=0, help="Of Ray's actors; can be a part of one.", show_default="by --device"
+            min=0, help="GPUs per Ray actor; may be a fraction.", show_default="by --device"
         ),
     ] = None,
 ) -> None:
-    """Annotate a data set, and go on with it where it was stopped.
+    """Create masks for a data set, or resume an interrupted run.
 
-    Writes into DIR: sa1b/, a json an image in the format of SA-1B; and by --format instances.json
-    (COCO), masks.parquet, ids/ (PNGs of instance numbers), labels/ (YOLO), labelme/ and overlays/.
-    The same command after an interruption, or with more images, does what is missing. Images that
-    cannot be read are listed in errors.jsonl, and the exit code is then 1.
+    Writes sa1b/ to DIR, one JSON per image in the format of SA-1B; and by --format instances.json
+    (COCO), masks.parquet, ids/ (PNGs of mask numbers), labels/ (YOLO), labelme/ and overlays/.
+    Run the same command again to process missing images, after an interruption or with more images.
+    Images that cannot be read are listed in errors.jsonl, and the exit code is then 1.
     """
-    from ..annotation import AnnotationRun, Options, open_source, split_prompt
+    from ..annotation import AnnotationOptions, AnnotationRun, open_source, split_text
+    from ..inputs import join_counts
 
-    options = Options(
+    if engine == Engine.local:
+        for option, value in (
+            ("--ray-address", ray_address),
+            ("--gpus-per-worker", gpus_per_worker),
+        ):
+            if value is not None:
+                raise typer.BadParameter("needs --engine ray", param_hint=option)
+    options = AnnotationOptions(
         mode=mode.value,
         formats=tuple(each.value for each in formats or [Format.coco]),
-        search=search_options.given(
+        generator_options=search_options.given(
             points_per_side=points_per_side,
             points_per_batch=points_per_batch,
             pred_iou_thresh=pred_iou_thresh,
@@ -185,23 +204,21 @@ def annotate(
             crop_n_points_downscale_factor=crop_n_points_downscale_factor,
             min_mask_region_area=min_mask_region_area,
         ),
-        prompts=split_prompt(prompt),
+        text=split_text(text),
         detector=detector,
         box_threshold=box_threshold,
         text_threshold=text_threshold,
-        nms_threshold=nms_threshold,
+        nms_thresh=nms_thresh,
         overlay_every=overlay_every,
         limit=limit,
         shard=_parse_shard(shard),
         polygons=polygons,
     )
-    if engine == Engine.local and (ray_address is not None or gpus_per_worker is not None):
-        raise typer.BadParameter("goes with --engine ray", param_hint="--ray-address")
-    opened = open_source(source, images, leave_out=out)
+    opened = open_source(source, images, exclude=out)
     model = load_sam(model_type, checkpoint, "--checkpoint", device)
     run = AnnotationRun(opened, out, model, options, restart)
     if dry_run:
-        typer.echo(f"{run.total} images, {run.done} of them done, {run.total - run.done} to do")
+        typer.echo(f"{run.total} images: {run.done} done, {run.total - run.done} to do")
         if run.total > run.done:
             sample = AnnotationRun(opened, None, model, options)
             _estimate(sample.run(workers, batch_size), run.total - run.done)
@@ -223,13 +240,12 @@ def annotate(
                     bar.write(f"mobile-sam: {result.error}", file=sys.stderr)
     finally:  # also where the disk is full
         rate = (run.done - before + run.failed) / (time.perf_counter() - start)
-        typer.echo(f"{out}  {run.done} of {run.total} images are done, {rate:.3g} a second")
+        typer.echo(f"{out}  {run.done} of {run.total} images are done, {rate:.3g} per second")
     typer.echo(f"{out}  {masks} masks in {run.done - before} images")
-    if run.left_out:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in run.left_out.most_common())
-        typer.echo(f"{out}  left out: {kinds}")
+    if run.skipped:
+        typer.echo(f"{out}  left out: {join_counts(run.skipped)}")
     if run.failed:
-        typer.echo(f"{run.failed} could not be read: see {out.rstrip('/')}/errors.jsonl")
+        typer.echo(f"{run.failed} could not be annotated: see {out.rstrip('/')}/errors.jsonl")
         raise typer.Exit(1)
 
 
@@ -241,17 +257,16 @@ def _parse_shard(text: str) -> tuple[int, int]:
 
 
 def _estimate(results: "Generator[ImageResult, None, None]", left: int) -> None:
-    """Says how long so many images will take, by the first of them."""
+    """Prints how long ``left`` images will take, measured on the first of them."""
     start = time.perf_counter()
     with closing(results):
         times = [time.perf_counter() - start for _ in islice(results, _MEASURED)]
-    if not times:  # a video whose header tells of frames that it does not have
+    if not times:  # a video whose header promises frames that it does not have
         return
-    # The first also warms up, so that the others tell more.
+    # The first image includes the warm-up, so only the others count if there are any.
     each = times[0] if len(times) == 1 else (times[-1] - times[0]) / (len(times) - 1)
-    typer.echo(
-        f"about {each:.2g} s an image by the first {len(times)}, so {_duration(each * left)} in all"
-    )
+    total = _duration(each * left)
+    typer.echo(f"about {each:.2g} s per image (measured on {len(times)}), {total} in total")
 
 
 def _duration(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""``mobile-sam view``: the result of a run as a page to look through."""
+"""``mobile-sam view``: the results of a run as a page to look through."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +11,7 @@ def view(
         str,
         typer.Argument(
             metavar="DIR",
-            help="What --out of mobile-sam annotate or everything named, a folder or URL.",
+            help="Output folder or URL of mobile-sam annotate or everything.",
         ),
     ],
     out: Annotated[
@@ -19,7 +19,7 @@ def view(
         typer.Option(
             metavar="FILE",
             dir_okay=False,
-            help="The HTML file to write.",
+            help="HTML file to write.",
             show_default="DIR/view.html",
         ),
     ] = None,
@@ -27,27 +27,27 @@ def view(
         str | None,
         typer.Option(
             metavar="DIR",
-            help="Where the images are now, if not where the run found them.",
+            help="Folder or URL where the images are now, if they have moved.",
             show_default=False,
         ),
     ] = None,
     limit: Annotated[
         int,
         typer.Option(
-            metavar="N", min=1, help="Images in the page; of more, a choice at even distances."
+            metavar="N", min=1, help="Maximum number of images; a larger run is sampled evenly."
         ),
     ] = 500,
 ) -> None:
     """Write one HTML file to look through the images and masks of a run, without a server.
 
-    It holds small pictures of the images, and filters by area, scores and labels; click on an image
-    to see its masks. 500 images with 90 masks each take some 60 MB.
+    The page holds a small preview of each image, with filters for area, scores and labels; click an
+    image to see its masks. 500 images with 90 masks each take about 60 MB.
     """
     from tqdm import tqdm
 
     from ..annotation.view import write_view
 
-    with tqdm(unit="image", disable=None, delay=0.5) as bar:  # mistakes end it sooner
+    with tqdm(unit="image", disable=None, delay=0.5) as bar:  # not shown for early errors
 
         def advance(done: int, total: int) -> None:
             bar.total = total
@@ -56,5 +56,5 @@ def view(
         page = write_view(folder, out, images=images, limit=limit, progress=advance)
     shown = str(page.shown) if page.shown == page.total else f"{page.shown} of {page.total}"
     typer.echo(f"{page.path}  {shown} images, {page.masks} masks, {page.size / 1e6:.2g} MB")
-    if page.without_picture:
-        typer.echo(f"{page.without_picture} without a picture; the page says why")
+    if page.without_preview:
+        typer.echo(f"{page.without_preview} without a preview; the page says why")

@@ -23,7 +23,13 @@ from pyarrow import parquet
 from pycocotools.coco import COCO
 
 from mobile_sam_plugin import MobileSam, SamPredictor, annotate
-from mobile_sam_plugin.annotation import AnnotationRun, ImageResult, Options, stages, writers
+from mobile_sam_plugin.annotation import (
+    AnnotationOptions,
+    AnnotationRun,
+    ImageResult,
+    stages,
+    writers,
+)
 from mobile_sam_plugin.annotation.items import Listed
 from mobile_sam_plugin.annotation.sources import open_source
 from mobile_sam_plugin.annotation.storage import Folder
@@ -312,7 +318,7 @@ def only_item(path: Path) -> Any:
 
 def test_an_overlay_too_long_for_jpeg_is_a_png(tmp_path: Path) -> None:
     item = only_item(tmp_path / "a.png")
-    options = Options(formats=("overlay",))
+    options = AnnotationOptions(formats=("overlay",))
     for width, suffix in ((65500, "jpg"), (65501, "png")):
         pixels = np.zeros((2, width, 3), np.uint8)
         result = ImageResult("a.png", 1, width, 2)
@@ -326,7 +332,7 @@ def test_what_no_format_can_hold_is_an_error_of_that_image(tmp_path: Path) -> No
     item = only_item(tmp_path / "a.png")
     pixels = np.zeros((1, 1_000_001, 3), np.uint8)  # longer than libpng writes
     result = ImageResult("a.png", 1, 1_000_001, 1)
-    options = Options(formats=("ids",))
+    options = AnnotationOptions(formats=("ids",))
     stages.write(stages.Loaded(item, pixels), result, Folder(tmp_path), options)
     assert result.error is not None and "1000001 x 1" in result.error
     assert not list(tmp_path.rglob("*/*.png")) and not list(tmp_path.rglob("*.json"))
@@ -339,7 +345,7 @@ def test_objects_that_are_none_of_the_prompts_are_left_out(
         boxes = np.array([[5, 5, 40, 40], [50, 10, 79, 55]], np.float32)
         return Detections(boxes, np.array([0.9, 0.4], np.float32), ["zebra", "square"])
 
-    options: Any = {"mode": "text", "prompt": "a disc. a square", "detector": detect}
+    options: Any = {"mode": "text", "text": "a disc. a square", "detector": detect}
     with pytest.warns(UserWarning, match="left out: 2 that the detector"):
         results = [*annotate(photos, tmp_path, model=small_sam, **options, limit=2)]
     for result in results:
@@ -406,7 +412,7 @@ def test_words_are_segmented_as_grounded_sam_does(
         boxes = np.array([[5, 5, 40, 40], [50, 10, 79, 55]], np.float32)
         return Detections(boxes, np.array([0.9, 0.4], np.float32), ["disc", "square"])
 
-    options: Any = {"mode": "text", "prompt": "a disc. a square", "detector": detect}
+    options: Any = {"mode": "text", "text": "a disc. a square", "detector": detect}
     results = [*annotate(photos, tmp_path, model=small_sam, **options, limit=2)]
     grounded = GroundedMobileSam(small_sam, detect)
     for result in results:
@@ -424,7 +430,7 @@ def test_command_segments_words_by_a_detector_in_a_folder(
 ) -> None:
     """One with random weights, that finds something everywhere."""
     save_owl_detector(tmp_path / "detector", "Owlv2")
-    words = ["--mode", "text", "--prompt", "a dog. the red cars", "--box-threshold", "0"]
+    words = ["--mode", "text", "--text", "a dog. the red cars", "--box-threshold", "0"]
     detector = ["--detector", str(tmp_path / "detector"), "--limit", "1"]
     assert main(["annotate", str(photos), "--out", str(out), *words, *detector]) == 0
     (content,) = read_records(out).values()
@@ -503,7 +509,12 @@ def test_a_video_that_goes_on_counts_what_is_done(small_sam: MobileSam, tmp_path
 
     def begin(**options: Any) -> AnnotationRun:
         source = open_source(tmp_path / "video.mp4")
-        return AnnotationRun(source, tmp_path / "out", small_sam, Options(search=SEARCH, **options))
+        return AnnotationRun(
+            source,
+            tmp_path / "out",
+            small_sam,
+            AnnotationOptions(generator_options=SEARCH, **options),
+        )
 
     def images() -> int:
         return len(json.loads((tmp_path / "out" / "instances.json").read_text())["images"])
@@ -513,7 +524,7 @@ def test_a_video_that_goes_on_counts_what_is_done(small_sam: MobileSam, tmp_path
     assert (run.done, run.total) == (4, 4)
     run = begin()
     assert (run.done, run.total) == (4, 6)
-    interrupted = run.follow(interrupt())  # while it skips what is done
+    interrupted = run.collect(interrupt())  # while it skips what is done
     with pytest.raises(KeyboardInterrupt):
         next(interrupted)
     assert run.done == images() == 4
@@ -557,8 +568,8 @@ def test_labelme_and_polygons(photos: Path, small_sam: MobileSam, tmp_path: Path
     assert again == []
     coco = COCO(tmp_path / "instances.json")
     assert all(isinstance(each["segmentation"], dict) for each in coco.anns.values())
-    with pytest.raises(UserError, match="polygons are of the format coco"):
-        Options(formats=("yolo",), polygons=True)
+    with pytest.raises(UserError, match="polygons applies only to the format coco"):
+        AnnotationOptions(formats=("yolo",), polygons=True)
 
 
 def test_options_may_be_numpy_values(photos: Path, small_sam: MobileSam, tmp_path: Path) -> None:
@@ -573,7 +584,7 @@ def test_options_may_be_numpy_values(photos: Path, small_sam: MobileSam, tmp_pat
         assert len([*run]) <= 1
     described = json.loads((tmp_path / "run.json").read_text())
     assert described["formats"] == ["sa1b", "coco"]
-    assert described["options"]["search"]["point_grids"] == [[[0.5, 0.5]]]
+    assert described["options"]["generator_options"]["point_grids"] == [[[0.5, 0.5]]]
 
 
 def test_the_limit_of_pixels_can_be_lifted(small_sam: MobileSam, tmp_path: Path) -> None:
@@ -617,7 +628,7 @@ def test_urls_are_read_and_written(
         ("empty.txt", "no path"),
         ("missing.txt", "missing.txt"),
         ("broken.json", "is not COCO's instances JSON"),
-        ("noise.mp4", "no video that OpenCV can decode"),
+        ("noise.mp4", "OpenCV cannot decode"),
         ("missing.mp4", "there is no video"),
         ("twice.txt", "listed twice"),
         ("escape.json", "is not below"),
@@ -823,13 +834,13 @@ def test_results_that_cannot_have_their_name_are_the_error_of_their_image(
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"points_per_side": 3}, "search points_per_side was 2, is now 3"),
+        ({"points_per_side": 3}, "generator_options points_per_side was 2, is now 3"),
         ({"box_nms_thresh": 0.5}, "box_nms_thresh was None, is now 0.5"),
         ({"formats": ["coco", "ids"]}, "formats was"),
         ({"shard": (1, 2)}, "shard was [1, 1], is now [1, 2]"),
         ({"overlay_every": 4}, "overlay_every"),
         ({"model": "weights"}, "weights_sha256"),
-        ({"model": "size"}, "image_size was 224, is now 256"),
+        ({"model": "size"}, "img_size was 224, is now 256"),
         ({"source": "sub"}, "image_root was"),
     ],
     ids=lambda value: str(value)[:20],
@@ -880,7 +891,7 @@ def test_folders_of_another_origin_are_refused(
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "mine.txt").write_text("mine")
     for restart in (False, True):
-        with pytest.raises(ValueError, match="no result of mobile-sam annotate"):
+        with pytest.raises(ValueError, match="not a result of mobile-sam annotate"):
             annotate(photos, tmp_path, model=small_sam, restart=restart)
     for other in ("something", "[1, 2]", '{"video": "street", "length": 9}'):
         (tmp_path / "run.json").write_text(other)
@@ -911,7 +922,7 @@ def test_command_counts_estimates_and_annotates(
     assert main([*command, "--dry-run"]) == 0
     assert not out.exists()
     counted, estimated = capsys.readouterr().out.splitlines()
-    assert counted == "5 images, 0 of them done, 5 to do" and "s an image" in estimated
+    assert counted == "5 images: 0 done, 5 to do" and "s per image" in estimated
     assert main([*command, "--limit", "2"]) == 0
     assert f"{out}  2 of 2 images are done" in capsys.readouterr().out
     assert main(command) == 0
@@ -929,7 +940,7 @@ def test_command_tells_what_is_left_out_and_of_a_part_without_images(
     command = ["annotate", str(tmp_path), "--out", str(tmp_path / "out"), *FLAGS]
     assert main([*command, "--shard", "2/2", "--dry-run"]) == 0
     captured = capsys.readouterr()
-    assert captured.out == "0 images, 0 of them done, 0 to do\n"
+    assert captured.out == "0 images: 0 done, 0 to do\n"
     assert captured.err.count("1 file is left out: 1 .txt") == captured.err.count("\n") == 1
     assert main([*command, "--max-pixels", "4000"]) == 1
     captured = capsys.readouterr()
@@ -948,7 +959,7 @@ def test_command_loads_the_model_and_tells_of_unreadable_images(
     assert main([*command, "--checkpoint", "bundled"]) == 1
     captured = capsys.readouterr()
     assert captured.err.startswith("mobile-sam: ") and "bad.png" in captured.err
-    assert "1 could not be read" in captured.out
+    assert "1 could not be annotated" in captured.out
     (error,) = (tmp_path / "out" / "errors.jsonl").read_text().splitlines()
     assert json.loads(error)["file_name"] == "bad.png"
     assert list(read_records(tmp_path / "out")) == ["good.png"]
@@ -962,14 +973,15 @@ def test_command_loads_the_model_and_tells_of_unreadable_images(
     ("arguments", "words"),
     [
         (["--shard", "3"], "'3' is not I/N"),
-        (["--shard", "3/2"], "shard 3/2"),
-        (["--mode", "boxes"], "COCO json"),
-        (["--mode", "text"], "needs a prompt"),
-        (["--prompt", "a dog"], "mode text"),
-        (["--images", "."], "goes with a COCO json"),
-        (["--mode", "boxes", "--points-per-side", "2"], "points_per_side"),
+        (["--shard", "3/2"], "1 <= I <= N, not 3/2"),
+        (["--mode", "boxes"], "COCO JSON"),
+        (["--mode", "text"], "needs a text"),
+        (["--text", "a dog"], "mode text"),
+        (["--images", "."], "needs a COCO JSON"),
+        (["--mode", "boxes", "--points-per-side", "2"], "applies only to mode everything"),
         (["--format", "png"], "--format"),
-        (["--ray-address", "auto"], "--engine ray"),
+        (["--ray-address", "auto"], "--ray-address: needs --engine ray"),
+        (["--gpus-per-worker", "1"], "--gpus-per-worker: needs --engine ray"),
         (["--crop-n-layers", "3", "--crop-n-points-downscale-factor", "9"], "no click is left"),
     ],
     ids=str,

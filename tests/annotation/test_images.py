@@ -166,7 +166,7 @@ UNREADABLE: dict[str, tuple[Maker, str]] = {
     "integers.tiff": (save(GRAY.astype(np.int32)), "mode 'I' has no defined range"),
     "thin.png": (save(np.zeros((1, 900, 3), np.uint8)), "too thin"),
     "gone.png": (lambda path: path.symlink_to("nowhere.png"), "No such file"),
-    "pipe.png": (lambda path: os.mkfifo(path), "is no file"),
+    "pipe.png": (lambda path: os.mkfifo(path), "is not a regular file"),
     "x" * 251 + ".png": (content(PNG), "too long"),
 }
 

@@ -14,8 +14,9 @@ import ray
 import torch
 
 from mobile_sam_plugin import MobileSam, annotate
-from mobile_sam_plugin.annotation import AnnotationRun, Options, open_source
+from mobile_sam_plugin.annotation import AnnotationOptions, AnnotationRun, open_source
 from mobile_sam_plugin.annotation.ray_engine import run_ray
+from mobile_sam_plugin.annotation.stages import Job
 from mobile_sam_plugin.annotation.storage import Folder
 from mobile_sam_plugin.cli import main
 from mobile_sam_plugin.integrations.video import VideoWriter
@@ -70,7 +71,10 @@ def test_a_worker_that_is_killed_halfway_loses_nothing(
     sam = copy.deepcopy(small_sam)
     sam.image_encoder.register_forward_hook(KillOnce(tmp_path / "killed"))
     run = AnnotationRun(
-        open_source(images), tmp_path / "ray", sam, Options(formats=FORMATS, search=SEARCH)
+        open_source(images),
+        tmp_path / "ray",
+        sam,
+        AnnotationOptions(formats=FORMATS, generator_options=SEARCH),
     )
     results = list(run.run_on_ray(workers=2))
     assert (tmp_path / "killed").exists()
@@ -98,7 +102,7 @@ def test_workers_know_the_folder_and_the_limit_of_pixels(
     """They were started elsewhere, and open images in processes of their own."""
     monkeypatch.chdir(tmp_path)
     draw(0).save(tmp_path / "a.png")
-    options = Options(search={**SEARCH, "points_per_side": 1})
+    options = AnnotationOptions(generator_options={**SEARCH, "points_per_side": 1})
     for max_pixels, done in ((80 * 60 - 2, 0), (80 * 60, 1)):
         run = AnnotationRun(open_source("a.png"), "out", small_sam, options, max_pixels=max_pixels)
         (result,) = run.run_on_ray()
@@ -112,15 +116,16 @@ def test_an_error_of_the_folder_is_raised_as_it_is(
     """Here the workers do not see what the command has written there."""
     draw(0).save(tmp_path / "a.png")
     items = open_source(tmp_path / "a.png").items(lambda _: True)
-    options = Options(search={**SEARCH, "points_per_side": 1})
+    options = AnnotationOptions(generator_options={**SEARCH, "points_per_side": 1})
+    job = Job(items, small_sam, options, {1: "object"}, Folder(tmp_path / "out"))
     with pytest.raises(OSError, match="not the same on all machines"):
-        list(run_ray(items, small_sam, options, {1: "object"}, Folder(tmp_path / "out")))
+        list(run_ray(job))
     assert not (tmp_path / "out").exists()
 
 
 def test_videos_are_refused(small_sam: MobileSam, tmp_path: Path) -> None:
     with VideoWriter(tmp_path / "video.mp4", 25) as video:
         video.write(np.asarray(draw(0)))
-    run = AnnotationRun(open_source(tmp_path / "video.mp4"), None, small_sam, Options())
+    run = AnnotationRun(open_source(tmp_path / "video.mp4"), None, small_sam, AnnotationOptions())
     with pytest.raises(ValueError, match="engine local"):
         run.run_on_ray()

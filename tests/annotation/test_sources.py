@@ -17,7 +17,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
 from mobile_sam_plugin import MobileSam, annotate
-from mobile_sam_plugin.annotation import AnnotationRun, Options, open_source
+from mobile_sam_plugin.annotation import AnnotationOptions, AnnotationRun, open_source
 from mobile_sam_plugin.annotation.coco import place_boxes
 from mobile_sam_plugin.annotation.items import BoxPrompt, Item, Source
 from mobile_sam_plugin.annotation.storage import Folder
@@ -94,14 +94,14 @@ def test_what_is_left_out_of_a_folder_is_told_by_kind(
     with pytest.warns(UserWarning, match="8 files are left out: 2 .eps") as told:
         source = open_source(tmp_path / "in")
     kinds = {".eps": 2, ".h5": 1, ".mpg": 1, "hidden": 1, "without a suffix": 1}
-    assert source.left_out == kinds | {"hidden folder": 1, "link to a folder": 1}
+    assert source.skipped == kinds | {"hidden folder": 1, "link to a folder": 1}
     assert len(told) == 1 and [item.key for item in items(source)] == ["a.png", "sub/b.PNG"]
     with pytest.warns(UserWarning, match="6 files are left out"):
         source = open_source("memory://in")
-    assert source.left_out == kinds
+    assert source.skipped == kinds
     assert [item.key for item in items(source)] == ["a.png", "sub/b.PNG"]
     with pytest.warns(UserWarning, match="1 .mpg"):
-        assert open_source(f"{tmp_path}/in/*").left_out == {
+        assert open_source(f"{tmp_path}/in/*").skipped == {
             ".eps": 1,
             ".h5": 1,
             ".mpg": 1,
@@ -121,7 +121,7 @@ def test_heic_is_told_of_where_it_cannot_be_read(
     save(tmp_path / "a.png")
     save(tmp_path / "b.HEIC")
     with pytest.warns(UserWarning, match=r"1 \.heic \(which pip install .*heic"):
-        assert open_source(tmp_path).left_out == {".heic": 1}
+        assert open_source(tmp_path).skipped == {".heic": 1}
 
 
 @pytest.mark.parametrize("out", ["in/out", "in"])
@@ -131,9 +131,9 @@ def test_results_are_no_images(tmp_path: Path, memory: MemoryFileSystem, out: st
         save(tmp_path / name)
         memory.pipe(f"/{name}", png())
     for source in (f"{tmp_path}/in", f"{tmp_path}/in/**/*.*g"):
-        assert keys(source, leave_out=f"{tmp_path}/{out}") == ["a.png"]
+        assert keys(source, exclude=f"{tmp_path}/{out}") == ["a.png"]
     for source in ("memory://in", "memory://in/**/*.*g"):
-        assert keys(source, leave_out=f"memory://{out}") == ["a.png"]
+        assert keys(source, exclude=f"memory://{out}") == ["a.png"]
 
 
 # URLs
@@ -328,7 +328,7 @@ def test_annotations_of_no_use_are_told_by_kind(tmp_path: Path) -> None:
     ]
     with pytest.warns(UserWarning, match="4 annotations are left out: 2 of images that are not"):
         source = open_coco(tmp_path, [{"id": 1}], annotations, CAT)
-    assert source.left_out == {
+    assert source.skipped == {
         "of images that are not listed": 2,
         "of crowds": 1,
         "without a bbox": 1,
@@ -342,7 +342,7 @@ def test_categories_and_annotations_may_have_ids_of_text(tmp_path: Path) -> None
         box(id="y", category_id="cat"),
         {"image_id": 1, "bbox": [0, 0, 5, 5], "category_id": "cow"},
     ]
-    with pytest.warns(UserWarning, match="lists no category of 1 of its boxes"):
+    with pytest.warns(UserWarning, match="lists no category for 1 of its boxes"):
         source = open_coco(tmp_path, [{"id": 1}], annotations, categories)
     (item,) = items(source)
     assert source.categories == {1: "Cat", 2: "Dog", 3: "cow"}
@@ -373,25 +373,27 @@ def test_ids_without_room_for_those_of_masks_are_refused_at_the_door(
 ) -> None:
     source = open_coco(tmp_path, [{"id": 20240131123456}], [box(image_id=20240131123456)], CAT)
     with pytest.raises(UserError, match="20240131123456 is too large"):
-        AnnotationRun(source, tmp_path / "out", small_sam, Options(formats=("parquet",)))
-    run = AnnotationRun(source, tmp_path / "out", small_sam, Options("boxes", ("parquet",)))
+        AnnotationRun(source, tmp_path / "out", small_sam, AnnotationOptions(formats=("parquet",)))
+    run = AnnotationRun(
+        source, tmp_path / "out", small_sam, AnnotationOptions("boxes", ("parquet",))
+    )
     assert [result.image_id for result in run.run()] == [20240131123456]
     assert (tmp_path / "out" / "masks.parquet").exists()
 
 
 def place(
-    bbox: Any, told: Any, size: tuple[int, int], orientation: int = 1
+    bbox: Any, declared: Any, size: tuple[int, int], orientation: int = 1
 ) -> tuple[list[float], list[str]]:
     boxes = [BoxPrompt(1, 1, 1, bbox)]
-    _, corners, left_out = place_boxes(boxes, told, size, lambda: orientation)
-    return corners.ravel().tolist(), [entry["reason"] for entry in left_out]
+    _, corners, skipped = place_boxes(boxes, declared, size, lambda: orientation)
+    return corners.ravel().tolist(), [entry["reason"] for entry in skipped]
 
 
-@pytest.mark.parametrize("told", [None, (90, 60), (900, 600), (45, 30), (33, 22), (900, 601)])
-def test_boxes_are_scaled_from_the_size_that_the_json_tells(told: Any) -> None:
-    width, height = told or (90, 60)
+@pytest.mark.parametrize("declared", [None, (90, 60), (900, 600), (45, 30), (33, 22), (900, 601)])
+def test_boxes_are_scaled_from_the_size_that_the_json_declares(declared: Any) -> None:
+    width, height = declared or (90, 60)
     bbox = [width / 9, height / 6, width / 3, height / 2]
-    assert place(bbox, told, (60, 90))[0] == pytest.approx([10, 10, 40, 40])
+    assert place(bbox, declared, (60, 90))[0] == pytest.approx([10, 10, 40, 40])
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -404,12 +406,12 @@ def test_boxes_are_turned_with_their_image(tmp_path: Path, orientation: int, sca
     exif[0x112] = orientation
     Image.fromarray(stored).save(tmp_path / "0.png", exif=exif)
     upright = load_image(tmp_path / "0.png")
-    bbox, told = [20, 10, 50, 20], (90 * scale, 60 * scale)
+    bbox, declared = [20, 10, 50, 20], (90 * scale, 60 * scale)
     if orientation in (2, 3, 4):  # the two frames have one size: the upright one is meant
         ys, xs = np.nonzero(upright[..., 0])
         bbox = [xs.min(), ys.min(), 50, 20]
     content = {
-        "images": [{"id": 1, "file_name": "0.png", "width": told[0], "height": told[1]}],
+        "images": [{"id": 1, "file_name": "0.png", "width": declared[0], "height": declared[1]}],
         "annotations": [box(bbox=[int(side) * scale for side in bbox])],
         "categories": CAT,
     }
@@ -424,10 +426,12 @@ def test_boxes_are_turned_with_their_image(tmp_path: Path, orientation: int, sca
     assert loaded.boxes.tolist() == [pytest.approx(expected)]
 
 
-@pytest.mark.parametrize("told", [(60, 90), (100, 100), (90, 64)])
-def test_boxes_of_another_aspect_are_refused_with_both_sizes(told: tuple[int, int]) -> None:
-    with pytest.raises(UserError, match=f"{told[0]} x {told[1]} pixels, the image has 90 x 60"):
-        place([1, 2, 3, 4], told, (60, 90))
+@pytest.mark.parametrize("declared", [(60, 90), (100, 100), (90, 64)])
+def test_boxes_of_another_aspect_are_refused_with_both_sizes(declared: tuple[int, int]) -> None:
+    with pytest.raises(
+        UserError, match=f"{declared[0]} x {declared[1]} pixels, the image has 90 x 60"
+    ):
+        place([1, 2, 3, 4], declared, (60, 90))
 
 
 @pytest.mark.parametrize(
@@ -463,17 +467,17 @@ def test_boxes_that_are_left_out_are_told_and_the_others_are_kept(
         box(id=9, bbox=[5, 5, 0, 20]),
     ]
     source = open_coco(tmp_path, [{"id": 1}], annotations, CAT)
-    run = AnnotationRun(source, tmp_path / "out", small_sam, Options("boxes"))
+    run = AnnotationRun(source, tmp_path / "out", small_sam, AnnotationOptions("boxes"))
     with pytest.warns(UserWarning, match="1 box outside of the image, 1 box without area"):
         (result,) = run.run()
     assert [record["id"] for record in result.records] == [8]
-    assert [(entry["annotation"], entry["reason"]) for entry in result.left_out] == [
+    assert [(entry["annotation"], entry["reason"]) for entry in result.skipped_boxes] == [
         (7, "outside of the image"),
         (9, "without area"),
     ]
-    assert run.left_out == {"box outside of the image": 1, "box without area": 1}
+    assert run.skipped == {"box outside of the image": 1, "box without area": 1}
     record = json.loads((tmp_path / "out" / "sa1b" / "0.json").read_text())
-    assert record["left_out"] == result.left_out
+    assert record["skipped_boxes"] == result.skipped_boxes
 
 
 # the folder for results

@@ -68,7 +68,7 @@ def write_run(folder: Path, annotations: Annotations, images: Path) -> None:
         "source": "images",
         "image_root": str(images),
     }
-    about |= {"mode": "everything", "options": {"search": {"points_per_side": 12}}}
+    about |= {"mode": "everything", "options": {"generator_options": {"points_per_side": 12}}}
     (folder / "run.json").write_text(json.dumps(about))
     number = 0
     for image_id, (name, records) in enumerate(annotations.items(), start=1):
@@ -419,8 +419,8 @@ def test_text_of_a_run_is_never_read_as_markup(page: Any) -> None:
 
 def test_images_without_a_picture_say_why(page: Any, images: Path) -> None:
     notes = {
-        "gone.png": f"The image is not there any more: {images / 'gone.png'}",
-        "changed.png": "The image is another one by now: 400 x 200 pixels instead of 200 x 100",
+        "gone.png": f"The image is missing: {images / 'gone.png'}",
+        "changed.png": "The image has changed: 400 x 200 pixels instead of 200 x 100",
         "broken.png": f"The image cannot be read: {str(images / 'broken.png')!r} is no image",
     }
     for name, note in notes.items():
@@ -488,7 +488,7 @@ def test_limit_is_told_and_spread(
     page = open_page(out)
     names = sorted(SIZES)
     assert list(shown_cards(page)) == [names[0], names[4], names[7]]
-    assert "3 of the run's 8 images" in page.inner_text("#limited")
+    assert "Showing 3 of the run's 8 images" in page.inner_text("#limited")
 
 
 def entries(page: Path) -> list[dict[str, Any]]:
@@ -531,9 +531,9 @@ def test_folders_of_everything_mode(tmp_path: Path, images: Path, annotations: A
         pixels = np.asarray(Image.open(images / name))
         write_results(tmp_path / "run" / Path(name).stem, pixels, annotations[name])
     view = write_view(tmp_path / "run")
-    assert (view.shown, view.total, view.masks, view.without_picture) == (2, 2, 8, 0)
+    assert (view.shown, view.total, view.masks, view.without_preview) == (2, 2, 8, 0)
     view = write_view(tmp_path / "run", tmp_path / "originals.html", images=images)
-    assert (view.shown, view.without_picture) == (2, 1)  # one is in a folder of its own
+    assert (view.shown, view.without_preview) == (2, 1)  # one is in a folder of its own
     shown = entries(tmp_path / "originals.html")
     assert [entry["name"] for entry in shown] == ["no mask", "ねこ 1"]
 
@@ -547,7 +547,7 @@ def test_a_json_beside_an_image_is_not_the_image(
     (folder / "photo.json").write_text('{"version": "5.5.0"}')
     pixels = np.asarray(Image.open(folder / "photo.png"))
     write_results(tmp_path / "run" / "photo", pixels, annotations["no mask.png"])
-    assert write_view(tmp_path / "run", images=folder).without_picture == 0
+    assert write_view(tmp_path / "run", images=folder).without_preview == 0
 
 
 def test_pictures_are_of_the_image_that_a_folder_is_of(
@@ -562,9 +562,9 @@ def test_pictures_are_of_the_image_that_a_folder_is_of(
     Image.new("RGB", pixels.shape[1::-1], "red").save(folder / "overlay.png")
 
     def redness() -> float:
-        assert write_view(tmp_path / "run").without_picture == 0
+        assert write_view(tmp_path / "run").without_preview == 0
         (entry,) = entries(tmp_path / "run" / "view.html")
-        with fsspec.open(entry["picture"], "rb") as file:
+        with fsspec.open(entry["preview"], "rb") as file:
             shown = np.asarray(Image.open(file), dtype=float)
         return float(shown[..., 0].mean() - shown[..., 1:].mean())
 
@@ -621,10 +621,10 @@ def test_frames_of_a_video(tmp_path: Path) -> None:
         image = {"image_id": 1, "file_name": frame, "width": 64, "height": 48}
         (folder / f"{frame}.json").write_text(json.dumps({"image": image, "annotations": []}))
     view = write_view(tmp_path / "run")
-    assert (view.shown, view.without_picture) == (3, 1)
+    assert (view.shown, view.without_preview) == (3, 1)
     shown = entries(tmp_path / "run" / "view.html")
     for entry, shade in zip(shown, (40, 140), strict=False):
-        with fsspec.open(entry["picture"], "rb") as file:
+        with fsspec.open(entry["preview"], "rb") as file:
             assert np.asarray(Image.open(file)).mean() == pytest.approx(shade, abs=3)
     assert "frame 000099" in shown[2]["note"]
 
@@ -637,9 +637,9 @@ def test_run_and_images_on_another_file_system(
     files.put(str(images), "/viewed/images", recursive=True)
     view = write_view("memory://viewed/run", images="memory://viewed/images")
     assert view.path == "memory://viewed/run/view.html"
-    assert (view.shown, view.without_picture) == (8, 3)
+    assert (view.shown, view.without_preview) == (8, 3)
     assert files.size("/viewed/run/view.html") == view.size
-    with pytest.raises(ValueError, match="is no result of a run"):
+    with pytest.raises(ValueError, match="holds no run"):
         write_view("memory://viewed/images")
     files.rm("/viewed", recursive=True)
 
@@ -658,7 +658,7 @@ def test_pictures_and_tiny_masks_in_the_page(tmp_path: Path) -> None:
     write_view(tmp_path)
     (entry,) = entries(tmp_path / "view.html")
     assert entry["shown"] == [640, 640]
-    assert len(entry["picture"]) < 64_000 * 4 / 3 + 100
+    assert len(entry["preview"]) < 64_000 * 4 / 3 + 100
     small = decode_mask(
         {"segmentation": {"size": [640, 640], "counts": entry["masks"][0]["counts"]}}
     )
@@ -668,9 +668,9 @@ def test_pictures_and_tiny_masks_in_the_page(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["photographs"], "'photographs' is no result of a run: there is neither run.json"),
+        (["photographs"], "'photographs' holds no run: there is no run.json"),
         (["nowhere"], "there is no folder 'nowhere'"),
-        (["photographs/a.png"], "'photographs/a.png' is no folder: name that of a run"),
+        (["photographs/a.png"], "'photographs/a.png' is not a folder: give the folder of a run"),
         (["photographs", "--limit", "0"], "--limit"),
     ],
 )
@@ -693,9 +693,9 @@ def test_mistakes_end_with_one_line(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is no JSON"),
+        ("{", "is not JSON"),
         ("[]", "must hold a dict"),
-        ('{"image": {}}', "is no JSON of SA-1B"),
+        ('{"image": {}}', "is not a JSON of SA-1B"),
         (
             '{"image": {"file_name": "a", "width": 9, "height": 9}, "annotations": [{"area": 1}]}',
             "a mask of 'a' is damaged",
@@ -717,7 +717,7 @@ def test_damaged_result_leaves_the_earlier_page(
 def test_damaged_description_of_a_run(tmp_path: Path, capsys: Captured) -> None:
     (tmp_path / "run.json").write_text('{"options": "none"}')
     assert main(["view", str(tmp_path)]) == 2
-    assert "run.json' is no run's" in capsys.readouterr().err
+    assert "run.json' is not a run's" in capsys.readouterr().err
     assert os.listdir(tmp_path) == ["run.json"]
 
 
@@ -726,5 +726,5 @@ def test_images_that_moved_are_found(tmp_path: Path, run: Path, images: Path) ->
     shutil.copytree(run, tmp_path / "run")
     about = json.loads((run / "run.json").read_text())
     (tmp_path / "run" / "run.json").write_text(json.dumps(about | {"image_root": "/nowhere"}))
-    assert write_view(tmp_path / "run").without_picture == 8
-    assert write_view(tmp_path / "run", images=tmp_path / "moved").without_picture == 3
+    assert write_view(tmp_path / "run").without_preview == 8
+    assert write_view(tmp_path / "run", images=tmp_path / "moved").without_preview == 3

@@ -1,10 +1,10 @@
-"""Starts the same annotation again and again, and kills it each time: run by test_annotation.py.
+"""Starts an annotation again and again and kills it each time; run by test_annotation.py.
 
-    python -m tests.annotation.attempts IMAGES OUT KILLS SEED
+    python -m tests.annotation.attempts MODEL IMAGES OUT KILLS SEED
 
-Each attempt is a fork, which spares it the seconds that imports take. The first goes undisturbed
-into OUT/undisturbed and tells how long a run takes; the next KILLS, into OUT/killed, get a SIGKILL
-at a random moment; the last goes to its end. Prints the number of images done at each kill.
+Each attempt is a fork, which saves the seconds that imports take. The first runs undisturbed, in
+OUT/undisturbed, to measure how long a run takes; the next KILLS, in OUT/killed, get a SIGKILL at a
+random moment; the last finishes. Prints the number of images done at each kill.
 """
 
 import json
@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from mobile_sam_plugin import MobileSam, annotate, build_sam_vit_t
-from mobile_sam_plugin.mobile_sam import set_img_size
+from mobile_sam_plugin import MobileSam, annotate
+from mobile_sam_plugin.annotation.writers import import_pyarrow
 
 FORMATS = ("coco", "parquet", "ids", "yolo", "overlay")
 SEARCH: dict[str, Any] = {"points_per_side": 2, "pred_iou_thresh": 0, "stability_score_thresh": 0}
@@ -39,17 +39,17 @@ def start(model: MobileSam, images: Path, out: Path) -> int:
 
 
 def check_json(out: Path) -> int:
-    """Reads all JSON that is there, which must be whole; returns how many images are done."""
+    """Reads all JSON files, which must be complete, and returns the number of images done."""
     done = list((out / "sa1b").rglob("*.json"))
     for path in [*done, *out.glob("*.json")]:
         json.loads(path.read_text())
     return len(done)
 
 
-def main(images: Path, out: Path, kills: int, seed: int) -> None:
+def main(model_file: Path, images: Path, out: Path, kills: int, seed: int) -> None:
     torch.set_num_threads(1)
-    model = build_sam_vit_t("bundled")
-    set_img_size(model, 224)
+    import_pyarrow()  # once, not in every fork
+    model = torch.load(model_file, weights_only=False)
     begin = time.monotonic()
     assert os.waitpid(start(model, images, out / "undisturbed"), 0)[1] == 0
     duration = time.monotonic() - begin
@@ -65,4 +65,4 @@ def main(images: Path, out: Path, kills: int, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    main(*map(Path, sys.argv[1:4]), *map(int, sys.argv[4:]))

@@ -184,7 +184,7 @@ def test_odd_images_are_read_right(tmp_path: Path, name: str, recwarn: Any) -> N
 
 
 def test_a_folder_of_odd_and_broken_images_is_annotated(
-    tmp_path: Path, small_sam: MobileSam
+    tmp_path: Path, tiny_sam: MobileSam
 ) -> None:
     assert len(READABLE) + len(UNREADABLE) >= 40
     folder = tmp_path / "images"
@@ -194,7 +194,7 @@ def test_a_folder_of_odd_and_broken_images_is_annotated(
     (folder / "folder.png").mkdir()
     (folder / ".hidden.png").write_bytes(b"no image")
     (folder / "notes.md").write_text("no image")
-    options: dict[str, Any] = {"points_per_side": 1, "pred_iou_thresh": 0, "model": small_sam}
+    options: dict[str, Any] = {"points_per_side": 1, "pred_iou_thresh": 0, "model": tiny_sam}
     formats = ["coco", "parquet", "yolo", "ids", "overlay"]
     results = {
         result.key: result

@@ -62,13 +62,13 @@ class KillOnce:
 
 
 def test_a_worker_that_is_killed_halfway_loses_nothing(
-    cluster: str, images: Path, small_sam: MobileSam, tmp_path: Path
+    cluster: str, images: Path, tiny_sam: MobileSam, tmp_path: Path
 ) -> None:
     options: dict[str, Any] = {"formats": FORMATS, **SEARCH}
-    local = annotate(images, tmp_path / "local", model=small_sam, workers=CORES, **options)
+    local = annotate(images, tmp_path / "local", model=tiny_sam, workers=CORES, **options)
     expected = {result.key: result for result in local}
 
-    sam = copy.deepcopy(small_sam)
+    sam = copy.deepcopy(tiny_sam)
     sam.image_encoder.register_forward_hook(KillOnce(tmp_path / "killed"))
     run = AnnotationRun(
         open_source(images),
@@ -97,35 +97,35 @@ def test_the_command_goes_on_with_a_local_run_on_a_cluster_by_url(
 
 
 def test_workers_know_the_folder_and_the_limit_of_pixels(
-    cluster: str, small_sam: MobileSam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: str, tiny_sam: MobileSam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They were started elsewhere, and open images in processes of their own."""
     monkeypatch.chdir(tmp_path)
     draw(0).save(tmp_path / "a.png")
     options = AnnotationOptions(generator_options={**SEARCH, "points_per_side": 1})
     for max_pixels, done in ((80 * 60 - 2, 0), (80 * 60, 1)):
-        run = AnnotationRun(open_source("a.png"), "out", small_sam, options, max_pixels=max_pixels)
+        run = AnnotationRun(open_source("a.png"), "out", tiny_sam, options, max_pixels=max_pixels)
         (result,) = run.run_on_ray()
         assert (result.error is None) == done == run.done
     assert (tmp_path / "out" / "sa1b" / "a.json").exists()
 
 
 def test_an_error_of_the_folder_is_raised_as_it_is(
-    cluster: str, small_sam: MobileSam, tmp_path: Path
+    cluster: str, tiny_sam: MobileSam, tmp_path: Path
 ) -> None:
     """Here the workers do not see what the command has written there."""
     draw(0).save(tmp_path / "a.png")
     items = open_source(tmp_path / "a.png").items(lambda _: True)
     options = AnnotationOptions(generator_options={**SEARCH, "points_per_side": 1})
-    job = Job(items, small_sam, options, {1: "object"}, Folder(tmp_path / "out"))
+    job = Job(items, tiny_sam, options, {1: "object"}, Folder(tmp_path / "out"))
     with pytest.raises(OSError, match="not the same on all machines"):
         list(run_ray(job))
     assert not (tmp_path / "out").exists()
 
 
-def test_videos_are_refused(small_sam: MobileSam, tmp_path: Path) -> None:
+def test_videos_are_refused(tiny_sam: MobileSam, tmp_path: Path) -> None:
     with VideoWriter(tmp_path / "video.mp4", 25) as video:
         video.write(np.asarray(draw(0)))
-    run = AnnotationRun(open_source(tmp_path / "video.mp4"), None, small_sam, AnnotationOptions())
+    run = AnnotationRun(open_source(tmp_path / "video.mp4"), None, tiny_sam, AnnotationOptions())
     with pytest.raises(ValueError, match="engine local"):
         run.run_on_ray()

@@ -219,7 +219,7 @@ class Unreliable(MemoryFileSystem):
 
 
 def test_one_bad_url_is_the_error_of_its_image(
-    tmp_path: Path, memory: MemoryFileSystem, small_sam: MobileSam
+    tmp_path: Path, memory: MemoryFileSystem, tiny_sam: MobileSam
 ) -> None:
     fsspec.register_implementation("unreliable", Unreliable, clobber=True)
     Unreliable.asked.clear()
@@ -227,7 +227,7 @@ def test_one_bad_url_is_the_error_of_its_image(
         memory.pipe(f"/in/{name}.png", png())
     urls = [f"unreliable://in/{name}.png" for name in ("a", "forbidden", "late", "missing")]
     (tmp_path / "list.txt").write_text("\n".join(urls))
-    options: Any = {"model": small_sam, "points_per_side": 1}
+    options: Any = {"model": tiny_sam, "points_per_side": 1}
     results = [*annotate(tmp_path / "list.txt", tmp_path / "out", **options)]
     assert [result.error is None for result in results] == [True, False, True, False]
     assert "403" in str(results[1].error) and urls[1] in str(results[1].error)
@@ -369,13 +369,13 @@ def test_ids_and_sizes_that_cannot_be_are_refused(
 
 
 def test_ids_without_room_for_those_of_masks_are_refused_at_the_door(
-    tmp_path: Path, small_sam: MobileSam
+    tmp_path: Path, tiny_sam: MobileSam
 ) -> None:
     source = open_coco(tmp_path, [{"id": 20240131123456}], [box(image_id=20240131123456)], CAT)
     with pytest.raises(UserError, match="20240131123456 is too large"):
-        AnnotationRun(source, tmp_path / "out", small_sam, AnnotationOptions(formats=("parquet",)))
+        AnnotationRun(source, tmp_path / "out", tiny_sam, AnnotationOptions(formats=("parquet",)))
     run = AnnotationRun(
-        source, tmp_path / "out", small_sam, AnnotationOptions("boxes", ("parquet",))
+        source, tmp_path / "out", tiny_sam, AnnotationOptions("boxes", ("parquet",))
     )
     assert [result.image_id for result in run.run()] == [20240131123456]
     assert (tmp_path / "out" / "masks.parquet").exists()
@@ -459,7 +459,7 @@ def test_what_reaches_far_beyond_the_image_is_cut() -> None:
 
 
 def test_boxes_that_are_left_out_are_told_and_the_others_are_kept(
-    tmp_path: Path, small_sam: MobileSam
+    tmp_path: Path, tiny_sam: MobileSam
 ) -> None:
     annotations = [
         box(id=7, bbox=[500, 500, 9, 9]),
@@ -467,7 +467,7 @@ def test_boxes_that_are_left_out_are_told_and_the_others_are_kept(
         box(id=9, bbox=[5, 5, 0, 20]),
     ]
     source = open_coco(tmp_path, [{"id": 1}], annotations, CAT)
-    run = AnnotationRun(source, tmp_path / "out", small_sam, AnnotationOptions("boxes"))
+    run = AnnotationRun(source, tmp_path / "out", tiny_sam, AnnotationOptions("boxes"))
     with pytest.warns(UserWarning, match="1 box outside of the image, 1 box without area"):
         (result,) = run.run()
     assert [record["id"] for record in result.records] == [8]

@@ -1,5 +1,6 @@
 """Files of images and masks: opened in one place, listed, and what is left out counted."""
 
+import math
 import os
 import warnings
 from collections import Counter
@@ -143,6 +144,17 @@ def image_suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, kind in kinds if kind in formats)
 
 
+@contextmanager
+def limit_pixels(max_pixels: int) -> Iterator[None]:
+    """Lets Pillow open images of at most this many pixels while the block runs."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = math.ceil(max_pixels / 2)  # Pillow refuses twice as many
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
 def is_image_name(name: str) -> bool:
     """Whether a file of this name in a folder is taken for an image: by its suffix, unless hidden.
 
@@ -210,14 +222,19 @@ def skipped_kind(name: str) -> str:
     return "" if is_image_name(path.name) else path.suffix.lower() or "without a suffix"
 
 
-def describe_kinds(kinds: Counter[str]) -> str:
-    """Says how many files of each kind are left out; "" if there is none."""
-    parts = [f"{count} {kind}{_heic_hint([kind])}" for kind, count in kinds.most_common() if count]
+def describe_kinds(kinds: Counter[str], noun: str = "file") -> str:
+    """Describes how many files, or other things, of each kind are left out; "" if none are."""
     total = kinds.total()
     if not total:
         return ""
-    verb = "file is" if total == 1 else "files are"
-    return f"{total} {verb} left out: {', '.join(parts)}"
+    subject = f"{noun} is" if total == 1 else f"{noun}s are"
+    named = Counter({kind + _heic_hint([kind]): count for kind, count in kinds.items()})
+    return f"{total} {subject} left out: {join_counts(named)}"
+
+
+def join_counts(kinds: Counter[str]) -> str:
+    """Joins counts and kinds, the most frequent first: "3 .txt, 1 hidden"."""
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.most_common() if count)
 
 
 def _heic_hint(names: Iterable[str]) -> str:

@@ -277,8 +277,3 @@ def refuse_number(name: str, value: float, highest: float) -> NoReturn:
         f"{name} holds {value:g}, which the model cannot compute with: give no more than "
         f"{highest:,.0f}, and no less than {-highest:,.0f}"
     )
-
-
-def join_counts(kinds: Counter[str]) -> str:
-    """Joins counts and kinds, most frequent first: "3 .txt, 1 hidden"."""
-    return ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())

@@ -18,6 +18,8 @@ from .sources import list_frame
 from .storage import Folder
 from .writers import LIST_FILE
 
+WAY_OUT = "use another folder, or start over with --restart (restart=True)"
+
 
 class Listing:
     """The images of a run, by the numbers and names that they have in its folder.
@@ -118,7 +120,7 @@ class Listing:
         except FileNotFoundError:
             raise UserError(
                 f"{folder.path(LIST_FILE)!r} is missing, so images that were added cannot be told "
-                "from the others: use another folder, or start over with --restart (restart=True)"
+                f"from the others: {WAY_OUT}"
             ) from None
         part, parts = self._options.shard
         taken = {listed.name.casefold() for listed in known.values()}
@@ -144,9 +146,8 @@ class Listing:
             numbered.append(dataclasses.replace(listed, index=before.index, name=before.name))
         if changed:
             raise UserError(
-                f"the folder {folder.location!r} holds results of another run: the ids or boxes of "
-                f"{len(changed)} images have changed, such as {changed[0]!r}; use another folder, "
-                "or start over with --restart (restart=True)"
+                f"the folder {folder.location!r} holds another run: the ids or boxes of "
+                f"{len(changed)} images have changed, such as {changed[0]!r}; {WAY_OUT}"
             )
         self._removed = [*known.values()]
         self._numbered = numbered

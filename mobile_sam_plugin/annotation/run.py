@@ -2,26 +2,25 @@
 
 import dataclasses
 import json
-import math
 import os
 import warnings
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import IO, Any
 
 import numpy as np
-from PIL import Image
 from segment_anything.modeling import Sam
 
-from .. import __version__
+from .._version import __version__
 from ..errors import UserError
-from ..inputs import join_counts
+from ..images import join_counts, limit_pixels
 from ..polygons import Losses
+from ..runs import refuse_other_run
 from . import writers
 from .items import Listed, Source
-from .listing import Listing
+from .listing import WAY_OUT, Listing
 from .options import AnnotationOptions, ImageResult
 from .pipeline import ordered_map, run_local
 from .stages import MASKS_PER_IMAGE, Job, Segmenter, model_identity
@@ -164,7 +163,8 @@ class AnnotationRun:
         losses = Losses()
         skipped: Counter[str] = Counter()
         with ExitStack() as stack:
-            stack.enter_context(_limit_pixels(self._max_pixels))
+            if self._max_pixels is not None:
+                stack.enter_context(limit_pixels(self._max_pixels))
             errors: IO[bytes] | None = None
             try:
                 for result in results:
@@ -202,7 +202,7 @@ class AnnotationRun:
         return Job(items, self.model, self.options, self._categories(), self.folder)
 
     def _resume(self, folder: Folder) -> bool:
-        """Returns whether the folder holds an earlier run that this one continues.
+        """Returns whether the folder holds a run that this one resumes.
 
         Raises:
             UserError: if the folder holds something else.
@@ -230,21 +230,12 @@ class AnnotationRun:
         if self._restart:
             return False
         now = json.loads(_to_json(self._settings))
-        # More images or other words for them, but the same results.
-        for name in ("input", "skipped", "limit"):
-            earlier[name] = now[name]
-        first = earlier["listing"]
+        may_change = {"input", "skipped", "limit"}  # they do not change the result of an image
         if self.source.kind != "video":
-            earlier["listing"] = now["listing"]
-        differing = _differences(earlier, now)
-        if differing:
-            raise UserError(
-                f"the folder {folder.location!r} holds results of another run "
-                f"({'; '.join(differing)}): use another folder, or start over with --restart "
-                "(restart=True)"
-            )
-        self._listing.resume(folder, is_same=first == now["listing"])
-        self._settings["listing"] = first
+            may_change.add("listing")
+        refuse_other_run(folder.location, earlier, now, may_change, WAY_OUT)
+        self._listing.resume(folder, is_same=earlier["listing"] == now["listing"])
+        self._settings["listing"] = earlier["listing"]
         return True
 
     def _begin(self) -> None:
@@ -316,19 +307,6 @@ def _refuse_large_ids(source: Source) -> None:
             )
 
 
-@contextmanager
-def _limit_pixels(max_pixels: int | None) -> Iterator[None]:
-    """Lets Pillow open images of so many pixels, as long as the run goes on."""
-    before = Image.MAX_IMAGE_PIXELS
-    if max_pixels is not None:
-        Image.MAX_IMAGE_PIXELS = math.ceil(max_pixels / 2)  # Pillow refuses twice as many
-    try:
-        yield
-    finally:
-        if max_pixels is not None:
-            Image.MAX_IMAGE_PIXELS = before
-
-
 def _to_json(value: Any, indent: int | None = None) -> str:
     """Returns JSON, also of options that are NumPy arrays and numbers."""
 
@@ -348,14 +326,3 @@ def _describe(options: AnnotationOptions) -> dict[str, Any]:
     for name in ("mode", "formats", "limit", "polygons"):
         del described[name]
     return {**described, "detector": detector and os.fspath(detector)}
-
-
-def _differences(earlier: Any, now: Any, name: str = "") -> list[str]:
-    """What differs between two values of JSON, by name."""
-    if isinstance(earlier, dict) and isinstance(now, dict):
-        return [
-            difference
-            for key in {**earlier, **now}
-            for difference in _differences(earlier.get(key), now.get(key), f"{name} {key}".strip())
-        ]
-    return [] if earlier == now else [f"{name} was {earlier!r}, is now {now!r}"]

@@ -24,7 +24,7 @@ import cv2
 
 from ..errors import UserError
 from ..files import digest_source
-from ..images import describe_kinds, is_image_name, join_counts, skipped_kind
+from ..images import describe_kinds, is_image_name, skipped_kind
 from . import writers
 from .coco import CocoSource
 from .items import (
@@ -77,17 +77,9 @@ def open_source(
     opened = _open(names, None if images is None else os.fspath(images), exclude)
     opened.inputs = names
     if opened.skipped:
-        warnings.warn(f"{', '.join(names)[:200]}: {describe_skipped(opened)}", stacklevel=2)
+        skipped = describe_kinds(opened.skipped, "annotation" if opened.kind == "coco" else "file")
+        warnings.warn(f"{', '.join(names)[:200]}: {skipped}", stacklevel=2)
     return opened
-
-
-def describe_skipped(source: Source) -> str:
-    """Describes what a source has left out, counted by kind; "" if nothing."""
-    if source.kind != "coco":
-        return describe_kinds(source.skipped)
-    total = source.skipped.total()
-    verb = "annotation is" if total == 1 else "annotations are"
-    return f"{total} {verb} left out: {join_counts(source.skipped)}" if total else ""
 
 
 def _open(names: list[str], images: str | None, exclude: str | os.PathLike[str] | None) -> Source:

@@ -21,8 +21,8 @@ import numpy as np
 import pycocotools.mask
 from numpy.typing import NDArray
 
-from ..errors import UserError
 from ..drawing import palette
+from ..errors import UserError
 from ..files import encode_image, write_file
 from ..images import is_image_name, load_image
 from ..records import decode_mask, encode_mask
@@ -121,12 +121,14 @@ def write_view(
         entries.append(_script("image", entry))
         if progress is not None:
             progress(done, len(chosen))
-    name = (
-        location.rstrip("/").rpartition("/")[2]
-        if is_url(location)
-        else Path(location).resolve().name
-    )
-    about = {"name": name, "total": total, "facts": run.facts, "errors": run.errors}
+    name = os.path.basename(location.rstrip("/") if is_url(location) else os.path.abspath(location))
+    about = {
+        "name": name,
+        "total": total,
+        "facts": run.facts,
+        "errors": run.errors,
+        "palette": palette()[1:].tolist(),
+    }
     template = resources.files(__package__).joinpath("view.html").read_text("utf-8")
     head, tail = template.split("<!-- data -->")
     page = "\n".join((head, _script("run", about), *entries, tail)).encode()

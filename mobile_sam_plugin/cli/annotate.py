@@ -179,7 +179,7 @@ def annotate(
     Images that cannot be read are listed in errors.jsonl, and the exit code is then 1.
     """
     from ..annotation import AnnotationOptions, AnnotationRun, open_source, split_text
-    from ..inputs import join_counts
+    from ..images import join_counts
 
     if engine == Engine.local:
         for option, value in (

@@ -1,8 +1,6 @@
 """What several commands take: their common options, and a model on a device."""
 
-import math
 from enum import Enum
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -72,13 +70,12 @@ Out = Annotated[
 ]
 
 
-def _set_limit(context: typer.Context, max_pixels: int | None) -> int | None:
-    """Sets Pillow's limit for the time of the command, which may be called in a longer process."""
+def _limit_pixels(context: typer.Context, max_pixels: int | None) -> int | None:
+    """Sets Pillow's limit until the command ends, which may be called in a longer process."""
     if max_pixels is not None:
-        from PIL import Image
+        from ..images import limit_pixels
 
-        context.call_on_close(partial(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS))
-        Image.MAX_IMAGE_PIXELS = math.ceil(max_pixels / 2)  # Pillow refuses twice as many
+        context.with_resource(limit_pixels(max_pixels))
     return max_pixels
 
 
@@ -86,7 +83,7 @@ MaxPixels = Annotated[
     int | None,
     typer.Option(
         min=1,
-        callback=_set_limit,
+        callback=_limit_pixels,
         show_default="178,956,970",
         help="Refuse images of more pixels, which could be made to fill the memory.",
     ),

@@ -65,4 +65,5 @@ def main(model_file: Path, images: Path, out: Path, kills: int, seed: int) -> No
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:4]), *map(int, sys.argv[4:]))
+    model_file, images, out = map(Path, sys.argv[1:4])
+    main(model_file, images, out, kills=int(sys.argv[4]), seed=int(sys.argv[5]))

@@ -847,9 +847,9 @@ def test_results_that_cannot_have_their_name_are_the_error_of_their_image(
         ({"formats": ["coco", "ids"]}, "formats was"),
         ({"shard": (1, 2)}, "shard was [1, 1], is now [1, 2]"),
         ({"overlay_every": 4}, "overlay_every"),
-        ({"model": "weights"}, "weights_sha256"),
+        ({"model": "weights"}, "weights_sha256 has changed"),
         ({"model": "size"}, "img_size was 256, is now 128"),
-        ({"source": "sub"}, "image_root was"),
+        ({"source": "sub"}, "image_root "),
     ],
     ids=lambda value: str(value)[:20],
 )

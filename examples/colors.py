@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from mobile_sam_plugin.integrations.grounded_sam import Detections
+from mobile_sam_plugin.integrations.detectors import Detections
 
 COLORS = {
     "black": (20, 20, 20),

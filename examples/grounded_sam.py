@@ -19,7 +19,8 @@ import supervision
 from colors import detect_colors
 
 from mobile_sam_plugin import sam_model_registry
-from mobile_sam_plugin.integrations.grounded_sam import DEFAULT_DETECTOR, GroundedMobileSam
+from mobile_sam_plugin.integrations.detectors import DEFAULT_DETECTOR
+from mobile_sam_plugin.integrations.grounded_sam import GroundedMobileSam
 
 HERE = Path(__file__).parent
 

@@ -9,12 +9,12 @@ content, and *replace* a prompt's background around the object.
 import io
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -25,51 +25,23 @@ from PIL import Image, ImageOps
 from torch import nn
 
 from mobile_sam_plugin import SamPredictor, sam_model_registry
-from mobile_sam_plugin.checkpoint import download, locate_checkpoint
-from mobile_sam_plugin.errors import MissingExtra, UserError
+from mobile_sam_plugin.errors import UserError
 from mobile_sam_plugin.files import encode_image, write_file
 from mobile_sam_plugin.images import ImageSource, load_image, open_image
 
-from .grounded_sam import DEFAULT_DETECTOR, Detector, GroundedMobileSam
+from .detectors import DEFAULT_DETECTOR, Detector
+from .grounded_sam import GroundedMobileSam
 from .instances import Instances, as_predictor, boxes_of
-from .pretrained import check_length
-from .video import Video, VideoSource, VideoWriter
+from .video import Video, VideoSource
 
 if TYPE_CHECKING:
     import supervision
+from .inpainters import DiffusersInpainter, Inpainter, Mask, OpenCVInpainter, Pixels, window_around
 
-Pixels = NDArray[np.uint8]
-Mask = NDArray[np.bool_]
 Selection = Instances | NDArray[Any]
 """What to paint: the masks of objects together, or one mask (H, W), bool or 0 and anything else."""
-
-LAMA = "hf://Carve/LaMa-ONNX/lama_fp32.onnx"
-STABLE_DIFFUSION = "stable-diffusion-v1-5/stable-diffusion-inpainting"
 MARGIN = 7
 """Pixels; Inpaint-Anything's own scripts dilate by 15 x 15."""
-
-
-class Inpainter(Protocol):
-    """What paints a hole: any function or object that can be called so.
-
-    Example:
-        >>> def gray(image, mask, prompt):
-        ...     return np.full_like(image, 128)
-        >>> InpaintAnything(sam, gray).remove("street.jpg", mask).save("out")
-    """
-
-    def __call__(self, image: Pixels, mask: Mask, prompt: str) -> Pixels:
-        """Returns the image with the hole painted.
-
-        Args:
-            image: (H, W, 3) uint8 RGB, of any size.
-            mask: (H, W), True in the hole, at least in one pixel.
-            prompt: what to paint there, empty for the background.
-
-        Returns:
-            (H, W, 3) uint8 RGB. What it holds outside of the hole is not used.
-        """
-        ...
 
 
 @dataclass(eq=False)
@@ -379,203 +351,6 @@ class InpaintAnything:
         return DiffusersInpainter(device=self.device or "cpu")
 
 
-class OpenCVInpainter:
-    """Telea's fast marching, ``cv2.inpaint``: no weights, no network; for small or smooth holes."""
-
-    def __init__(self, radius: float = 3.0) -> None:
-        """Takes how many pixels around each one that it paints Telea's method averages."""
-        self.radius = radius
-
-    def __call__(self, image: Pixels, mask: Mask, prompt: str = "") -> Pixels:
-        """Returns the image painted, see :class:`Inpainter`.
-
-        Raises:
-            ValueError: there is a prompt.
-        """
-        _refuse_prompt(prompt, "cv2.inpaint")
-        _, _, width, height = _bounding_box(mask)
-        context = 2 * int(self.radius) + 2  # beyond that nothing has a say in what is painted
-        window = _window(mask, width + 2 * context, height + 2 * context)
-        painted = image.copy()
-        painted[window] = cv2.inpaint(
-            image[window], mask[window].astype(np.uint8), self.radius, cv2.INPAINT_TELEA
-        )
-        return painted
-
-
-class LamaInpainter:
-    """LaMa (https://arxiv.org/abs/2109.07161) in onnxruntime: large holes, and textures.
-
-    The model sees a square about the hole, at full resolution where the hole is small enough.
-
-    Example:
-        >>> InpaintAnything(sam, LamaInpainter()).remove("street.jpg", car).save("out")
-    """
-
-    def __init__(
-        self, model: str | os.PathLike[str] = LAMA, device: str | torch.device = "cpu"
-    ) -> None:
-        """Loads the model, and downloads it where need be (208 MB).
-
-        Args:
-            model: a path, or ``"hf://owner/repo/file"`` on the Hub. An ONNX file with the inputs
-                ``image`` (1, 3, S, S) in [0, 1] and ``mask`` (1, 1, S, S), 1 in the hole, and one
-                output (1, 3, S, S) in [0, 255], all float32.
-            device: ``"cuda"`` needs onnxruntime-gpu; all others compute on the CPU.
-
-        Raises:
-            ImportError: onnxruntime is not installed.
-            FileNotFoundError, ConnectionError, PermissionError: as
-                :func:`~mobile_sam_plugin.checkpoint.locate_checkpoint`.
-            ValueError: the file is no ONNX model, or not of these inputs.
-        """
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise MissingExtra.of("onnxruntime", "inpaint") from error
-        path = locate_checkpoint(model)
-        providers: list[Any] = ["CPUExecutionProvider"]
-        target = torch.device(device)
-        if target.type == "cuda":
-            if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-                providers.insert(0, ("CUDAExecutionProvider", {"device_id": target.index or 0}))
-            else:
-                warnings.warn(
-                    "this onnxruntime cannot use CUDA, so LaMa runs on the CPU: install "
-                    "onnxruntime-gpu in place of onnxruntime",
-                    stacklevel=2,
-                )
-        try:
-            self._session = onnxruntime.InferenceSession(path, providers=providers)
-        except Exception as error:  # onnxruntime's errors share no other base
-            raise UserError(
-                f"{str(path)!r} is no ONNX model that onnxruntime can read: {error}"
-            ) from error
-        inputs = {value.name: value.shape for value in self._session.get_inputs()}
-        sizes = {tuple(shape[2:]) for shape in inputs.values()}
-        size = next(iter(sizes))
-        if (
-            set(inputs) != {"image", "mask"}
-            or len(sizes) != 1
-            or len(set(size)) != 1
-            or not isinstance(size[0], int)
-        ):
-            raise UserError(
-                f"{str(path)!r} is not LaMa as it is on the Hub ({LAMA}): its inputs are {inputs}, "
-                "expected image [1, 3, 512, 512] and mask [1, 1, 512, 512]"
-            )
-        self._size = size[0]
-
-    def __call__(self, image: Pixels, mask: Mask, prompt: str = "") -> Pixels:
-        """Returns the image painted, see :class:`Inpainter`.
-
-        Raises:
-            ValueError: there is a prompt, or the model computes NaN.
-        """
-        _refuse_prompt(prompt, "LaMa")
-        return _paint_square(image, mask, self._size, self._paint)
-
-    def _paint(self, square: Pixels, hole: Mask) -> Pixels:
-        inputs = {
-            "image": np.ascontiguousarray(square.transpose(2, 0, 1))[None].astype(np.float32) / 255,
-            "mask": hole[None, None].astype(np.float32),
-        }
-        output = self._session.run(None, inputs)[0][0].transpose(1, 2, 0)
-        if not np.isfinite(output).all():
-            raise UserError("LaMa returned NaN or infinity: use its float32 model")
-        return output.round().clip(0, 255).astype(np.uint8)
-
-
-class DiffusersInpainter:
-    """Any inpainting model of diffusers: paints what a prompt says.
-
-    The model sees a square about the hole, scaled to the size it was trained at.
-
-    Example:
-        >>> painter = DiffusersInpainter(device="cuda", seed=0, num_inference_steps=30)
-        >>> InpaintAnything(sam, painter).fill("dog.jpg", dog, "a cat on a bench").save("out")
-    """
-
-    def __init__(
-        self,
-        model: Any = STABLE_DIFFUSION,
-        device: str | torch.device = "cpu",
-        seed: int | None = None,
-        **options: Any,
-    ) -> None:
-        """Loads the model, and downloads it where need be.
-
-        Args:
-            model: a repository on the Hub or a folder, which ``AutoPipelineForInpainting`` loads,
-                in half precision for CUDA; or such a pipeline, taken as it is.
-            device: where the pipeline is moved.
-            seed: paints the same every time; at random if None.
-            options: handed to every call of the pipeline: ``num_inference_steps``,
-                ``guidance_scale``, ``negative_prompt`` and others.
-
-        Raises:
-            ImportError: diffusers or transformers is not installed.
-            FileNotFoundError: there is no such repository or folder, or no pipeline in it.
-            ConnectionError: the Hub cannot be reached, and the model is not in its cache.
-            PermissionError: the repository is gated.
-        """
-        self.seed = seed
-        self.options = options
-        self.pipeline = model
-        if isinstance(model, str | os.PathLike):
-            self.pipeline = _load_pipeline(os.fspath(model))
-            if torch.device(device).type == "cuda":
-                self.pipeline.to(torch.float16)
-        self.pipeline.to(device)
-        self.pipeline.set_progress_bar_config(disable=None)
-
-    def __call__(self, image: Pixels, mask: Mask, prompt: str) -> Pixels:
-        """Returns the image painted, see :class:`Inpainter`.
-
-        Raises:
-            ValueError: the prompt is longer than the model reads, or the model's safety checker
-                holds the outcome back.
-        """
-        self._check_length(prompt)
-        sample_size = getattr(self.pipeline, "default_sample_size", None)
-        sample_size = sample_size or self.pipeline.unet.config.sample_size
-        size = sample_size * self.pipeline.vae_scale_factor
-
-        def paint(square: Pixels, hole: Mask) -> Pixels:
-            return self._paint(square, hole, prompt)
-
-        return _paint_square(image, mask, size, paint)
-
-    def _paint(self, square: Pixels, hole: Mask, prompt: str) -> Pixels:
-        generator = None if self.seed is None else torch.Generator().manual_seed(self.seed)
-        output = self.pipeline(
-            prompt=prompt,
-            image=Image.fromarray(square),
-            mask_image=Image.fromarray(hole.astype(np.uint8) * 255),
-            height=hole.shape[0],
-            width=hole.shape[1],
-            generator=generator,
-            **self.options,
-        )
-        if any(getattr(output, "nsfw_content_detected", None) or []):
-            raise UserError(
-                "the model's safety checker holds back what it painted: try another prompt or seed"
-            )
-        return np.asarray(output.images[0].convert("RGB"))
-
-    def _check_length(self, prompt: str) -> None:
-        tokenizers = [
-            tokenizer
-            for name in ("tokenizer", "tokenizer_2", "tokenizer_3")
-            if (tokenizer := getattr(self.pipeline, name, None)) is not None
-        ]
-        if not tokenizers:
-            return
-        # Models of several text encoders read a long prompt with one of them.
-        widest = max(tokenizers, key=lambda tokenizer: tokenizer.model_max_length)
-        check_length([prompt], widest.model_max_length, widest)
-
-
 def predict_masks_with_sam(
     img: Pixels,
     point_coords: list[list[float]],
@@ -615,24 +390,6 @@ def predict_masks_with_sam(
     return predictor.predict(np.array(point_coords), np.array(point_labels), multimask_output=True)
 
 
-def write_video(path: str | os.PathLike[str], frames: Iterable[Pixels], frame_rate: float) -> None:
-    """Writes a video in MPEG-4, which appears whole or not at all.
-
-    Args:
-        path: ending in ``.mp4``.
-        frames: (H, W, 3) uint8 RGB, all of one size.
-        frame_rate: frames a second; where MPEG-4 cannot hold it, a warning tells of the nearest.
-
-    Raises:
-        MissingExtra: PyAV is not installed.
-        UserError: there is no frame, one has another size, or the path ends in something else.
-        OSError: it cannot be written, as on a full disk; what was there before stays.
-    """
-    with VideoWriter(path, frame_rate) as video:
-        for frame in frames:
-            video.write(frame)
-
-
 def grow_mask(mask: Mask, margin: int) -> Mask:
     """Returns a mask and all pixels that are at most so many pixels away from it.
 
@@ -649,8 +406,7 @@ def grow_mask(mask: Mask, margin: int) -> Mask:
     if margin == 0 or not mask.any():
         return grown
     # A distance transform costs the same for every margin, a dilation its square.
-    _, _, width, height = _bounding_box(mask)
-    window = _window(mask, width + 2 * margin + 2, height + 2 * margin + 2)
+    window = window_around(mask, lambda side: side + 2 * margin + 2)
     distance = cv2.distanceTransform(
         (~mask[window]).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE
     )
@@ -760,75 +516,3 @@ def _paint(inpainter: Inpainter, image: Pixels, hole: Mask, prompt: str) -> Pixe
             f"{painted.shape}, expected uint8 of the shape {image.shape}"
         )
     return np.where(hole[..., None], painted, image)
-
-
-def _paint_square(
-    image: Pixels, hole: Mask, size: int, paint: Callable[[Pixels, Mask], Pixels]
-) -> Pixels:
-    """Paints with a model that takes squares of one size only.
-
-    It is shown a square about the hole, with half as much again around it: at full resolution if
-    that fits the model, else scaled to its size. Where the image ends it is reflected, hole and
-    all, for a model would take up anything else as background.
-    """
-    _, _, hole_width, hole_height = _bounding_box(hole)
-    side = max(size, round(1.5 * max(hole_width, hole_height)))
-    window = _window(hole, side, side)
-    height, width = hole[window].shape
-    scale = size / max(height, width)
-    scaled = max(1, round(width * scale)), max(1, round(height * scale))
-    pixels = cv2.resize(image[window], scaled, interpolation=_interpolation(scale))
-    # All that the hole touches, however little, so that nothing of the object is left to be seen.
-    share = cv2.resize(hole[window].astype(np.float32), scaled, interpolation=cv2.INTER_AREA)
-    borders = 0, size - scaled[1], 0, size - scaled[0]
-    square = cv2.copyMakeBorder(pixels, *borders, cv2.BORDER_REFLECT)
-    square_hole = cv2.copyMakeBorder((share > 0).astype(np.uint8), *borders, cv2.BORDER_REFLECT)
-    painted = paint(square, square_hole.astype(bool))[: scaled[1], : scaled[0]]
-    result = image.copy()
-    result[window] = cv2.resize(painted, (width, height), interpolation=_interpolation(1 / scale))
-    return result
-
-
-def _interpolation(scale: float) -> int:
-    return int(cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-
-
-def _bounding_box(mask: Mask) -> tuple[int, int, int, int]:
-    """Left, top, width and height."""
-    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
-    return x, y, width, height
-
-
-def _window(mask: Mask, width: int, height: int) -> tuple[slice, slice]:
-    """Rows and columns of a window about a mask, moved, and cut if need be, into the image."""
-    x, y, mask_width, mask_height = _bounding_box(mask)
-    slices = []
-    for start, extent, length, limit in (
-        (y, mask_height, height, mask.shape[0]),
-        (x, mask_width, width, mask.shape[1]),
-    ):
-        first = max(0, min(start - (length - extent) // 2, limit - length))
-        slices.append(slice(first, min(first + length, limit)))
-    return slices[0], slices[1]
-
-
-def _refuse_prompt(prompt: str, name: str) -> None:
-    if prompt:
-        raise UserError(
-            f"{name} paints the background and no prompt, so not {prompt!r}: fill and replace "
-            "need a DiffusersInpainter"
-        )
-
-
-def _load_pipeline(name: str) -> Any:
-    try:
-        import transformers  # noqa: F401 - which diffusers would miss later, and less clearly
-        from diffusers import AutoPipelineForInpainting
-    except ImportError as error:
-        raise MissingExtra.of(error.name or "diffusers", "inpaint") from error
-    index = "model_index.json"
-    if not Path(name).is_dir():
-        download(name, index)  # says what is wrong with the name, which diffusers does not
-    elif not (Path(name) / index).exists():
-        raise FileNotFoundError(f"the folder {name!r} holds no pipeline of diffusers, no {index}")
-    return AutoPipelineForInpainting.from_pretrained(name)

@@ -160,10 +160,8 @@ class Segmenter:
                 model, output_mode="coco_rle", **options.generator_options
             )
         elif options.mode == "text":
-            from mobile_sam_plugin.integrations.grounded_sam import (
-                DEFAULT_DETECTOR,
-                GroundedMobileSam,
-            )
+            from mobile_sam_plugin.integrations.detectors import DEFAULT_DETECTOR
+            from mobile_sam_plugin.integrations.grounded_sam import GroundedMobileSam
 
             self._grounded = GroundedMobileSam(model, options.detector or DEFAULT_DETECTOR)
 

@@ -186,14 +186,16 @@ class InpaintTab(Tab):
 
     @cached_property
     def _lama(self) -> "InpaintAnything":
-        from ..integrations.inpaint_anything import InpaintAnything, LamaInpainter
+        from ..integrations.inpaint_anything import InpaintAnything
+        from ..integrations.inpainters import LamaInpainter
 
         assert LAMA.file is not None
         return InpaintAnything(None, LamaInpainter(LAMA.file, self._device))
 
     @cached_property
     def _painter(self) -> "InpaintAnything":
-        from ..integrations.inpaint_anything import DiffusersInpainter, InpaintAnything
+        from ..integrations.inpaint_anything import InpaintAnything
+        from ..integrations.inpainters import DiffusersInpainter
 
         return InpaintAnything(None, DiffusersInpainter(PAINTER.folder, self._device))
 

@@ -23,7 +23,8 @@ from .segment import parse_box, parse_point
 
 if TYPE_CHECKING:
     from ..images import ImageSource
-    from ..integrations.inpaint_anything import DiffusersInpainter, InpaintAnything, Inpainting
+    from ..integrations.inpaint_anything import InpaintAnything, Inpainting
+    from ..integrations.inpainters import DiffusersInpainter
     from ..integrations.instances import Instances
     from ..integrations.video import Video
 
@@ -142,8 +143,8 @@ def remove(
 
     from tqdm import tqdm
 
-    from ..integrations.inpaint_anything import InpaintAnything, write_video
-    from ..integrations.video import MaskFolder, Video, is_video
+    from ..integrations.inpaint_anything import InpaintAnything
+    from ..integrations.video import MaskFolder, Video, is_video, write_video
     from ..results import claim_folder
 
     filmed = is_video(image)
@@ -260,7 +261,7 @@ def _select(
     corners = parse_box(box) if box else None
 
     from ..images import load_mask
-    from ..integrations.grounded_sam import DEFAULT_DETECTOR
+    from ..integrations.detectors import DEFAULT_DETECTOR
     from ..integrations.inpaint_anything import InpaintAnything
 
     if mask is not None:
@@ -281,7 +282,7 @@ def _select(
 def _load_inpainter(
     backend: Backend, model: str | None, device: str, steps: int, seed: int | None
 ) -> Any:
-    from ..integrations.inpaint_anything import LAMA, LamaInpainter, OpenCVInpainter
+    from ..integrations.inpainters import LAMA, LamaInpainter, OpenCVInpainter
 
     if backend is Backend.opencv:
         return OpenCVInpainter()
@@ -293,7 +294,7 @@ def _load_inpainter(
 def _load_diffusers(
     model: str | None, device: str, steps: int, seed: int | None
 ) -> "DiffusersInpainter":
-    from ..integrations.inpaint_anything import STABLE_DIFFUSION, DiffusersInpainter
+    from ..integrations.inpainters import STABLE_DIFFUSION, DiffusersInpainter
 
     return DiffusersInpainter(
         model or STABLE_DIFFUSION, find_device(device), seed, num_inference_steps=steps

@@ -61,7 +61,9 @@ def text(
     and instances.json, a COCO data set whose categories are the parts of TEXT.
     """
     from ..images import load_image
-    from ..integrations.grounded_sam import DEFAULT_DETECTOR, GroundedMobileSam, split_prompts
+    from ..integrations.detectors import DEFAULT_DETECTOR
+    from ..integrations.grounded_sam import GroundedMobileSam
+    from ..integrations.texts import split_prompts
     from ..results import claim_folder
 
     phrases = split_prompts(prompts)

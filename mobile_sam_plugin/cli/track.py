@@ -118,8 +118,10 @@ def track(
     clicks = [parse_point(click) for click in point or []]
     boxes = [parse_box(corners) for corners in box or []]
 
-    from ..integrations.grounded_sam import DEFAULT_DETECTOR, GroundedMobileSam, split_prompts
+    from ..integrations.detectors import DEFAULT_DETECTOR
+    from ..integrations.grounded_sam import GroundedMobileSam
     from ..integrations.propagators import TransformersPropagator
+    from ..integrations.texts import split_prompts
     from ..integrations.track_anything import Finder, TrackAnything, find_everything, track_video
     from ..integrations.video import Video
     from ..results import claim_folder

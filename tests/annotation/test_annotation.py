@@ -38,7 +38,8 @@ from mobile_sam_plugin.annotation.storage import Folder
 from mobile_sam_plugin.automatic_mask_generator import SamAutomaticMaskGenerator
 from mobile_sam_plugin.cli import main
 from mobile_sam_plugin.errors import UserError
-from mobile_sam_plugin.integrations.grounded_sam import Detections, GroundedMobileSam
+from mobile_sam_plugin.integrations.detectors import Detections
+from mobile_sam_plugin.integrations.grounded_sam import GroundedMobileSam
 from mobile_sam_plugin.integrations.video import VideoWriter
 from mobile_sam_plugin.mobile_sam import set_img_size
 from mobile_sam_plugin.records import decode_mask, encode_mask

@@ -30,7 +30,8 @@ from PIL import Image
 
 from mobile_sam_plugin import MobileSam, SamPredictor
 from mobile_sam_plugin.cli.app import _check_address
-from mobile_sam_plugin.integrations.grounded_sam import Detections, GroundedMobileSam
+from mobile_sam_plugin.integrations.detectors import Detections
+from mobile_sam_plugin.integrations.grounded_sam import GroundedMobileSam
 from mobile_sam_plugin.integrations.inpaint_anything import InpaintAnything
 from mobile_sam_plugin.integrations.video import Video
 from mobile_sam_plugin.records import decode_mask

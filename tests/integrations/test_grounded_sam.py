@@ -27,16 +27,16 @@ from torchvision.ops import box_convert, box_iou
 from mobile_sam_plugin import MobileSam, SamPredictor
 from mobile_sam_plugin.cli import main
 from mobile_sam_plugin.errors import UserError
-from mobile_sam_plugin.integrations.grounded_sam import (
+from mobile_sam_plugin.integrations.detectors import (
     Detections,
     Detector,
-    GroundedMobileSam,
     GroundingDinoDetector,
     TransformersDetector,
     cxcywh_to_xyxy,
     match_phrases,
-    split_prompts,
 )
+from mobile_sam_plugin.integrations.grounded_sam import GroundedMobileSam
+from mobile_sam_plugin.integrations.texts import split_prompts
 
 from .vocabularies import (
     BERT_VOCABULARY_SIZE,
@@ -403,7 +403,8 @@ import re
 import numpy as np
 from mobile_sam_plugin import build_sam_vit_t
 from mobile_sam_plugin.mobile_sam import set_img_size
-from mobile_sam_plugin.integrations.grounded_sam import Detections, GroundedMobileSam
+from mobile_sam_plugin.integrations.detectors import Detections
+from mobile_sam_plugin.integrations.grounded_sam import GroundedMobileSam
 
 def detect(image, prompts, *thresholds):
     boxes = np.random.default_rng(0).uniform(0, 1900, (count, 2)).repeat(2, axis=0).reshape(-1, 4)

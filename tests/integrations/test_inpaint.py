@@ -22,16 +22,23 @@ from mobile_sam_plugin.checkpoint import BUNDLED_FILE
 from mobile_sam_plugin.cli import main
 from mobile_sam_plugin.errors import UserError
 from mobile_sam_plugin.integrations.inpaint_anything import (
-    DiffusersInpainter,
     InpaintAnything,
-    LamaInpainter,
-    OpenCVInpainter,
     grow_mask,
     predict_masks_with_sam,
-    write_video,
+)
+from mobile_sam_plugin.integrations.inpainters import (
+    DiffusersInpainter,
+    LamaInpainter,
+    OpenCVInpainter,
 )
 from mobile_sam_plugin.integrations.instances import Instances
-from mobile_sam_plugin.integrations.video import MaskFolder, Video, VideoWriter, is_video
+from mobile_sam_plugin.integrations.video import (
+    MaskFolder,
+    Video,
+    VideoWriter,
+    is_video,
+    write_video,
+)
 
 from ..hub import Client, Hub
 from .vocabularies import clip_text_config, save_clip_tokenizer
@@ -93,7 +100,7 @@ def test_segment_takes_clicks_and_boxes(editor: InpaintAnything, coffee: Pixels)
 
 
 def test_segment_takes_text(small_sam: MobileSam, coffee: Pixels) -> None:
-    from mobile_sam_plugin.integrations.grounded_sam import Detections
+    from mobile_sam_plugin.integrations.detectors import Detections
 
     def detect(image: Pixels, prompts: Any, *_: float) -> Detections:
         assert image.shape == coffee.shape and list(prompts) == ["a cup", "nothing"][: len(prompts)]
@@ -110,7 +117,7 @@ def test_segment_takes_text(small_sam: MobileSam, coffee: Pixels) -> None:
 
 
 def test_small_finds_are_told_of(small_sam: MobileSam, coffee: Pixels) -> None:
-    from mobile_sam_plugin.integrations.grounded_sam import Detections
+    from mobile_sam_plugin.integrations.detectors import Detections
 
     thresholds = []
 

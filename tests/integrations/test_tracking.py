@@ -30,28 +30,22 @@ from mobile_sam_plugin.checkpoint import BUNDLED_FILE
 from mobile_sam_plugin.cli import main
 from mobile_sam_plugin.drawing import palette
 from mobile_sam_plugin.errors import UserError
+from mobile_sam_plugin.integrations.flow import FlowPropagator, mask_prompt
 from mobile_sam_plugin.integrations.instances import Instances
 from mobile_sam_plugin.integrations.propagators import (
-    FlowPropagator,
     FrameEncoder,
     TransformersPropagator,
     claim_pixels,
-    mask_prompt,
 )
+from mobile_sam_plugin.integrations.segmenters import BaseSegmenter, Segmentor
 from mobile_sam_plugin.integrations.track_anything import (
-    BaseSegmenter,
-    Segmentor,
     TrackAnything,
     find_everything,
     track_video,
 )
-from mobile_sam_plugin.integrations.video import (
-    TrackedFrame,
-    TrackWriter,
-    Video,
-    VideoWriter,
-)
-from mobile_sam_plugin.integrations.video import _encode_ids as encode_ids
+from mobile_sam_plugin.integrations.tracks import TrackedFrame, TrackWriter
+from mobile_sam_plugin.integrations.tracks import _encode_ids as encode_ids
+from mobile_sam_plugin.integrations.video import Video, VideoWriter
 from mobile_sam_plugin.mobile_sam import set_img_size
 from mobile_sam_plugin.records import encode_mask
 

@@ -44,7 +44,7 @@ from mobile_sam_plugin.integrations.video import VideoWriter
 from mobile_sam_plugin.mobile_sam import set_img_size
 from mobile_sam_plugin.records import decode_mask, encode_mask
 
-from ..integrations.test_grounded_sam import save_owl_detector
+from ..integrations.models import save_owl_detector
 from .attempts import FORMATS, SEARCH
 
 ROOT = Path(__file__).parents[2]

@@ -20,9 +20,10 @@ from torchvision.ops import batched_nms
 from mobile_sam_plugin import MobileSam, build_sam_vit_t
 from mobile_sam_plugin.errors import UserError
 from mobile_sam_plugin.images import ImageSource, load_image
+from mobile_sam_plugin.inputs import check_number
 
 from .detectors import DEFAULT_DETECTOR, Detections, Detector, TransformersDetector, match_phrases
-from .instances import Instances, as_predictor, check_thresholds, path_of
+from .instances import Instances, as_predictor, path_of
 from .texts import split_prompts as split_prompts
 
 # What the masks of so many boxes take at once stays small beside the model, also at 12 megapixels.
@@ -218,9 +219,9 @@ def setup_model() -> MobileSam:
 
 
 def _check_thresholds(box_threshold: float, text_threshold: float, nms_threshold: float) -> None:
-    check_thresholds(
-        box_threshold=box_threshold, text_threshold=text_threshold, nms_threshold=nms_threshold
-    )
+    check_number("box_threshold", box_threshold, 0, 1)
+    check_number("text_threshold", text_threshold, 0, 1)
+    check_number("nms_threshold", nms_threshold, 0, 1)
 
 
 def _check_detections(detections: Detections, prompts: Sequence[str], detector: str) -> Detections:

@@ -21,6 +21,7 @@ from mobile_sam_plugin.drawing import draw_overlay
 from mobile_sam_plugin.errors import MissingExtra, UserError
 from mobile_sam_plugin.files import encode_image, write_file
 from mobile_sam_plugin.images import ImageSource, load_image
+from mobile_sam_plugin.inputs import check_number
 from mobile_sam_plugin.polygons import Losses, labelme_content, relative_path
 from mobile_sam_plugin.records import encode_mask
 from mobile_sam_plugin.results import write_masks
@@ -56,20 +57,6 @@ def as_predictor(
     return model if isinstance(model, SamPredictor) else SamPredictor(sam)
 
 
-def check_thresholds(**thresholds: Any) -> None:
-    """Refuses a threshold outside [0, 1].
-
-    Raises:
-        TypeError: one is no number; the message names it.
-        UserError: one lies outside, or is NaN.
-    """
-    for name, value in thresholds.items():
-        if not isinstance(value, int | float | np.number):
-            raise TypeError(f"{name} must be a number in [0, 1], not {value!r:.60}")
-        if not 0 <= value <= 1:  # nor NaN
-            raise UserError(f"{name} must lie in [0, 1], not at {value}")
-
-
 def everything_mode(
     model: nn.Module | segment_anything.SamPredictor, **options: Any
 ) -> SamAutomaticMaskGenerator:
@@ -83,8 +70,9 @@ def everything_mode(
         TypeError: the model is neither.
         ValueError: a threshold outside [0, 1], or as the generator.
     """
-    thresholds = {name: value for name, value in options.items() if name.endswith("_thresh")}
-    check_thresholds(**thresholds)
+    for name, value in options.items():
+        if name.endswith("_thresh"):
+            check_number(name, value, 0, 1)
     return SamAutomaticMaskGenerator(as_predictor(model).model, **options)
 
 

@@ -22,8 +22,10 @@ from torch import Tensor, nn
 
 from mobile_sam_plugin.drawing import colors_of, palette
 from mobile_sam_plugin.errors import UserError
+from mobile_sam_plugin.everything import drop_empty
 from mobile_sam_plugin.files import encode_image, write_file
 from mobile_sam_plugin.images import ImageSource, load_image
+from mobile_sam_plugin.inputs import check_integer
 from mobile_sam_plugin.predictor import SamPredictor
 from mobile_sam_plugin.records import decode_mask
 
@@ -171,8 +173,7 @@ class SemanticMobileSam:
             predictor: one that has this image set, so that it need not be encoded again.
         """
         pixels = load_image(image)
-        found = self.generator.generate(pixels, progress, predictor)
-        records = [record for record in found if record["area"]]
+        records = drop_empty(self.generator.generate(pixels, progress, predictor))
         masks = np.zeros((len(records), *pixels.shape[:2]), dtype=bool)
         for mask, record in zip(masks, records, strict=True):
             mask[:] = decode_mask(record)
@@ -248,10 +249,7 @@ class SemanticMobileSam:
             raise TypeError(f"the text must be a str, not {type(text).__name__}")
         if not text.strip():
             raise UserError("the text is empty: tell what is to be found")
-        if not isinstance(limit, int | np.integer):
-            raise TypeError(f"the limit must be a whole number, not {limit!r}")
-        if limit < 1:
-            raise UserError(f"the limit must be at least 1, not {limit}")
+        check_integer("limit", limit, 1)
         pixels = load_image(image)
         found = self._check_masks(pixels, masks)
         scores = _softmax(self._compare(pixels, found, [text])[:, 0], axis=0)

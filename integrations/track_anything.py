@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from mobile_sam_plugin.checkpoint import fingerprint
 from mobile_sam_plugin.errors import UserError
+from mobile_sam_plugin.inputs import check_number
 from mobile_sam_plugin.records import decode_mask
 
 from .flow import FlowPropagator, mask_prompt
@@ -30,7 +31,6 @@ from .instances import (
     Instances,
     as_predictor,
     boxes_of,
-    check_thresholds,
     everything_mode,
     load_image,
 )
@@ -120,7 +120,7 @@ class TrackAnything:
         for name, value in (("find_every", find_every), ("min_area", min_area)):
             if _whole_number(name, value) < 0:
                 raise UserError(f"{name} ({value}) must not be negative")
-        check_thresholds(min_new_share=min_new_share)
+        check_number("min_new_share", min_new_share, 0, 1)
         methods = ("reset", "set_masks", "propagate")
         if propagator is not None and not all(hasattr(propagator, name) for name in methods):
             raise TypeError(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .build import build_sam_vit_t
     from .checkpoint import DEFAULT_CHECKPOINT
     from .mobile_sam import MobileSam
-    from .model import accelerate
+    from .model import use_fast_decoder
     from .predictor import SamPredictor
     from .registry import sam_model_registry
     from .replacement import register, replace
@@ -28,12 +28,12 @@ _MODULES = {
     "MobileSam": "mobile_sam",
     "SamAutomaticMaskGenerator": "automatic_mask_generator",
     "SamPredictor": "predictor",
-    "accelerate": "model",
     "annotate": "annotation",
     "build_sam_vit_t": "build",
     "register": "replacement",
     "replace": "replacement",
     "sam_model_registry": "registry",
+    "use_fast_decoder": "model",
 }
 
 __all__ = [
@@ -41,12 +41,12 @@ __all__ = [
     "MobileSam",
     "SamAutomaticMaskGenerator",
     "SamPredictor",
-    "accelerate",
     "annotate",
     "build_sam_vit_t",
     "register",
     "replace",
     "sam_model_registry",
+    "use_fast_decoder",
 ]
 
 

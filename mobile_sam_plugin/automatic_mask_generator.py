@@ -1,7 +1,6 @@
 """Everything mode: upstream's records for every option, in a fraction of the time and memory."""
 
-import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -13,8 +12,8 @@ from PIL import Image
 from segment_anything.utils.amg import MaskData
 from torch import Tensor
 
-from .everything import MaskSearch, Progress, clean
-from .mask_postprocessing import FloatArray, MaskUpscaler
+from .everything import MaskGenerator, Progress, remove_small_regions
+from .mask_postprocessing import FloatArray
 from .model import MaskDecoder
 from .predictor import SamPredictor, eval_mode
 from .records import Record
@@ -25,7 +24,7 @@ Decoded = tuple[Tensor, Tensor, Tensor]
 _PROMPTS_AT_ONCE = 8  # the fastest of upstream's decoder on a CPU
 
 
-class SamAutomaticMaskGenerator(MaskSearch, segment_anything.SamAutomaticMaskGenerator):
+class SamAutomaticMaskGenerator(MaskGenerator, segment_anything.SamAutomaticMaskGenerator):
     """Segments everything in an image; subclass of upstream's, same options and records.
 
     Works with any ``segment_anything.modeling.Sam``. Memory does not grow with the number of
@@ -76,13 +75,6 @@ class SamAutomaticMaskGenerator(MaskSearch, segment_anything.SamAutomaticMaskGen
             output_mode,
         )
 
-    _encoded: SamPredictor | None = None
-
-    @property
-    def _model_size(self) -> int:
-        size: int = self.predictor.transform.target_length
-        return size
-
     @torch.no_grad()
     def generate(
         self,
@@ -90,22 +82,29 @@ class SamAutomaticMaskGenerator(MaskSearch, segment_anything.SamAutomaticMaskGen
         progress: Progress | None = None,
         predictor: SamPredictor | None = None,
     ) -> list[Record]:
-        """As :meth:`MaskSearch.generate`, in eval mode.
+        """Generates masks for an image, as upstream's ``generate``, in eval mode.
 
         Args:
-            image, progress: as there.
-            predictor: one that has this image set, as ``set_image_batch`` returns them; so the
-                image need not be encoded again, only its crops.
-        """
-        search = copy.copy(self)  # threads may share this one
-        search._encoded = predictor
-        with eval_mode(self.predictor.model):
-            return super(SamAutomaticMaskGenerator, search).generate(image, progress)
+            image: anything that ``SamPredictor.set_image`` takes, in RGB order.
+            progress: called after every ``points_per_batch`` points with the number of points done
+                and of all points.
+            predictor: one that has this image set, as ``set_image_batch`` returns them; so only
+                the crops of the image are encoded.
 
-    def _decoder(self) -> "Callable[[NDArray[np.uint8]], _CropDecoder]":
+        Returns:
+            One record per mask, none if nothing passed the thresholds: ``segmentation`` (bool
+            (H, W), or RLE, by ``output_mode``), ``bbox`` (XYWH; last minus first pixel, so each
+            side is 1 less than COCO's), ``area`` in pixels, ``predicted_iou``, ``point_coords``
+            (XY), ``stability_score`` and ``crop_box`` (XYWH).
+
+        Raises:
+            TypeError, ValueError: as ``SamPredictor.set_image``.
+        """
         model = self.predictor.model
         decoder = MaskDecoder.standing_in(model.mask_decoder)
-        return partial(_CropDecoder, model, decoder, self._encoded)
+        set_crop = partial(_CropDecoder, model, decoder, predictor)
+        with eval_mode(model):
+            return self._generate(image, set_crop, model.image_encoder.img_size, progress)
 
     @staticmethod
     def postprocess_small_regions(
@@ -119,7 +118,7 @@ class SamAutomaticMaskGenerator(MaskSearch, segment_anything.SamAutomaticMaskGen
             nms_thresh: the box IoU above which the one of two masks that was changed goes.
         """
         boxes = torch.as_tensor(mask_data["boxes"]).tolist()
-        kept = clean(mask_data["rles"], boxes, min_area, nms_thresh)
+        kept = remove_small_regions(mask_data["rles"], boxes, min_area, nms_thresh)
         mask_data["boxes"] = torch.tensor(boxes)
         mask_data.filter(torch.tensor(kept, dtype=torch.int64))
         return mask_data
@@ -144,12 +143,7 @@ class _CropDecoder:
             self._predictor = SamPredictor(model)
             self._predictor.set_image(pixels)
         self.mask_threshold: float = model.mask_threshold
-        self.upscaler = MaskUpscaler(
-            self._predictor.input_size,
-            self._predictor.original_size,
-            low_res_size=tuple(model.prompt_encoder.mask_input_size),
-            model_size=model.image_encoder.img_size,
-        )
+        self.upscaler = self._predictor.upscaler
 
     def masks_above(
         self, points: NDArray[np.float64], pred_iou_thresh: float

@@ -5,9 +5,7 @@ OpenCV alone, and results equal to those of ``segment_anything.SamAutomaticMaskG
 """
 
 import math
-import numbers
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Protocol
@@ -18,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from .errors import UserError
-from .inputs import as_finite, as_pixels, input_size
+from .inputs import as_finite, as_pixels, check_integer, check_number, input_size
 from .mask_postprocessing import (
     BoolArray,
     CropMask,
@@ -32,6 +30,7 @@ from .mask_postprocessing import (
 from .records import Record
 
 Progress = Callable[[int, int], None]
+"""Called with the number of points done and of all points."""
 
 _OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
 _MOST_POINTS = 10_000  # a side; the millions of clicks of more would take days
@@ -76,7 +75,7 @@ class _Candidate:
         return [x0 + x, y0 + y, x1 + x, y1 + y]
 
 
-class MaskSearch(ABC):
+class MaskGenerator:
     """The options and the procedure of everything mode."""
 
     def __init__(
@@ -128,15 +127,15 @@ class MaskSearch(ABC):
             raise UserError(
                 f"output_mode must be one of {', '.join(_OUTPUT_MODES)}, not {output_mode!r}"
             )
-        _check_whole("points_per_batch", points_per_batch, 1)
-        _check_whole("crop_n_layers", crop_n_layers, 0)
-        _check_number("pred_iou_thresh", pred_iou_thresh, highest=1)
-        _check_number("stability_score_thresh", stability_score_thresh, highest=1)
-        _check_number("stability_score_offset", stability_score_offset)
-        _check_number("box_nms_thresh", box_nms_thresh)
-        _check_number("crop_nms_thresh", crop_nms_thresh)
-        _check_number("crop_overlap_ratio", crop_overlap_ratio, lowest=0, highest=1)
-        _check_number("min_mask_region_area", min_mask_region_area)
+        check_integer("points_per_batch", points_per_batch, 1)
+        check_integer("crop_n_layers", crop_n_layers, 0)
+        check_number("pred_iou_thresh", pred_iou_thresh, highest=1)
+        check_number("stability_score_thresh", stability_score_thresh, highest=1)
+        check_number("stability_score_offset", stability_score_offset)
+        check_number("box_nms_thresh", box_nms_thresh)
+        check_number("crop_nms_thresh", crop_nms_thresh)
+        check_number("crop_overlap_ratio", crop_overlap_ratio, lowest=0, highest=1)
+        check_number("min_mask_region_area", min_mask_region_area)
         self.predictor = predictor
         self.points_per_batch = points_per_batch
         self.pred_iou_thresh = pred_iou_thresh
@@ -156,40 +155,28 @@ class MaskSearch(ABC):
             sides = _grid_sides(points_per_side, crop_n_layers, crop_n_points_downscale_factor)
             self.point_grids = [_point_grid(side) for side in sides]
 
-    @property
-    @abstractmethod
-    def _model_size(self) -> int:
-        """The side of the model's input in pixels."""
-
-    @abstractmethod
-    def _decoder(self) -> Callable[[NDArray[np.uint8]], CropDecoder]:
-        """What sets a crop, (H, W, 3) uint8; asked for once an image."""
-
-    def generate(
-        self, image: NDArray[np.uint8] | Image.Image, progress: Progress | None = None
+    def _generate(
+        self,
+        image: NDArray[np.uint8] | Image.Image,
+        set_crop: Callable[[NDArray[np.uint8]], CropDecoder],
+        img_size: int,
+        progress: Progress | None,
     ) -> list[Record]:
-        """Generates masks for an image, as upstream's ``generate``.
+        """Does what the ``generate`` of a subclass promises.
 
         Args:
-            image: all that ``SamPredictor.set_image`` takes, in RGB order.
-            progress: called with the number of points done and of all points, again and again.
-
-        Returns:
-            A record a mask, none if nothing passed the thresholds: ``segmentation`` (bool (H, W),
-            or RLE, by ``output_mode``), ``bbox`` (XYWH), ``area`` in pixels, ``predicted_iou``,
-            ``point_coords`` (XY), ``stability_score`` and ``crop_box`` (XYWH).
-
-        Raises:
-            TypeError, ValueError: as ``SamPredictor.set_image``.
+            image, progress: those of ``generate``.
+            set_crop: encodes a crop, (H, W, 3) uint8 RGB.
+            img_size: the side of the model's input in pixels.
         """
         pixels = as_pixels(image)
         image_size = pixels.shape[:2]
-        candidates = self._find(pixels, progress or (lambda done, total: None))
+        candidates = self._find(pixels, set_crop, img_size, progress or (lambda done, total: None))
         rles = [found.mask.to_rle(found.crop_box, image_size) for found in candidates]
         boxes = [found.box for found in candidates]
         if self.min_mask_region_area > 0:
             nms_thresh = max(self.box_nms_thresh, self.crop_nms_thresh)
-            kept = clean(rles, boxes, self.min_mask_region_area, nms_thresh)
+            kept = remove_small_regions(rles, boxes, self.min_mask_region_area, nms_thresh)
             rles, boxes = [rles[i] for i in kept], [boxes[i] for i in kept]
             candidates = [candidates[i] for i in kept]
         return [
@@ -210,7 +197,13 @@ class MaskSearch(ABC):
             return compress_rle(rle)
         return mask_from_rle(rle) if self.output_mode == "binary_mask" else rle
 
-    def _find(self, pixels: NDArray[np.uint8], progress: Progress) -> list[_Candidate]:
+    def _find(
+        self,
+        pixels: NDArray[np.uint8],
+        set_crop: Callable[[NDArray[np.uint8]], CropDecoder],
+        img_size: int,
+        progress: Progress,
+    ) -> list[_Candidate]:
         """The masks of all crops without duplicates."""
         height, width = pixels.shape[:2]
         crops = [
@@ -218,11 +211,10 @@ class MaskSearch(ABC):
             for crop_box, layer in _crop_boxes(
                 height, width, self.crop_n_layers, self.crop_overlap_ratio
             )
-            if layer == 0 or self._can_hold_masks(crop_box)
+            if layer == 0 or _can_hold_masks(crop_box, img_size)
         ]
         total, done = sum(len(self.point_grids[layer]) for _, layer in crops), 0
         candidates: list[_Candidate] = []
-        set_crop = self._decoder()
         for crop_box, layer in crops:
             x0, y0, x1, y1 = crop_box
             decoder = set_crop(pixels[y0:y1, x0:x1])
@@ -235,26 +227,15 @@ class MaskSearch(ABC):
                 progress(done, total)
             scores = [candidate.predicted_iou for candidate in found]
             boxes = [candidate.mask.box for candidate in found]
-            candidates += [found[i] for i in suppress(boxes, scores, self.box_nms_thresh)]
+            candidates += [found[i] for i in nms(boxes, scores, self.box_nms_thresh)]
         if len(crops) > 1:
             # Prefer masks from smaller crops, as upstream.
             crop_boxes = [candidate.crop_box for candidate in candidates]
             scores = [1 / ((x1 - x0) * (y1 - y0)) for x0, y0, x1, y1 in crop_boxes]
             boxes = [candidate.box for candidate in candidates]
-            kept = suppress(boxes, scores, self.crop_nms_thresh)
+            kept = nms(boxes, scores, self.crop_nms_thresh)
             candidates = [candidates[i] for i in kept]
         return candidates
-
-    def _can_hold_masks(self, crop_box: list[int]) -> bool:
-        """Whether there is anything in a crop: of small images some are empty, or too thin."""
-        x0, y0, x1, y1 = crop_box
-        if x0 >= x1 or y0 >= y1:
-            return False
-        try:
-            input_size(y1 - y0, x1 - x0, self._model_size)
-        except UserError:
-            return False
-        return True
 
     def _find_at(
         self,
@@ -275,7 +256,17 @@ class MaskSearch(ABC):
                 yield _Candidate(mask, score, points[prompt] + crop_box[:2], crop_box)
 
 
-def clean(rles: list[UncompressedRLE], boxes: Any, min_area: int, nms_thresh: float) -> list[int]:
+def drop_empty(records: Iterable[Record]) -> list[Record]:
+    """Returns the records whose masks have pixels.
+
+    With both thresholds at 0 a generator also returns empty masks, as upstream's does.
+    """
+    return [record for record in records if record["area"]]
+
+
+def remove_small_regions(
+    rles: list[UncompressedRLE], boxes: Any, min_area: int, nms_thresh: float
+) -> list[int]:
     """Fills small holes and drops small islands of masks, one mask at a time, then runs NMS.
 
     Args:
@@ -298,7 +289,7 @@ def clean(rles: list[UncompressedRLE], boxes: Any, min_area: int, nms_thresh: fl
             rles[index] = rle_from_mask(mask)
             boxes[index] = cleaned[-1]
     # Prefer masks that did not need it.
-    return suppress(cleaned, unchanged, nms_thresh)
+    return nms(cleaned, unchanged, nms_thresh)
 
 
 def _without_small_regions(mask: BoolArray, min_area: int, holes: bool) -> tuple[BoolArray, bool]:
@@ -317,7 +308,7 @@ def _without_small_regions(mask: BoolArray, min_area: int, holes: bool) -> tuple
     return np.isin(regions, large if len(large) else np.argmax(areas) + 1), True
 
 
-def suppress(boxes: ArrayLike, scores: Sequence[float], iou_threshold: float) -> list[int]:
+def nms(boxes: ArrayLike, scores: Sequence[float], iou_threshold: float) -> list[int]:
     """Non-maximum suppression as torchvision's ``nms``, in float32.
 
     Args:
@@ -345,29 +336,11 @@ def suppress(boxes: ArrayLike, scores: Sequence[float], iou_threshold: float) ->
     return kept
 
 
-def _check_number(
-    name: str, value: float, lowest: float = -math.inf, highest: float = math.inf
-) -> None:
-    """Refuses an option that is no number, or outside of its bounds, by its name."""
-    if not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number, not {value!r}")
-    if not value >= lowest:  # NaN neither
-        raise UserError(f"{name} must be a number of at least {lowest:g}, not {value}")
-    if value > highest:
-        raise UserError(f"{name} must be at most {highest:g}, not {value}")
-
-
-def _check_whole(name: str, value: int, lowest: int) -> None:
-    _check_number(name, value, lowest)
-    if not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be a whole number, not {value!r}")
-
-
 def _grid_sides(points_per_side: float | None, layers: int, downscale_factor: float) -> list[int]:
     """The clicks along a side of the image, and of the crops of each layer, as upstream's."""
     assert points_per_side is not None
-    _check_number("points_per_side", points_per_side, 1, _MOST_POINTS)
-    _check_number("crop_n_points_downscale_factor", downscale_factor)
+    check_number("points_per_side", points_per_side, 1, _MOST_POINTS)
+    check_number("crop_n_points_downscale_factor", downscale_factor)
     if downscale_factor <= 0:
         raise UserError(f"crop_n_points_downscale_factor must be above 0, not {downscale_factor}")
     sides = [int(points_per_side / downscale_factor**layer) for layer in range(layers + 1)]
@@ -425,6 +398,18 @@ def _crop_boxes(
             x1, y1 = min(x0 + crop_width, width), min(y0 + crop_height, height)
             crops.append(([x0, y0, x1, y1], layer))
     return crops
+
+
+def _can_hold_masks(crop_box: list[int], img_size: int) -> bool:
+    """Whether there is anything in a crop: of small images some are empty, or too thin."""
+    x0, y0, x1, y1 = crop_box
+    if x0 >= x1 or y0 >= y1:
+        return False
+    try:
+        input_size(y1 - y0, x1 - x0, img_size)
+    except UserError:
+        return False
+    return True
 
 
 def _is_cut_off(box: list[int], crop_box: list[int], image_size: tuple[int, int]) -> bool:

@@ -1,5 +1,7 @@
 """Images and prompts in memory, checked: what every predictor takes. Free of torch."""
 
+import math
+import numbers
 import warnings
 from typing import Any, NoReturn
 
@@ -267,6 +269,33 @@ def as_finite(name: str, values: ArrayLike, highest: float = MAX_COORDINATE) -> 
     if beyond.size:
         refuse_number(name, float(beyond[0]), highest)
     return array
+
+
+def check_number(
+    name: str, value: float, lowest: float = -math.inf, highest: float = math.inf
+) -> None:
+    """Checks an option that must be a number from ``lowest`` to ``highest``.
+
+    Raises:
+        TypeError: if it is not a number; by the name of the option.
+        UserError: if it is NaN or outside of the bounds; by the name of the option.
+    """
+    if not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, not {value!r:.60}")
+    if lowest <= value <= highest:
+        return
+    if lowest == -math.inf:
+        allowed = "a number" if math.isnan(value) else f"at most {highest:g}"
+    else:
+        allowed = f"at least {lowest:g}" if highest == math.inf else f"in [{lowest:g}, {highest:g}]"
+    raise UserError(f"{name} must be {allowed}, not {value}")
+
+
+def check_integer(name: str, value: int, lowest: float = -math.inf) -> None:
+    """Checks an option that must be an integer of at least ``lowest``; raises as `check_number`."""
+    check_number(name, value, lowest)
+    if not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be a whole number, not {value!r}")
 
 
 def refuse_number(name: str, value: float, highest: float) -> NoReturn:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypedDict
 
 import numpy as np
@@ -178,7 +179,7 @@ class MaskUpscaler:
         input_size: tuple[int, int],
         crop_size: tuple[int, int],
         low_res_size: tuple[int, int] = (256, 256),
-        model_size: int = 1024,
+        img_size: int = 1024,
     ) -> None:
         """Prepare the interpolation for a crop.
 
@@ -186,20 +187,20 @@ class MaskUpscaler:
             input_size: (height, width) of the resized crop in the model's input, without padding.
             crop_size: (height, width) of the crop in the original image, in pixels.
             low_res_size: (height, width) of the low-resolution logits.
-            model_size: side of the model's square input, in pixels.
+            img_size: side of the model's square input, in pixels.
 
         Raises:
             ValueError: if a size is not positive or the input size exceeds the model's.
         """
-        if min(*input_size, *crop_size, *low_res_size) < 1 or max(input_size) > model_size:
+        if min(*input_size, *crop_size, *low_res_size) < 1 or max(input_size) > img_size:
             raise UserError(
                 f"Cannot upscale logits of size {low_res_size} to crop size {crop_size} through "
-                f"input size {input_size} of a model of input size {model_size}."
+                f"input size {input_size} of a model of input size {img_size}."
             )
         self.low_res_size = low_res_size
         self.crop_size = crop_size
         self._rows, self._columns = (
-            _TiledInterpolation(low_res_size[axis], model_size, input_size[axis], crop_size[axis])
+            _TiledInterpolation(low_res_size[axis], img_size, input_size[axis], crop_size[axis])
             for axis in (0, 1)
         )
 
@@ -362,6 +363,10 @@ class MaskUpscaler:
         columns, y = np.divmod(tops_and_bottoms, column_stride)
         tops, bottoms = y.T.astype(np.int32)
         return columns[:, 0].astype(np.int32), tops, bottoms
+
+
+# Kept, since threads and clients alternate between images of a few sizes.
+cached_upscaler = lru_cache(maxsize=8)(MaskUpscaler)
 
 
 class _TiledInterpolation:

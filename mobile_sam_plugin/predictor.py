@@ -5,7 +5,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -32,7 +31,7 @@ from .inputs import (
     refuse_label,
     refuse_number,
 )
-from .mask_postprocessing import MaskUpscaler
+from .mask_postprocessing import MaskUpscaler, cached_upscaler
 from .sam_hq import InnerFeatures, decoder_arguments, unpack
 
 
@@ -390,6 +389,16 @@ class SamPredictor(segment_anything.SamPredictor):
         height, width = self.original_size
         return self.model.prompt_encoder.mask_input_size, (height, width), self.input_size
 
+    @property
+    def upscaler(self) -> MaskUpscaler:
+        """Upscales low-res logits of one mask, float32 on the CPU, to the image that is set."""
+        return cached_upscaler(
+            tuple(self.input_size),
+            tuple(self.original_size),
+            tuple(self.model.prompt_encoder.mask_input_size),
+            self.model.image_encoder.img_size,
+        )
+
     def _require_image(self) -> None:
         if not self.is_image_set:
             raise RuntimeError("An image must be set with .set_image(...) before mask prediction.")
@@ -401,14 +410,8 @@ class SamPredictor(segment_anything.SamPredictor):
                 low_res_logits[None], self.input_size, self.original_size
             )[0]
             return logits if return_logits else logits > self.model.mask_threshold
-        upscaler = _upscaler(
-            tuple(self.input_size),
-            tuple(self.original_size),
-            tuple(low_res_logits.shape[1:]),
-            self.model.image_encoder.img_size,
-        )
         threshold = self.model.mask_threshold
-        masks = [upscaler.binary_mask(logits, threshold) for logits in low_res_logits.numpy()]
+        masks = [self.upscaler.binary_mask(logits, threshold) for logits in low_res_logits.numpy()]
         return torch.from_numpy(np.stack(masks))
 
 
@@ -436,10 +439,6 @@ def _check_tensor(name: str, tensor: Tensor, shape: tuple[int | str, ...], highe
     fits = tensor.abs() <= highest if tensor.dtype != torch.bool else tensor >= 0
     if not fits.all():
         refuse_number(name, float(tensor[~fits][0]), highest)
-
-
-# A few, since threads and clients go back and forth between images of several sizes.
-_upscaler = lru_cache(maxsize=8)(MaskUpscaler)
 
 
 @dataclass

@@ -20,9 +20,9 @@ from segment_anything.utils.transforms import ResizeLongestSide
 
 from ..automatic_mask_generator import SamAutomaticMaskGenerator
 from ..checkpoint import fingerprint
+from ..everything import drop_empty
 from ..images import open_image, read_image
 from ..inputs import input_size
-from ..mask_postprocessing import MaskUpscaler
 from ..polygons import relative_path
 from ..predictor import SamPredictor
 from ..records import Record, decode_mask
@@ -204,9 +204,9 @@ class Segmenter:
         result.height, result.width = loaded.pixels.shape[:2]
         try:
             if self._options.mode == "everything":
-                records = self._generator.generate(loaded.pixels, self._check_stop, predictor)
-                # With both thresholds at 0 the generator returns empty masks as well.
-                records = [record for record in records if record["area"]]
+                records = drop_empty(
+                    self._generator.generate(loaded.pixels, self._check_stop, predictor)
+                )
             elif self._options.mode == "boxes":
                 records = self._segment_prompts(loaded, predictor)
             else:
@@ -266,12 +266,6 @@ class Segmenter:
         """Returns a record per box, (N, 4) XYXY in pixels."""
         model = predictor.model
         height, width = predictor.original_size
-        upscaler = MaskUpscaler(
-            predictor.input_size,
-            predictor.original_size,
-            low_res_size=tuple(model.prompt_encoder.mask_input_size),
-            model_size=model.image_encoder.img_size,
-        )
         prompts = predictor.transform.apply_boxes_torch(
             torch.as_tensor(boxes, device=predictor.device), predictor.original_size
         )
@@ -282,7 +276,7 @@ class Segmenter:
                 None, None, prompts[start : start + _BOXES_PER_BATCH], multimask_output=False
             )
             for score, low_res in zip(scores[:, 0].tolist(), logits[:, 0].cpu(), strict=True):
-                mask = upscaler.extract_mask(low_res.numpy(), model.mask_threshold)
+                mask = predictor.upscaler.extract_mask(low_res.numpy(), model.mask_threshold)
                 assert mask is not None
                 x0, y0, x1, y1 = mask.box
                 records.append(

@@ -8,6 +8,7 @@ import numpy as np
 from .. import SamAutomaticMaskGenerator
 from ..coco import records_dataset
 from ..errors import UserError
+from ..everything import drop_empty
 from ..records import Record, decode_mask
 from . import gradio as gr
 from .parts import HEAVY, Stage, look, say
@@ -86,9 +87,7 @@ class EverythingTab:
             progress((done, total), desc="Looking for masks", unit="points")
 
         predictor = self.stage.sessions.predictor(picture)
-        found = generator.generate(picture.pixels, report, predictor)
-        # With both thresholds at 0 the generator lets masks of no pixel pass.
-        records = [each for each in found if each["area"]]
+        records = drop_empty(generator.generate(picture.pixels, report, predictor))
         with session.lock:
             if session.picture is not picture:
                 raise UserError("another picture has come meanwhile: press the button again")

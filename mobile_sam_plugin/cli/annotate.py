@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from . import search_options
+from . import generator_options
 from .inputs import BoxThreshold, Checkpoint, Detector, Device, MaxPixels, ModelType, load_sam
 
 if TYPE_CHECKING:
@@ -125,17 +125,17 @@ def annotate(
         typer.Option("--dry-run", help="Count images and estimate the time; write nothing."),
     ] = False,
     max_pixels: MaxPixels = None,
-    points_per_side: search_options.PointsPerSide = None,
-    points_per_batch: search_options.PointsPerBatch = None,
-    pred_iou_thresh: search_options.PredIouThresh = None,
-    stability_score_thresh: search_options.StabilityScoreThresh = None,
-    stability_score_offset: search_options.StabilityScoreOffset = None,
-    box_nms_thresh: search_options.BoxNmsThresh = None,
-    crop_n_layers: search_options.CropNLayers = None,
-    crop_nms_thresh: search_options.CropNmsThresh = None,
-    crop_overlap_ratio: search_options.CropOverlapRatio = None,
-    crop_n_points_downscale_factor: search_options.CropNPointsDownscaleFactor = None,
-    min_mask_region_area: search_options.MinMaskRegionArea = None,
+    points_per_side: generator_options.PointsPerSide = None,
+    points_per_batch: generator_options.PointsPerBatch = None,
+    pred_iou_thresh: generator_options.PredIouThresh = None,
+    stability_score_thresh: generator_options.StabilityScoreThresh = None,
+    stability_score_offset: generator_options.StabilityScoreOffset = None,
+    box_nms_thresh: generator_options.BoxNmsThresh = None,
+    crop_n_layers: generator_options.CropNLayers = None,
+    crop_nms_thresh: generator_options.CropNmsThresh = None,
+    crop_overlap_ratio: generator_options.CropOverlapRatio = None,
+    crop_n_points_downscale_factor: generator_options.CropNPointsDownscaleFactor = None,
+    min_mask_region_area: generator_options.MinMaskRegionArea = None,
     checkpoint: Checkpoint = None,
     model_type: Annotated[
         ModelType, typer.Option(help="Model type of --checkpoint.")
@@ -191,7 +191,7 @@ def annotate(
     options = AnnotationOptions(
         mode=mode.value,
         formats=tuple(each.value for each in formats or [Format.coco]),
-        generator_options=search_options.given(
+        generator_options=generator_options.given(
             points_per_side=points_per_side,
             points_per_batch=points_per_batch,
             pred_iou_thresh=pred_iou_thresh,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import UserError
-from . import search_options
+from . import generator_options
 from .inputs import Checkpoint, Cutout, Device, Labelme, MaxPixels, Out, load_model
 
 if TYPE_CHECKING:
@@ -30,17 +30,17 @@ def everything(
         ),
     ],
     out: Out,
-    points_per_side: search_options.PointsPerSide = None,
-    points_per_batch: search_options.PointsPerBatch = None,
-    pred_iou_thresh: search_options.PredIouThresh = None,
-    stability_score_thresh: search_options.StabilityScoreThresh = None,
-    stability_score_offset: search_options.StabilityScoreOffset = None,
-    box_nms_thresh: search_options.BoxNmsThresh = None,
-    crop_n_layers: search_options.CropNLayers = None,
-    crop_nms_thresh: search_options.CropNmsThresh = None,
-    crop_overlap_ratio: search_options.CropOverlapRatio = None,
-    crop_n_points_downscale_factor: search_options.CropNPointsDownscaleFactor = None,
-    min_mask_region_area: search_options.MinMaskRegionArea = None,
+    points_per_side: generator_options.PointsPerSide = None,
+    points_per_batch: generator_options.PointsPerBatch = None,
+    pred_iou_thresh: generator_options.PredIouThresh = None,
+    stability_score_thresh: generator_options.StabilityScoreThresh = None,
+    stability_score_offset: generator_options.StabilityScoreOffset = None,
+    box_nms_thresh: generator_options.BoxNmsThresh = None,
+    crop_n_layers: generator_options.CropNLayers = None,
+    crop_nms_thresh: generator_options.CropNmsThresh = None,
+    crop_overlap_ratio: generator_options.CropOverlapRatio = None,
+    crop_n_points_downscale_factor: generator_options.CropNPointsDownscaleFactor = None,
+    min_mask_region_area: generator_options.MinMaskRegionArea = None,
     cutout: Cutout = False,
     polygons: Annotated[
         bool,
@@ -63,7 +63,7 @@ def everything(
 
     An image of a folder that cannot be done is reported and left out, and the exit code is then 1.
     """
-    given = search_options.given(
+    given = generator_options.given(
         points_per_side=points_per_side,
         points_per_batch=points_per_batch,
         pred_iou_thresh=pred_iou_thresh,
@@ -80,6 +80,7 @@ def everything(
     from tqdm import tqdm
 
     from .. import SamAutomaticMaskGenerator
+    from ..everything import drop_empty
     from ..images import list_images, load_image
     from ..polygons import Losses
     from ..results import claim_folder, name_folders, write_results
@@ -102,13 +103,12 @@ def everything(
             bar.set_description(f"{path.name} ({index + 1}/{len(paths)})")
             try:
                 pixels = load_image(path)
-                records = generator.generate(pixels, partial(_advance, bar, index * clicks))
+                found = generator.generate(pixels, partial(_advance, bar, index * clicks))
             except Exception as error:  # of whatever kind, the other images have none of it
                 report(path, error)
                 failed = True
                 continue
-            # With both thresholds at 0 the generator lets masks of no pixel pass.
-            records = [record for record in records if record["area"]]
+            records = drop_empty(found)
             try:
                 folder = claim_folder(out, path, folders[path])
                 write_results(folder, pixels, records, cutouts=cutout)

@@ -1,18 +1,20 @@
 """Everything mode on exported ONNX files."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from ..everything import MaskSearch
+from ..everything import MaskGenerator, Progress
 from ..mask_postprocessing import FloatArray
+from ..records import Record
 from .predictor import MASK_THRESHOLD, OnnxPredictor
 
 
-class OnnxAutomaticMaskGenerator(MaskSearch):
+class OnnxAutomaticMaskGenerator(MaskGenerator):
     """Segments everything in an image: ``SamAutomaticMaskGenerator`` without torch.
 
     Same options and records. ``points_per_batch`` is how often progress is reported.
@@ -25,12 +27,24 @@ class OnnxAutomaticMaskGenerator(MaskSearch):
 
     predictor: OnnxPredictor
 
-    @property
-    def _model_size(self) -> int:
-        return self.predictor.model_size
+    def generate(
+        self, image: NDArray[np.uint8] | Image.Image, progress: Progress | None = None
+    ) -> list[Record]:
+        """Generates masks for an image, as ``SamAutomaticMaskGenerator.generate``.
 
-    def _decoder(self) -> "Callable[[NDArray[np.uint8]], _CropDecoder]":
-        return partial(_CropDecoder, self.predictor)
+        Args:
+            image: anything that ``OnnxPredictor.set_image`` takes, in RGB order.
+            progress: called after every ``points_per_batch`` points with the number of points done
+                and of all points.
+
+        Returns:
+            One record per mask, with the fields of ``SamAutomaticMaskGenerator``.
+
+        Raises:
+            TypeError, ValueError: as ``OnnxPredictor.set_image``.
+        """
+        set_crop = partial(_CropDecoder, self.predictor)
+        return self._generate(image, set_crop, self.predictor.model_size, progress)
 
 
 class _CropDecoder:

@@ -3,7 +3,7 @@
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -21,7 +21,7 @@ from ..inputs import (
     check_points,
     input_size,
 )
-from ..mask_postprocessing import FloatArray, MaskUpscaler
+from ..mask_postprocessing import FloatArray, MaskUpscaler, cached_upscaler
 
 MASK_THRESHOLD = 0.0
 
@@ -35,9 +35,6 @@ _DECODER_INPUTS = {
 }
 # More at once take more memory and are no faster.
 _PROMPTS_AT_ONCE = 4
-
-_upscaler = lru_cache(maxsize=8)(MaskUpscaler)
-
 
 Providers = str | Sequence[str | tuple[str, Mapping[str, Any]]]
 """Execution providers, as onnxruntime takes them, or the name of one."""
@@ -384,7 +381,9 @@ class OnnxPredictor:
     @property
     def upscaler(self) -> MaskUpscaler:
         """What upscales low-res logits to the image that is set."""
-        return _upscaler(self.input_size, self.original_size, self._low_res_size, self.model_size)
+        return cached_upscaler(
+            self.input_size, self.original_size, self._low_res_size, self.model_size
+        )
 
 
 class OpenVinoPredictor(OnnxPredictor):

@@ -47,6 +47,7 @@ from ..datasets.annotated import AnnotatedImage, AnnotatedImages
 from ..datasets.readable import Skipped, check_fit
 from ..drawing import draw_overlay
 from ..errors import MissingExtra, UserError
+from ..everything import drop_empty
 from ..files import write_file
 from ..predictor import SamPredictor
 from ..records import encode_mask
@@ -399,7 +400,7 @@ class _Examiner:
         return ious
 
     def _search(self, item: AnnotatedImage) -> dict[str, list[float | None]]:
-        records = [record for record in self.generator.generate(item.image) if record["area"]]
+        records = drop_empty(self.generator.generate(item.image))
         records.sort(key=lambda record: -record["predicted_iou"])
         truth = [encode_mask(item.take([mask])[0]) for mask in range(item.count)]
         ious = np.zeros((0, len(truth)))

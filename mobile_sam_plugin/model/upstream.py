@@ -56,6 +56,39 @@ def is_upstreams(module: nn.Module, kind: str | type[nn.Module]) -> bool:
     )
 
 
+def parts_never_called(decoder: nn.Module) -> list[tuple[nn.Module, type[nn.Module] | str]] | None:
+    """The modules below a mask decoder that :class:`.MaskDecoder` computes without calling them.
+
+    Returns:
+        Each with its class, as :func:`is_upstreams` takes it; None if the modules are not arranged
+        as upstream's.
+    """
+    linear = "q_proj", "k_proj", "v_proj", "out_proj"
+    try:
+        transformer: Any = decoder.transformer
+        attentions = [transformer.final_attn_token_to_image]
+        parts: list[tuple[nn.Module, type[nn.Module] | str]] = [(transformer, "TwoWayTransformer")]
+        for layer in transformer.layers:
+            parts += [(layer, "TwoWayAttentionBlock"), (layer.norm4, nn.LayerNorm)]
+            attentions += [layer.cross_attn_token_to_image, layer.cross_attn_image_to_token]
+        for attention in attentions:
+            parts.append((attention, "Attention"))
+            parts += [(getattr(attention, name), nn.Linear) for name in linear]
+        upscaling: Any = decoder.output_upscaling
+        first, norm, first_activation, second, second_activation = upscaling
+    except (AttributeError, TypeError, ValueError):
+        return None
+    parts += [
+        (upscaling, nn.Sequential),
+        (first, nn.ConvTranspose2d),
+        (norm, "LayerNorm2d"),
+        (second, nn.ConvTranspose2d),
+    ]
+    for activation in (first_activation, second_activation):
+        parts.append((activation, nn.GELU if isinstance(activation, nn.GELU) else nn.ReLU))
+    return parts if len(transformer.layers) > 0 else None
+
+
 def is_hooked(module: nn.Module) -> bool:
     """Whether a call of a module runs forward hooks, its own or those of all modules."""
     return bool(

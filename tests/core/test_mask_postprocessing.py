@@ -98,7 +98,7 @@ def without_interpolation(mask: np.ndarray) -> CropMask:
     side = max(height, width)
     logits = np.full((side, side), -1.0, dtype=np.float32)
     logits[:height, :width] = np.where(mask, 1.0, -1.0)
-    upscaler = MaskUpscaler(mask.shape, mask.shape, low_res_size=(side, side), model_size=side)
+    upscaler = MaskUpscaler(mask.shape, mask.shape, low_res_size=(side, side), img_size=side)
     extracted = upscaler.extract_mask(logits, stability_score_offset=0.5)
     assert extracted is not None
     return extracted

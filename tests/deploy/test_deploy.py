@@ -787,7 +787,7 @@ def test_generator_refuses_options_and_takes_small_images(small_files: Files) ->
     for options, message in (
         ({"pred_iou_thresh": 88}, "pred_iou_thresh must be at most 1"),
         ({"points_per_side": None, "point_grids": []}, "point_grids must hold"),
-        ({"crop_overlap_ratio": 1.5}, "crop_overlap_ratio must be at most 1"),
+        ({"crop_overlap_ratio": 1.5}, "crop_overlap_ratio must be in"),
     ):
         with pytest.raises(ValueError, match=message):
             OnnxAutomaticMaskGenerator(predictor, **options)

@@ -252,7 +252,7 @@ def test_bad_searches(semantic: SemanticMobileSam, scene: Pixels, masks: NDArray
 @pytest.mark.parametrize("name", ["pred_iou_thresh", "stability_score_thresh", "box_nms_thresh"])
 @pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
 def test_thresholds_outside_0_to_1(small_sam: MobileSam, name: str, value: float) -> None:
-    with pytest.raises(ValueError, match=rf"{name} must lie in \[0, 1\], not at {value}"):
+    with pytest.raises(ValueError, match=rf"{name} must be in \[0, 1\], not {value}"):
         SemanticMobileSam(small_sam, compare_colors, **{name: value})  # type: ignore[arg-type]
 
 

@@ -251,7 +251,7 @@ def test_everything_mode_finds_objects(small_sam: MobileSam, coffee: Pixels) -> 
     strict = {"points_per_side": 1, "pred_iou_thresh": 1.0, "stability_score_thresh": 1.0}
     nothing = find_everything(small_sam, **strict)(coffee)
     assert len(nothing) == 0 and nothing.masks.shape == (0, 400, 600)
-    with pytest.raises(ValueError, match=r"box_nms_thresh must lie in \[0, 1\], not at 7"):
+    with pytest.raises(ValueError, match=r"box_nms_thresh must be in \[0, 1\], not 7"):
         find_everything(small_sam, box_nms_thresh=7)
     with pytest.raises(TypeError, match="output_mode"):
         find_everything(small_sam, output_mode="binary_mask")
@@ -312,7 +312,7 @@ def test_mistakes_are_named_and_change_nothing(
 def test_settings_out_of_range_are_named(small_sam: MobileSam) -> None:
     with pytest.raises(ValueError, match=r"find_every \(-1\).* not be negative"):
         TrackAnything(small_sam, find_every=-1)
-    with pytest.raises(ValueError, match=r"min_new_share must lie in \[0, 1\], not at 1.5"):
+    with pytest.raises(ValueError, match=r"min_new_share must be in \[0, 1\], not 1.5"):
         TrackAnything(small_sam, min_new_share=1.5)
     for wrong, message in (
         ({"find_every": 2.5}, "find_every must be a whole number, not 2.5"),

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from mobile_sam_plugin.checkpoint import BUNDLED_FILE
 from mobile_sam_plugin.model import mask_decoder
-from mobile_sam_plugin.model.mask_decoder import MaskDecoder, accelerate
+from mobile_sam_plugin.model.mask_decoder import MaskDecoder, use_fast_decoder
 from mobile_sam_plugin.model.upstream import fingerprint
 
 CHANNELS, SIZE = 256, 12  # An embedding smaller than SAM's keeps the tests quick.
@@ -599,7 +599,7 @@ def small_sam() -> upstream.Sam:
 def test_upstreams_predictor_drives_it(shortcuts: list[bool]) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
     answers = []
-    for sam in (small_sam(), accelerate(small_sam())):
+    for sam in (small_sam(), use_fast_decoder(small_sam())):
         predictor = SamPredictor(sam)
         predictor.set_image(pixels)
         first = predictor.predict(np.array([[60, 40]]), np.array([1]), return_logits=True)
@@ -620,7 +620,7 @@ def test_upstreams_predictor_drives_it(shortcuts: list[bool]) -> None:
 def test_upstreams_generator_drives_it(shortcuts: list[bool]) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
     answers = []
-    for sam in (small_sam(), accelerate(small_sam())):
+    for sam in (small_sam(), use_fast_decoder(small_sam())):
         generator = SamAutomaticMaskGenerator(
             sam, points_per_side=4, pred_iou_thresh=-1.0, stability_score_thresh=0.0
         )
@@ -637,12 +637,12 @@ def test_accelerate_shares_parameters_and_keeps_training_and_hooks() -> None:
     decoder = sam.mask_decoder
     calls = []
     decoder.register_forward_hook(lambda *_: calls.append(1))
-    assert accelerate(sam) is sam and type(sam.mask_decoder) is MaskDecoder
+    assert use_fast_decoder(sam) is sam and type(sam.mask_decoder) is MaskDecoder
     assert sam.mask_decoder.training
     pairs = zip(sam.mask_decoder.parameters(), decoder.parameters(), strict=True)
     assert all(ours is theirs for ours, theirs in pairs)
     accelerated = sam.mask_decoder
-    assert accelerate(sam).mask_decoder is accelerated
+    assert use_fast_decoder(sam).mask_decoder is accelerated
     sparse, dense = sam.prompt_encoder(None, None, None)
     accelerated(torch.zeros(1, 64, 8, 8), sam.prompt_encoder.get_dense_pe(), sparse, dense, True)
     assert calls == [1]
@@ -667,7 +667,7 @@ def test_accelerate_refuses_other_decoders() -> None:
     sam = small_sam()
     sam.mask_decoder = build_decoder(MaskDecoderHQ, 64)
     with pytest.raises(TypeError, match="MaskDecoderHQ"):
-        accelerate(sam)
+        use_fast_decoder(sam)
 
 
 def adapt(folder: Path, package: str) -> Any:
@@ -703,7 +703,7 @@ def test_adaptations_under_upstreams_names_are_refused(
         with pytest.raises(
             TypeError, match="its adapted_modeling.transformer.TwoWayAttentionBlock"
         ):
-            accelerate(sam)
+            use_fast_decoder(sam)
         assert MaskDecoder.standing_in(decoder) is None
 
 

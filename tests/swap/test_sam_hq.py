@@ -19,10 +19,10 @@ from torch import nn
 from mobile_sam_plugin import (
     SamAutomaticMaskGenerator,
     SamPredictor,
-    accelerate,
     build_sam_vit_t,
     register,
     replace,
+    use_fast_decoder,
 )
 from mobile_sam_plugin.mobile_sam import set_img_size
 
@@ -95,10 +95,10 @@ def test_several_images_at_once(hq: ModuleType, image: NDArray[np.uint8]) -> Non
 
 def test_accelerate_on_sam_hq(hq: ModuleType, image: NDArray[np.uint8]) -> None:
     with pytest.raises(TypeError, match="MaskDecoderHQ is not segment-anything's"):
-        accelerate(build_hq(hq, hq.modeling.MaskDecoderHQ, vit_dim=32))
+        use_fast_decoder(build_hq(hq, hq.modeling.MaskDecoderHQ, vit_dim=32))
     sam = build_hq(hq, hq.modeling.MaskDecoder)
     expected = predictions(hq.SamPredictor(sam), image)
-    assert_equal(predictions(hq.SamPredictor(accelerate(sam)), image), expected)
+    assert_equal(predictions(hq.SamPredictor(use_fast_decoder(sam)), image), expected)
 
 
 def test_vit_t_registered_in_a_copy(hq: ModuleType, image: NDArray[np.uint8]) -> None:

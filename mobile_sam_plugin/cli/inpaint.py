@@ -18,8 +18,9 @@ from .inputs import (
     Points,
     find_device,
     load_model,
+    parse_box,
+    parse_point,
 )
-from .segment import parse_box, parse_point
 
 if TYPE_CHECKING:
     from ..images import ImageSource

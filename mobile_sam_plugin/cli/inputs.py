@@ -1,5 +1,6 @@
-"""What several commands take: their common options, and a model on a device."""
+"""Options that several commands share, and how they are read: points, boxes, models, devices."""
 
+import math
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -28,44 +29,53 @@ Points = Annotated[
     typer.Option(
         "--point",
         metavar="X,Y[,LABEL]",
-        help="A click, in pixels of the upright image: on the object (LABEL 1, the default) or "
-        "on the background (0). Can be given several times.",
+        help="A point in pixels of the upright image, on the object (LABEL 1, the default) or on "
+        "the background (0). Can be given several times.",
     ),
 ]
 Detector = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="What finds words: a zero-shot detector of transformers, on the Hub or in a folder.",
+        help="Zero-shot object detector from transformers: Hub repository or folder.",
         show_default="IDEA-Research/grounding-dino-tiny",
     ),
 ]
 BoxThreshold = Annotated[
     float,
-    typer.Option(min=0, max=1, help="Drop objects that words find at a lower score; OWLv2: 0.1."),
+    typer.Option(
+        min=0, max=1, help="Drop detections with a lower score; 0.1 suits OWLv2 detectors."
+    ),
 ]
 MinArea = Annotated[
     int,
-    typer.Option(metavar="PIXELS", min=0, help="Follow no object that is found and smaller."),
+    typer.Option(metavar="PIXELS", min=0, help="Ignore detected objects with fewer pixels."),
 ]
 Checkpoint = Annotated[
     str | None,
     typer.Option(
         metavar="C",
-        help=f"The weights. {CHECKPOINT_NAMES}",
+        help=f"Weights. {CHECKPOINT_NAMES}",
         show_default="the Hub's nielsr/mobilesam",
     ),
 ]
 Device = Annotated[
     str,
-    typer.Option(metavar="D", help="Where to compute: cpu, cuda, cuda:1, mps; or auto."),
+    typer.Option(metavar="D", help="Device: cpu, cuda, cuda:1, mps or auto."),
 ]
-PointsPerSide = Annotated[int, typer.Option(min=1, help="As of mobile-sam everything.")]
-Threshold = Annotated[float, typer.Option(min=0, max=1, help="As of mobile-sam everything.")]
+PointsPerSide = Annotated[
+    int, typer.Option(min=1, help="Points along each side of the grid of everything mode.")
+]
+PredIouThresh = Annotated[
+    float, typer.Option(min=0, max=1, help="Drop masks with a lower predicted IoU.")
+]
+StabilityScoreThresh = Annotated[
+    float, typer.Option(min=0, max=1, help="Drop masks with a lower stability score.")
+]
 Out = Annotated[
     Path,
     typer.Option(
-        metavar="DIR", file_okay=False, help="Where to write: a folder an image, named after it."
+        metavar="DIR", file_okay=False, help="Output folder, with one subfolder per image."
     ),
 ]
 
@@ -85,7 +95,7 @@ MaxPixels = Annotated[
         min=1,
         callback=_limit_pixels,
         show_default="178,956,970",
-        help="Refuse images of more pixels, which could be made to fill the memory.",
+        help="Refuse images with more pixels, which could fill the memory.",
     ),
 ]
 
@@ -94,21 +104,21 @@ Cutout = Annotated[
     bool,
     typer.Option(
         "--cutout",
-        help="Also write cutout_000.png and so on: the object alone, cropped, around it "
-        "transparent.",
+        help="Also write cutout_000.png and so on: the object alone, cropped, on a transparent "
+        "background.",
     ),
 ]
 Labelme = Annotated[
     bool,
     typer.Option(
         "--labelme",
-        help="Also write labelme.json, polygons that labelme opens and edits; holes are filled.",
+        help="Also write labelme.json: polygons for labelme; holes are filled.",
     ),
 ]
 
 
 class ModelType(str, Enum):
-    """The types in SAM's registry."""
+    """Model types in SAM's registry."""
 
     vit_t = "vit_t"
     vit_b = "vit_b"
@@ -116,13 +126,38 @@ class ModelType(str, Enum):
     vit_h = "vit_h"
 
 
+def parse_point(text: str) -> tuple[float, float, int]:
+    """Returns X, Y and the label of a ``--point``."""
+    x, y, label = (*_parse_numbers(text, "--point", "X,Y or X,Y,LABEL", (2, 3)), 1.0)[:3]
+    if label not in (0, 1):
+        raise typer.BadParameter(
+            f"the label of {text!r} is neither 1 (object) nor 0 (background)", param_hint="--point"
+        )
+    return x, y, int(label)
+
+
+def parse_box(text: str) -> list[float]:
+    """Returns the XYXY of a ``--box``."""
+    return _parse_numbers(text, "--box", "X0,Y0,X1,Y1", (4,))
+
+
+def _parse_numbers(text: str, option: str, form: str, counts: tuple[int, ...]) -> list[float]:
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in counts or not all(map(math.isfinite, numbers)):
+        raise typer.BadParameter(f"{text!r} is not {form}, in numbers", param_hint=option)
+    return numbers
+
+
 def load_model(checkpoint: str | None, device: str) -> "MobileSam":
     """Builds MobileSAM on a device.
 
     Raises:
-        ValueError: there is no such device.
-        FileNotFoundError, IsADirectoryError, PermissionError, ConnectionError, ValueError: no such
-            checkpoint, see :func:`~mobile_sam_plugin.build_sam_vit_t`.
+        UserError: if the device cannot be used.
+        FileNotFoundError, IsADirectoryError, PermissionError, ConnectionError, UserError: if the
+            checkpoint cannot be loaded, see :func:`~mobile_sam_plugin.build_sam_vit_t`.
     """
     from .. import DEFAULT_CHECKPOINT, build_sam_vit_t
 
@@ -134,14 +169,16 @@ def load_sam(model_type: ModelType, checkpoint: str | None, option: str, device:
     """Builds a SAM of a type on a device.
 
     Raises:
-        typer.BadParameter: no checkpoint is named, and the type has no default one.
-        ValueError: the checkpoint is of another type.
+        typer.BadParameter: if no checkpoint is given, and the type has no default one.
+        UserError: if the checkpoint is of another type.
         Others: as :func:`load_model`.
     """
     if model_type == ModelType.vit_t:
         return load_model(checkpoint, device)
     if checkpoint is None:
-        raise typer.BadParameter(f"name the checkpoint of a {model_type.value}", param_hint=option)
+        raise typer.BadParameter(
+            f"required for {model_type.value}: it has no default", param_hint=option
+        )
 
     from .. import sam_model_registry
     from ..checkpoint import locate_checkpoint, read_checkpoint
@@ -153,16 +190,16 @@ def load_sam(model_type: ModelType, checkpoint: str | None, option: str, device:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         raise UserError(
-            f"checkpoint {checkpoint!r} is no {model_type.value}: {str(error)[:200]}"
+            f"checkpoint {checkpoint!r} is not a {model_type.value}: {str(error)[:200]}"
         ) from error
     return model.to(target)
 
 
 def find_device(name: str) -> "torch.device":
-    """A device by its name, or the best there is for ``"auto"``.
+    """Returns a device by its name, or the best one for ``"auto"``.
 
     Raises:
-        ValueError: there is no such device.
+        UserError: if the device cannot be used.
     """
     import torch
 
@@ -176,5 +213,7 @@ def find_device(name: str) -> "torch.device":
         torch.zeros(1, device=device).item()
     except (AssertionError, ImportError, RuntimeError) as error:  # whatever the backend raises
         reason = str(error).partition("\n")[0][:200]
-        raise UserError(f"the device {name!r} cannot be used here: {reason}") from error
+        raise UserError(
+            f"device {name!r} cannot be used here; give cpu, cuda, cuda:N or mps ({reason})"
+        ) from error
     return device

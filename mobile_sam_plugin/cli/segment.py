@@ -1,6 +1,5 @@
 """``mobile-sam segment``: one image, one prompt."""
 
-import math
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import UserError
-from .inputs import Checkpoint, Cutout, ImageFile, MaxPixels, Out, Points, load_model
+from .inputs import (
+    Checkpoint,
+    Cutout,
+    ImageFile,
+    MaxPixels,
+    Out,
+    Points,
+    load_model,
+    parse_box,
+    parse_point,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -18,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Backend(str, Enum):
-    """What computes."""
+    """Inference engine."""
 
     torch = "torch"
     onnx = "onnx"
@@ -39,64 +48,65 @@ def segment(
             metavar="FILE",
             exists=True,
             dir_okay=False,
-            help="A mask to refine: the mask_NNN_logits.npy of an earlier run on this image, or an "
-            "image of a mask in the size of this one. Add a click on the object: few weights, the "
-            "bundled ones not among them, were trained on masks alone.",
+            help="Mask to refine: the mask_NNN_logits.npy of an earlier run on this image, or a "
+            "mask image of the same size. Add a point on the object: few weights were trained on "
+            "masks alone, and the bundled ones were not.",
         ),
     ] = None,
     multimask: Annotated[
         bool,
         typer.Option(
             "--multimask/--best",
-            help="Write three candidates, or one mask: for a single click the candidate of the "
-            "highest predicted IoU, else the one that SAM makes for unambiguous prompts.",
+            help="--multimask writes SAM's three candidates. --best writes one mask: for a single "
+            "point the candidate with the highest predicted IoU, else SAM's single-mask output.",
         ),
     ] = False,
     cutout: Cutout = False,
     checkpoint: Checkpoint = None,
     backend: Annotated[
         Backend,
-        typer.Option(help="torch; or onnxruntime or OpenVINO on the files of mobile-sam export."),
+        typer.Option(
+            help="Inference engine; onnx and openvino run the files of mobile-sam export, see "
+            "--onnx-dir."
+        ),
     ] = Backend.torch,
-    model: Annotated[
+    onnx_dir: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
             exists=True,
             file_okay=False,
-            help="Where mobile-sam export wrote its files; for --backend onnx and openvino.",
+            help="Output folder of mobile-sam export; for --backend onnx and openvino.",
         ),
     ] = None,
     device: Annotated[
         str,
         typer.Option(
             metavar="D",
-            help="Where to compute. torch: cpu, cuda, cuda:1, mps; onnx: an execution provider; "
-            "openvino: CPU, GPU, NPU; or auto.",
+            help="Device. torch: cpu, cuda, cuda:1, mps; onnx: an execution provider; openvino: "
+            "CPU, GPU, NPU; or auto.",
         ),
     ] = "auto",
     max_pixels: MaxPixels = None,
 ) -> None:
-    """Segment the object that clicks, a box or a mask point out.
+    """Segment one object, given by points, a box or an earlier mask.
 
-    Writes into DIR/<name of the image>/: a PNG a mask, overlay.png with masks and prompts,
+    Writes to DIR/<name of the image>/: one PNG per mask, overlay.png with masks and prompts,
     masks.json with COCO RLE and the fields of SAM's scripts/amg.py, and the logits for --mask.
     """
     if not point and not box and mask is None:
         raise typer.BadParameter("give at least one of --point, --box and --mask")
     if box and len(box) > 1:
         raise typer.BadParameter("give one box at most", param_hint="--box")
-    if (backend == Backend.torch) != (model is None):
+    if (backend == Backend.torch) != (onnx_dir is None):
         raise typer.BadParameter(
-            "name the folder of exported files with --backend onnx and openvino, and with them "
-            "alone",
-            param_hint="--model",
+            "required for --backend onnx and openvino, and only for them", param_hint="--onnx-dir"
         )
-    if model is not None and checkpoint is not None:
+    if onnx_dir is not None and checkpoint is not None:
         raise typer.BadParameter(
-            "the exported files hold weights of their own", param_hint="--checkpoint"
+            "not for --onnx-dir: exported files contain their weights", param_hint="--checkpoint"
         )
-    clicks = [parse_point(text) for text in point or []]
+    points = [parse_point(text) for text in point or []]
     corners = parse_box(box[0]) if box else None
 
     import numpy as np
@@ -105,16 +115,16 @@ def segment(
     from ..records import make_record
     from ..results import claim_folder, write_results
 
-    coords = np.array([click[:2] for click in clicks]).reshape(-1, 2)
-    labels = np.array([click[2] for click in clicks], dtype=int)
+    coords = np.array([xy for *xy, _ in points]).reshape(-1, 2)
+    labels = np.array([label for *_, label in points], dtype=int)
     mask_input = None if mask is None else _read_mask(mask)
     pixels = load_image(image)
-    predictor = _load(backend, model, checkpoint, device)
+    predictor = _load(backend, onnx_dir, checkpoint, device)
     predictor.set_image(pixels)
-    ambiguous = len(clicks) == 1 and corners is None and mask is None
+    ambiguous = len(points) == 1 and corners is None and mask is None
     logits, scores, low_res_logits = predictor.predict(
-        point_coords=coords if clicks else None,
-        point_labels=labels if clicks else None,
+        point_coords=coords if points else None,
+        point_labels=labels if points else None,
         box=corners,
         mask_input=mask_input,
         multimask_output=multimask or ambiguous,
@@ -158,31 +168,8 @@ def _load(
     return OnnxPredictor(*files, given) if given else OnnxPredictor(*files)
 
 
-def parse_point(text: str) -> tuple[float, float, int]:
-    x, y, label = (*_parse_numbers(text, "--point", "X,Y or X,Y,LABEL", (2, 3)), 1.0)[:3]
-    if label not in (0, 1):
-        raise typer.BadParameter(
-            f"the label of {text!r} is neither 1 (object) nor 0 (background)", param_hint="--point"
-        )
-    return x, y, int(label)
-
-
-def parse_box(text: str) -> list[float]:
-    return _parse_numbers(text, "--box", "X0,Y0,X1,Y1", (4,))
-
-
-def _parse_numbers(text: str, option: str, form: str, counts: tuple[int, ...]) -> list[float]:
-    try:
-        numbers = [float(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if len(numbers) not in counts or not all(map(math.isfinite, numbers)):
-        raise typer.BadParameter(f"{text!r} is not {form}, in numbers", param_hint=option)
-    return numbers
-
-
 def _read_mask(path: Path) -> "NDArray[Any]":
-    """Low-res logits, or a mask of the image's size: told by what the file holds."""
+    """Reads low-res logits, or a mask of the image's size: whichever the file contains."""
     from numpy.lib.format import MAGIC_PREFIX, read_array
 
     from ..images import load_mask
@@ -192,7 +179,7 @@ def _read_mask(path: Path) -> "NDArray[Any]":
             try:
                 return load_mask(path)
             except UserError as error:
-                raise UserError(f"{error}; nor is it a .npy file of logits") from error
+                raise UserError(f"{error}; it is not a .npy file of logits either") from error
         file.seek(0)
         try:
             array: NDArray[Any] = read_array(file)

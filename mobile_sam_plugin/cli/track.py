@@ -14,11 +14,13 @@ from .inputs import (
     MaxPixels,
     MinArea,
     PointsPerSide,
-    Threshold,
+    PredIouThresh,
+    StabilityScoreThresh,
     find_device,
     load_model,
+    parse_box,
+    parse_point,
 )
-from .segment import parse_box, parse_point
 
 if TYPE_CHECKING:
     from ..integrations.track_anything import TrackAnything
@@ -87,8 +89,8 @@ def track(
     box_threshold: BoxThreshold = 0.25,
     min_area: MinArea = 200,
     points_per_side: PointsPerSide = 32,
-    pred_iou_thresh: Threshold = 0.88,
-    stability_score_thresh: Threshold = 0.95,
+    pred_iou_thresh: PredIouThresh = 0.88,
+    stability_score_thresh: StabilityScoreThresh = 0.95,
     max_pixels: MaxPixels = None,
     checkpoint: Checkpoint = None,
     device: Device = "auto",

@@ -208,7 +208,7 @@ def test_segment_turns_photographs_upright_and_warns_in_one_line(
         (["--box", "1,2,3"], "'1,2,3' is not X0,Y0,X1,Y1"),
         (["--box", "1,2,3,4", "--box", "1,2,3,4"], "one box"),
         (["--mask", "{tmp}/missing.npy"], "missing.npy"),
-        (["--mask", "{tmp}/notes.txt"], "nor is it a .npy file"),
+        (["--mask", "{tmp}/notes.txt"], "not a .npy file"),
         (["--mask", "{tmp}/other.png"], "mask_input must be low-res logits"),
         (["--point", "5,1e38"], "point_coords holds 1e+38"),
         (["--point", "5,6", "--max-pixels", "100"], "100 pixels; where you trust it"),

@@ -330,7 +330,7 @@ def test_command_segments_without_torch(files: Files, tmp_path: Path, backend: s
         pytest.importorskip("openvino", reason="openvino is not installed")
     arguments: list[str | Path] = [
         *("segment", PHOTOGRAPHS / "coffee.png", "--point", "300,130", "--box", "170,10,430,300"),
-        *("--out", tmp_path / backend, "--backend", backend, "--model", files[0].parent),
+        *("--out", tmp_path / backend, "--backend", backend, "--onnx-dir", files[0].parent),
     ]
     run_without_torch("from mobile_sam_plugin.cli import main; main(sys.argv[1:])", *arguments)
     by_torch = [*map(str, arguments[:6]), "--out", str(tmp_path / "torch"), "--checkpoint"]
@@ -881,12 +881,18 @@ def test_commands_tell_mistakes_in_one_line(
     segment = ["segment", picture, "--point", "9,9", "--out", str(tmp_path / "out")]
     good = str(files[0].parent)
     for arguments, message in (
-        ([*segment, "--backend", "onnx"], "folder of exported files"),
-        ([*segment, "--model", good], "folder of exported files"),
-        ([*segment, "--backend", "onnx", "--model", good, "--checkpoint", "x"], "weights of their"),
-        ([*segment, "--backend", "onnx", "--model", str(swapped)], "swap the two files"),
-        ([*segment, "--backend", "onnx", "--model", str(PHOTOGRAPHS)], "mobile-sam export writes"),
-        ([*segment, "--backend", "onnx", "--model", good, "--device", "NoSuch"], "no execution"),
+        ([*segment, "--backend", "onnx"], "required for --backend onnx"),
+        ([*segment, "--onnx-dir", good], "required for --backend onnx"),
+        (
+            [*segment, "--backend", "onnx", "--onnx-dir", good, "--checkpoint", "x"],
+            "contain their weights",
+        ),
+        ([*segment, "--backend", "onnx", "--onnx-dir", str(swapped)], "swap the two files"),
+        (
+            [*segment, "--backend", "onnx", "--onnx-dir", str(PHOTOGRAPHS)],
+            "mobile-sam export writes",
+        ),
+        ([*segment, "--backend", "onnx", "--onnx-dir", good, "--device", "NoSuch"], "no execution"),
         (["export", "--out", good, "--opset", "16"], "'--opset'"),
         (["export", "--out", good, "--precision", "int4"], "int4"),
         (["export", "--out", good, "--photographs", str(tmp_path)], "there is no image in"),

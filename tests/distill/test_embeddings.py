@@ -516,7 +516,7 @@ def test_command_embeds_and_verifies(images: Path, tmp_path: Path, capsys: Captu
         (["--teacher", "bundled"], "IMAGES"),
         (["{images}"], "--teacher"),
         (["{images}", "--teacher", "{images}/a.png", "--model-type", "vit_b"], "a.png"),
-        (["{images}", "--teacher", "bundled", "--model-type", "vit_b"], "no vit_b"),
+        (["{images}", "--teacher", "bundled", "--model-type", "vit_b"], "not a vit_b"),
         (["{images}", "--teacher", "bundled", "--model-type", "vit_x"], "vit_x"),
         (["{images}/missing", "--teacher", "bundled"], "missing"),
         (["--verify"], "no teacher embeddings"),

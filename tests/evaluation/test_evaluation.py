@@ -570,7 +570,7 @@ def test_command_without_a_picture(
     [
         (("--measures", "clack"), "no measure 'clack'"),
         (("--strict", "--measures", "box"), "2.jpg"),
-        (("--model-type", "vit_b", "--checkpoint", "bundled"), "is no vit_b"),
+        (("--model-type", "vit_b", "--checkpoint", "bundled"), "is not a vit_b"),
         (("--teacher", "nowhere.pt"), "nowhere.pt"),
     ],
 )
@@ -590,4 +590,4 @@ def test_command_wants_the_checkpoint_of_upstreams_types(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["evaluate", str(folder), "--model-type", "vit_h"]) == 2
-    assert "name the checkpoint of a vit_h" in capsys.readouterr().err
+    assert "required for vit_h" in capsys.readouterr().err

@@ -26,27 +26,27 @@ benchmark: .venv/ready-to-test
 # From the weights before, each stage on scenes of its own, at sizes that grow towards the 1024 pixels at which the model is used.
 RUNS ?= runs
 START ?= bundled
-SUPERVISED = $(BIN)/mobile-sam distill supervised scenes --photographs examples/images \
+SUPERVISED = $(BIN)/mobile-sam distill supervised scenes --texture-images examples/images \
 	--mixed-precision bf16 --save-every 20
 # The C library keeps large blocks instead of fetching them from the kernel at every step.
 TUNING = GLIBC_TUNABLES=glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000:glibc.malloc.hugetlb=1
 
 bundled-checkpoint: .venv/ready-to-test
-	$(TUNING) $(SUPERVISED) --out $(RUNS)/112 --seed 1 --checkpoint $(START) --image-size 112 \
+	$(TUNING) $(SUPERVISED) --out $(RUNS)/112 --seed 1 --checkpoint $(START) --img-size 112 \
 		--batch-size 32 --steps 360 --warmup-steps 30 --ema-decay 0.99
 	$(TUNING) $(SUPERVISED) --out $(RUNS)/224 --seed 2 --checkpoint $(RUNS)/112/last.safetensors \
-		--image-size 224 --batch-size 16 --steps 100 --warmup-steps 10 --learning-rate 5e-4 \
+		--img-size 224 --batch-size 16 --steps 100 --warmup-steps 10 --learning-rate 5e-4 \
 		--ema-decay 0.98
 	$(TUNING) $(SUPERVISED) --out $(RUNS)/448 --seed 3 --checkpoint $(RUNS)/224/last.safetensors \
-		--image-size 448 --batch-size 8 --steps 200 --warmup-steps 10 --learning-rate 5e-4 \
+		--img-size 448 --batch-size 8 --steps 200 --warmup-steps 10 --learning-rate 5e-4 \
 		--ema-decay 0.98
 	$(TUNING) $(SUPERVISED) --out $(RUNS)/1024 --seed 4 --checkpoint $(RUNS)/448/last.safetensors \
-		--image-size 1024 --batch-size 4 --steps 30 --warmup-steps 3 --learning-rate 1e-4 \
+		--img-size 1024 --batch-size 4 --steps 30 --warmup-steps 3 --learning-rate 1e-4 \
 		--ema-decay 0.9
 	$(BIN)/mobile-sam convert $(RUNS)/1024/last.safetensors $(RUNS)/mobile_sam.safetensors --dtype float16
 	$(BIN)/mobile-sam distill scenes --out $(RUNS)/held-out --count 500 --size 1024 --seed 1000000
 	$(BIN)/mobile-sam evaluate $(RUNS)/held-out --checkpoint $(RUNS)/mobile_sam.safetensors \
-		--measures click,click_best,box --out $(RUNS)/scores
+		--metrics click,click_best,box --out $(RUNS)/scores
 	cp $(RUNS)/mobile_sam.safetensors mobile_sam_plugin/weights/
 
 clean:

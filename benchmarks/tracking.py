@@ -25,8 +25,9 @@ from tqdm import tqdm
 
 from mobile_sam_plugin import build_sam_vit_t
 from mobile_sam_plugin.integrations.track_anything import TrackAnything
-from mobile_sam_plugin.scenes.objects import Part, make_object
-from mobile_sam_plugin.scenes.textures import Materials, read_photograph
+from mobile_sam_plugin.scenes.objects import make_object
+from mobile_sam_plugin.scenes.parts import Part
+from mobile_sam_plugin.scenes.textures import Materials, read_texture_image
 
 PHOTOGRAPHS = sorted(
     path
@@ -98,7 +99,7 @@ class _Background:
         self, rng: np.random.Generator, materials: Materials, size: tuple[int, int]
     ) -> None:
         self.height, self.width = size
-        self.pixels = read_photograph(PHOTOGRAPHS[rng.integers(len(PHOTOGRAPHS))])
+        self.pixels = read_texture_image(PHOTOGRAPHS[rng.integers(len(PHOTOGRAPHS))])
         if rng.random() < 0.4:
             unit = float(np.sqrt(self.height * self.width))
             self.pixels = materials.texture(0.5).render(0, 0, self.width, self.height, unit)
@@ -181,7 +182,7 @@ def _sprite(rng: np.random.Generator, materials: Materials, side: int) -> NDArra
     while True:
         sprite = np.zeros((side, side, 4), np.uint8)
         matrix = _place(np.array([side, side]) / 2, 0.42 * side, 0)[:2]
-        _paint(make_object(rng, materials, 0.5).moved(matrix), sprite, everywhere)
+        _paint(make_object(materials, 0.5).moved(matrix), sprite, everywhere)
         solid = (sprite[..., 3] > 127).astype(np.uint8)
         if solid.mean() > 0.15 and cv2.connectedComponents(solid)[0] == 2:
             return sprite

@@ -45,6 +45,12 @@ def replaced(path: Path, durable: bool = False) -> Iterator[Path]:
         raise
 
 
+def remove_partials(path: Path) -> None:
+    """Removes what killed processes left of files with the stem of this path."""
+    for partial in path.parent.glob(f".{path.stem}.*.partial*"):
+        partial.unlink(missing_ok=True)
+
+
 def write_file(path: Path, content: bytes, durable: bool = False) -> None:
     """Writes a file that appears whole or not at all; `durable` as in :func:`replaced`."""
     with replaced(path, durable) as partial:

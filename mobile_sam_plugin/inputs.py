@@ -93,6 +93,32 @@ def input_size(height: int, width: int, long_side: int) -> tuple[int, int]:
     return size
 
 
+def preprocess(image: NDArray[np.uint8], img_size: int) -> NDArray[np.float32]:
+    """Resizes, normalises and pads an image as ``SamPredictor`` and ``Sam.preprocess`` do.
+
+    The padding, zeros, is on the right and at the bottom.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        img_size: side of the model's square input in pixels, 1024 for SAM.
+
+    Returns:
+        (1, 3, img_size, img_size) float32.
+
+    Raises:
+        ValueError: if nothing is left of the short side.
+    """
+    height, width = input_size(image.shape[0], image.shape[1], img_size)
+    resized = Image.fromarray(np.ascontiguousarray(image)).resize(
+        (width, height), Image.Resampling.BILINEAR
+    )
+    padded = np.zeros((1, 3, img_size, img_size), np.float32)
+    mean, std = (np.array(values, np.float32) for values in (PIXEL_MEAN, PIXEL_STD))
+    normalised = (np.asarray(resized, np.float32) - mean) / std
+    padded[0, :, :height, :width] = normalised.transpose(2, 0, 1)
+    return padded
+
+
 def check_points(
     coords: ArrayLike | None, labels: ArrayLike | None, batched: bool = False
 ) -> tuple[NDArray[np.float64], NDArray[Any]]:

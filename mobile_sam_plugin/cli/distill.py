@@ -1,4 +1,4 @@
-"""``mobile-sam distill``: its commands put together."""
+"""``mobile-sam distill``: the group of its commands."""
 
 import typer
 

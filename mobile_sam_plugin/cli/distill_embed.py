@@ -9,16 +9,14 @@ from .inputs import CHECKPOINT_NAMES, Device, MaxPixels, ModelType, load_sam
 
 
 def embed(
-    out: Annotated[
-        Path, typer.Option(metavar="DIR", file_okay=False, help="Where the embeddings go.")
-    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", file_okay=False, help="Output folder.")],
     images: Annotated[
         Path | None,
         typer.Argument(
             metavar="IMAGES",
             exists=True,
             file_okay=False,
-            help="A folder with images in it, such as one of SA-1B.",
+            help="Folder of images, searched recursively, such as SA-1B's.",
             show_default=False,
         ),
     ] = None,
@@ -26,31 +24,27 @@ def embed(
         str | None,
         typer.Option(metavar="C", help=f"The teacher's weights. {CHECKPOINT_NAMES}"),
     ] = None,
-    model_type: Annotated[
-        ModelType, typer.Option(help="What the teacher's checkpoint is.")
+    teacher_type: Annotated[
+        ModelType, typer.Option(help="Model type of the teacher's checkpoint.")
     ] = ModelType.vit_h,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Images at once; more take more memory.")
+        int, typer.Option(min=1, help="Images per call of the teacher; more take more memory.")
     ] = 1,
-    shard_size: Annotated[int, typer.Option(min=1, help="Images in a file.")] = 64,
+    shard_size: Annotated[int, typer.Option(min=1, help="Images per file.")] = 64,
     device: Device = "auto",
     strict: Annotated[
-        bool, typer.Option("--strict", help="Stop at a broken image instead of leaving it out.")
+        bool, typer.Option("--strict", help="Stop at a broken image instead of skipping it.")
     ] = False,
     max_pixels: MaxPixels = None,
     verify: Annotated[
         bool,
-        typer.Option(
-            "--verify", help="Compute nothing, but check the files in DIR by their checksums."
-        ),
+        typer.Option("--verify", help="Only check the files in DIR against their checksums."),
     ] = False,
 ) -> None:
-    """Compute a teacher's embeddings of images, once, for a student to be trained on.
+    """Compute and store a teacher's image embeddings, 2 MB each, to train students on.
 
-    They take 2 MB an image; how much that is, is told first. A run that broke off goes on when it
-    is started again. On several GPUs or machines, start it with
-
-        accelerate launch -m mobile_sam_plugin distill embed ...
+    The total is shown first. Run the same command again to resume an interrupted run. On several
+    GPUs or machines: accelerate launch -m mobile_sam_plugin distill embed ...
     """
     if verify:
         from ..distill.embeddings import Embeddings
@@ -63,19 +57,21 @@ def embed(
         )
         return
     if images is None:
-        raise typer.BadParameter("name the folder of images", param_hint="IMAGES")
+        raise typer.BadParameter("the folder of images is required", param_hint="IMAGES")
     if teacher is None:
-        raise typer.BadParameter("name the teacher's checkpoint", param_hint="--teacher")
+        raise typer.BadParameter(
+            "a checkpoint is required: no SAM's weights are the default", param_hint="--teacher"
+        )
 
-    from ..distill.embeddings import embed as embed_images
-    from ..distill.embeddings import find_process
+    from ..distill.embed import embed as embed_images
+    from ..distill.embed import process_state
 
-    process = find_process()  # first, since it makes "cuda" the GPU of this process
+    process = process_state()  # first, since it makes "cuda" the GPU of this process
     embed_images(
-        load_sam(model_type, teacher, "--teacher", device),
+        load_sam(teacher_type, teacher, "--teacher", device),
         images,
         out,
-        teacher_name=f"{model_type.value} {teacher}",
+        teacher_name=f"{teacher_type.value} {teacher}",
         batch_size=batch_size,
         shard_size=shard_size,
         strict=strict,

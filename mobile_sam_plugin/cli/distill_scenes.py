@@ -1,6 +1,5 @@
-"""``mobile-sam distill scenes``: synthetic pictures with masks, as files."""
+"""``mobile-sam distill scenes``: synthetic images with masks, as files."""
 
-import json
 import os
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -23,84 +22,64 @@ _COLUMNS = 3
 def scenes(
     out: Annotated[
         Path,
-        typer.Option(
-            metavar="DIR", file_okay=False, help="Where to write, in the layout of SA-1B."
-        ),
+        typer.Option(metavar="DIR", file_okay=False, help="Output folder, in the layout of SA-1B."),
     ],
-    count: Annotated[int, typer.Option(min=1, metavar="N", help="How many pictures.")],
-    size: Annotated[int, typer.Option(min=32, metavar="N", help="Their sides, in pixels.")] = 512,
+    count: Annotated[int, typer.Option(min=1, metavar="N", help="Number of images.")],
+    size: Annotated[
+        int, typer.Option(min=32, metavar="N", help="Side of the images, in pixels.")
+    ] = 512,
     seed: Annotated[
-        int, typer.Option(min=0, metavar="N", help="The same seed gives the same pictures.")
+        int,
+        typer.Option(min=0, metavar="N", help="Random seed of the images."),
     ] = 0,
-    photographs: Annotated[
+    texture_images: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
             file_okay=False,
             exists=True,
-            help="Photographs, of which patches become surfaces.",
+            help="Images whose patches are used as textures.",
             show_default="none",
         ),
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Processes.", show_default="one a core"),
+        typer.Option(min=1, metavar="N", help="Processes.", show_default="one per core"),
     ] = None,
     contact_sheet: Annotated[
         bool,
         typer.Option(
-            "--contact-sheet", help="Also write contact_sheet.png: samples, with masks beside them."
+            "--contact-sheet", help="Also write contact_sheet.png: samples and their masks."
         ),
     ] = False,
     max_pixels: MaxPixels = None,
 ) -> None:
-    """Write synthetic pictures with exact masks, as SA-1B is laid out.
+    """Write synthetic images with exact masks, in the layout of SA-1B.
 
-    Writes into DIR: sa_SEED_000000.jpg with sa_SEED_000000.json and so on, and settings.json. A run
-    that broke off is continued, and one with a larger N adds to it. The folder is a data set for
-    training and for evaluation; they are the scenes:N:SEED of evaluate, so train on another seed.
+    Writes to DIR: sa_SEED_000000.jpg with sa_SEED_000000.json and so on, and run.json. Run the same
+    command again to resume an interrupted run, or with a larger count to add images. The folder is
+    a data set for training and evaluation. Its images are the scenes:COUNT:SEED of evaluate, so
+    train on another seed.
     """
     from tqdm import tqdm
 
     from ..images import list_images
+    from ..runs import claim
     from ..scenes.scenes import Scenes
 
-    paths = [] if photographs is None else list_images(photographs, recursive=True)
-    settings = {"size": size, "seed": seed, "photographs": [str(path) for path in paths]}
-    _claim(out, settings)
-    wanted = Scenes(count, size, seed, paths)
+    paths = [] if texture_images is None else list_images(texture_images, recursive=True)
+    settings = {"size": size, "seed": seed, "texture_images": [str(path) for path in paths]}
+    claim(out, settings, way_out="choose another --out")
+    requested = Scenes(count, size, seed, paths)
     missing = [i for i in range(count) if not (out / f"{_name(seed, i)}.json").is_file()]
-    with tqdm(total=count, initial=count - len(missing), unit="picture", disable=None) as bar:
-        _write_all(wanted, out, missing, workers or os.cpu_count() or 1, bar)
-    wanted.photographs.skipped.tell()
-    typer.echo(f"{out}  {count} picture{'s'[: count > 1]}")
+    with tqdm(total=count, initial=count - len(missing), unit="image", disable=None) as bar:
+        _write_all(requested, out, missing, workers or os.cpu_count() or 1, bar)
+    requested.texture_images.skipped.tell()
+    typer.echo(f"{out}  {count} image{'s'[: count > 1]}")
     if contact_sheet:
-        _write_contact_sheet([wanted[i] for i in range(min(count, _SAMPLES))], out)
-        typer.echo(out / "contact_sheet.png")
-
-
-def _claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Sees to it that a folder holds scenes of one kind.
-
-    Raises:
-        FileExistsError: it holds others.
-    """
-    from ..files import write_file
-
-    path = folder / "settings.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        write_file(path, json.dumps(settings, indent=1).encode())
-        return
-    try:
-        found = json.loads(path.read_bytes())
-    except ValueError:
-        found = None
-    if found != settings:
-        raise FileExistsError(
-            f"{str(folder)!r} holds scenes of another size, seed or photographs, see "
-            f"{str(path)!r}: choose another --out"
-        )
+        sheet = out / "contact_sheet.png"
+        _write_contact_sheet([requested[i] for i in range(min(count, _SAMPLES))], sheet)
+        typer.echo(sheet)
 
 
 def _name(seed: int, index: int) -> str:
@@ -113,7 +92,7 @@ def _write_all(scenes: "Scenes", out: Path, missing: list[int], workers: int, ba
             _write_scene(scenes, out, index)
             bar.update()
         return
-    # The scenes go to a process when it starts, since they share what they know of photographs.
+    # A process gets the scenes when it starts: they share what they know of texture images.
     pool = ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(scenes, out))
     try:
         for _ in pool.map(_write_own, missing, chunksize=4):
@@ -124,7 +103,7 @@ def _write_all(scenes: "Scenes", out: Path, missing: list[int], workers: int, ba
         pool.shutdown(cancel_futures=True)
 
 
-_own: "tuple[Scenes, Path]"  # what this process writes, and where, if it is a worker
+_own: "tuple[Scenes, Path]"  # of a worker process: what it writes, and its folder
 
 
 def _start_worker(scenes: "Scenes", out: Path) -> None:
@@ -135,8 +114,8 @@ def _start_worker(scenes: "Scenes", out: Path) -> None:
     global _own
     _own = scenes, out
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends it
-    # There is a process a core. With 1 instead of 0, OpenCV waits for ever for threads that it had
-    # before the process was forked.
+    # There is one process per core. With 1 instead of 0, OpenCV waits forever for threads that it
+    # had before the process was forked.
     cv2.setNumThreads(0)
 
 
@@ -145,20 +124,18 @@ def _write_own(index: int) -> None:
 
 
 def _write_scene(scenes: "Scenes", out: Path, index: int) -> None:
-    from ..datasets.annotated import write_annotated_image
+    from ..datasets.formats import write_annotated_image
 
     write_annotated_image(out, _name(scenes.seed, index), scenes[index])
 
 
-def _write_contact_sheet(samples: "list[AnnotatedImage]", out: Path) -> None:
-    import io
-
+def _write_contact_sheet(samples: "list[AnnotatedImage]", path: Path) -> None:
+    """Writes a grid of samples, each next to itself with its masks."""
     import cv2
     import numpy as np
-    from PIL import Image
 
     from ..drawing import draw_overlay
-    from ..files import write_file
+    from ..files import encode_image, write_file
 
     tiles = []
     for sample in samples:
@@ -167,6 +144,4 @@ def _write_contact_sheet(samples: "list[AnnotatedImage]", out: Path) -> None:
         tiles.append(cv2.resize(pair, side, interpolation=cv2.INTER_AREA))
     tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % _COLUMNS)
     rows = [np.hstack(tiles[i : i + _COLUMNS]) for i in range(0, len(tiles), _COLUMNS)]
-    png = io.BytesIO()
-    Image.fromarray(np.vstack(rows)).save(png, "png", optimize=True)
-    write_file(out / "contact_sheet.png", png.getvalue())
+    write_file(path, encode_image(".png", np.vstack(rows)))

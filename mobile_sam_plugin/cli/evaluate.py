@@ -13,8 +13,8 @@ def evaluate(
         str,
         typer.Argument(
             metavar="DATA",
-            help="Images with masks: a COCO instances json, a folder of SA-1B, a folder of images "
-            "with PNG masks, or scenes:COUNT or scenes:COUNT:SEED, synthetic pictures.",
+            help="Images with masks: a COCO instances JSON, a folder of SA-1B, a folder of images "
+            "with PNG masks, or scenes:COUNT or scenes:COUNT:SEED, synthetic images.",
         ),
     ],
     images: Annotated[
@@ -22,21 +22,21 @@ def evaluate(
         typer.Option(
             metavar="DIR",
             file_okay=False,
-            help="Where the images lie, if not beside the json or the masks.",
+            help="Folder of the images, if not beside the JSON or the masks.",
         ),
     ] = None,
     checkpoint: Checkpoint = None,
     model_type: Annotated[
-        ModelType, typer.Option(help="What the checkpoint is.")
+        ModelType, typer.Option(help="Model type of --checkpoint.")
     ] = ModelType.vit_t,
     teacher: Annotated[
         str | None,
-        typer.Option(metavar="C", help="A checkpoint whose masks to compare with, too."),
+        typer.Option(metavar="C", help="Also compare with this checkpoint's masks."),
     ] = None,
     teacher_type: Annotated[
-        ModelType, typer.Option(help="What the teacher's checkpoint is.")
+        ModelType, typer.Option(help="Model type of --teacher.")
     ] = ModelType.vit_h,
-    measures: Annotated[
+    metrics: Annotated[
         str | None,
         typer.Option(
             metavar="NAME,...",
@@ -47,20 +47,26 @@ def evaluate(
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option(min=1, help="Take only the first images.", show_default="all"),
+        typer.Option(min=1, help="Evaluate only the first N images.", show_default="all"),
     ] = None,
     masks_per_image: Annotated[
-        int, typer.Option(min=1, help="Masks of an image to prompt for, at most.")
+        int, typer.Option(min=1, help="Maximum number of masks per image to prompt for.")
     ] = 5,
-    seed: Annotated[int, typer.Option(min=0, help="Of masks, prompts and intervals.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Random seed for choosing masks and prompts and for the confidence intervals.",
+        ),
+    ] = 0,
     out: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
             file_okay=False,
-            help="Where to write the results. A run that broke off is continued there: an image "
-            "whose pixels and masks are as they were is not measured again.",
-            show_default="nowhere",
+            help="Output folder. An interrupted run there is resumed: images with "
+            "unchanged pixels and masks are not evaluated again.",
+            show_default="none",
         ),
     ] = None,
     device: Device = "auto",
@@ -69,50 +75,50 @@ def evaluate(
     ] = False,
     max_pixels: MaxPixels = None,
 ) -> None:
-    """Measure how good a checkpoint's masks are, with 95 % intervals, and what its parts cost.
+    """Evaluate a checkpoint's masks, with 95 % confidence intervals, and the cost of its parts.
 
-    Prints a table, and writes into DIR: the table as evaluation.md, evaluation.json, scores.png,
-    worst_and_best.png, and images.jsonl with the scores of each image.
+    Prints a table, and writes to DIR: the table as evaluation.md, evaluation.json, scores.png,
+    worst_and_best.png, images.jsonl with the scores of each image, and run.json.
     """
     from dataclasses import replace
 
     from torch.utils.data import Subset
     from tqdm import tqdm
 
-    from ..datasets.annotated import open_annotated_images
     from ..evaluation.costs import count_costs
-    from ..evaluation.evaluation import MEASURES, draw_worst_and_best, find_drawable
     from ..evaluation.evaluation import evaluate as evaluate_model
+    from ..evaluation.examiner import METRICS
+    from ..evaluation.worst_and_best import draw_worst_and_best, find_drawable
+    from ..scenes.scenes import open_images_or_scenes
 
-    wanted = [name.strip() for name in measures.split(",")] if measures else MEASURES
-    annotated: Any = open_annotated_images(data, images=images)
+    annotated: Any = open_images_or_scenes(data, images)
     if limit is not None and limit < len(annotated):
         annotated = Subset(annotated, range(limit))
-    student = load_sam(model_type, checkpoint, "--checkpoint", device)
+    model = load_sam(model_type, checkpoint, "--checkpoint", device)
     reference = None if teacher is None else load_sam(teacher_type, teacher, "--teacher", device)
     with tqdm(total=len(annotated), unit="image", disable=None) as bar:
         evaluation = evaluate_model(
-            student,
+            model,
             annotated,
             teacher=reference,
-            measures=wanted,
+            metrics=[name.strip() for name in metrics.split(",")] if metrics else METRICS,
             masks_per_image=masks_per_image,
             seed=seed,
             strict=strict,
-            journal=out and out / "images.jsonl",
+            folder=out,
             progress=lambda done, _: bar.update(done - bar.n),
         )
-    evaluation = replace(evaluation, costs=count_costs(student))
+    evaluation = replace(evaluation, costs=count_costs(model))
     typer.echo(evaluation.format_table())
     if out is not None:
         evaluation.save(out)
-        picture = out / "worst_and_best.png"
+        figure = out / "worst_and_best.png"
         if find_drawable(evaluation) is not None:
-            draw_worst_and_best(evaluation, student, annotated, picture)
+            draw_worst_and_best(evaluation, model, annotated, figure)
         else:
-            picture.unlink(missing_ok=True)
+            figure.unlink(missing_ok=True)
             typer.echo(
-                f"mobile-sam: no {picture.name}: no mask has a score of click, click_best, box or "
+                f"mobile-sam: no {figure.name}: no mask has a score of click, click_best, box or "
                 "a pair",
                 err=True,
             )

@@ -1,1 +1,1 @@
-"""Images with masks: folders and files of every common form, read one way."""
+"""Data sets of images with masks."""

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from ..errors import MissingExtra, UserError
 from ..images import load_image, open_image
-from ..inputs import PIXEL_MEAN, PIXEL_STD, input_size
+from ..inputs import PIXEL_MEAN, PIXEL_STD, input_size, preprocess
 from ..mask_postprocessing import MaskUpscaler
 from ..model import MaskDecoder
 from ..predictor import SamPredictor, eval_mode
 from .decoder_graph import DecoderGraph
-from .predictor import OnnxPredictor, preprocess
+from .predictor import OnnxPredictor
 
 try:
     import onnx

@@ -12,14 +12,13 @@ from PIL import Image
 
 from ..errors import MissingExtra, UserError
 from ..inputs import (
-    PIXEL_MEAN,
-    PIXEL_STD,
     as_finite,
     as_pixels,
     check_box,
     check_mask,
     check_points,
     input_size,
+    preprocess,
 )
 from ..mask_postprocessing import FloatArray, MaskUpscaler, cached_upscaler
 
@@ -619,24 +618,3 @@ def _check_decoder(graph: Runtime, path: str) -> None:
             f"{path!r} is no mask decoder that mobile-sam export wrote: it lacks "
             f"{', '.join(sorted(lacking))}"
         )
-
-
-def preprocess(pixels: NDArray[np.uint8], size: int) -> FloatArray:
-    """Resizes, normalises and pads a picture as ``SamPredictor`` and ``Sam.preprocess`` do.
-
-    Args:
-        pixels: (H, W, 3) uint8 RGB.
-        size: the side of the model's input in pixels, 1024.
-
-    Returns:
-        (1, 3, size, size) float32.
-    """
-    height, width = input_size(pixels.shape[0], pixels.shape[1], size)
-    resized = Image.fromarray(np.ascontiguousarray(pixels)).resize(
-        (width, height), Image.Resampling.BILINEAR
-    )
-    padded = np.zeros((1, 3, size, size), np.float32)
-    mean, std = (np.array(values, np.float32) for values in (PIXEL_MEAN, PIXEL_STD))
-    normalised = (np.asarray(resized, np.float32) - mean) / std
-    padded[0, :, :height, :width] = normalised.transpose(2, 0, 1)
-    return padded

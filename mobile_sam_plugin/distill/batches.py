@@ -1,7 +1,7 @@
-"""From images with masks, or with a teacher's embeddings, to the batches that objectives take.
+"""The examples that objectives train on, from images with masks or with a teacher's embeddings.
 
 Training draws from an endless stream of examples. The example at a position of the stream depends
-on the seed and the position alone, so that training can go on from any step.
+only on the seed and the position, so training can resume from any step.
 """
 
 from collections.abc import Iterator
@@ -17,25 +17,27 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset, Sampler
 
 from ..datasets.annotated import AnnotatedImages
-from ..datasets.readable import Items, Unfit, check_fit
+from ..datasets.unreadable import Items, Unfit, check_fit
 from ..errors import UserError
+from ..images import load_image
+from ..inputs import preprocess
 from ..scenes.scenes import Scenes
-from .embeddings import Embeddings, preprocess, read_image
+from .embeddings import Embeddings
 from .objectives import LOW_RES, Batch, sample_prompts
 
 
 class MaskExamples(Dataset[Batch]):
-    """Images with masks and a first prompt for each mask, as :class:`~.Supervised` takes them.
+    """Images with masks and a first prompt for each mask, for :class:`~.objectives.Supervised`.
 
     Half of the images are flipped left to right. Half are cropped to between half and all of their
     width or height, so that the model sees the padding of images that are not square.
 
     Args:
-        images: the data set; scenes come in their order, all else is shuffled anew every epoch.
-        size: the side S of the square input.
-        prompts_per_image: P. An image of more masks gives some of them, drawn at random; one of
-            fewer gives each several times, with different prompts.
-        seed: that of order, crops and prompts.
+        images: the data set. Scenes keep their order, all others are shuffled in every epoch.
+        size: side S of the square input.
+        prompts_per_image: P. If an image has more masks, P of them are drawn at random; if it has
+            fewer, they are repeated with different prompts.
+        seed: random seed of order, crops and prompts.
 
     Example:
         >>> example = MaskExamples(Scenes(1000, size=256), 256, 8, seed=0)[0]
@@ -61,7 +63,7 @@ class MaskExamples(Dataset[Batch]):
         generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
 
         rows, columns = _random_crop(item.image.shape[:2], rng)
-        if min(_resized_shape(item.image[rows, columns], self.size)) < 1:  # too thin when cropped
+        if min(_resized_shape(item.image[rows, columns], self.size)) < 1:  # too thin once cropped
             rows = columns = slice(None)
         step = -1 if rng.random() < 0.5 else 1
         image = np.ascontiguousarray(item.image[rows, columns][:, ::step])
@@ -77,7 +79,7 @@ class MaskExamples(Dataset[Batch]):
         low_res = F.avg_pool2d(targets.float(), LOW_RES) >= 0.5
         prompts = sample_prompts(targets, generator)
         return {
-            "pixels": preprocess(image, self.size),
+            "pixels": _as_input(image, self.size),
             **prompts._asdict(),
             "masks": low_res,
             "is_real": low_res.any(-1).any(-1),
@@ -85,10 +87,10 @@ class MaskExamples(Dataset[Batch]):
 
 
 class EmbeddedImages:
-    """Images and their embeddings by a teacher, read as they are asked for.
+    """A data set of images and their embeddings by a teacher.
 
     Args:
-        embeddings: what :func:`~.embeddings.embed` stored.
+        embeddings: see :class:`~.embeddings.Embeddings`.
     """
 
     def __init__(self, embeddings: Embeddings) -> None:
@@ -101,25 +103,25 @@ class EmbeddedImages:
         """Returns an image, (H, W, 3) uint8 RGB, and its embedding, (C, h, w) float16.
 
         Raises:
-            ValueError: either is missing or damaged, or the image is not of the size that it had.
+            OSError, ValueError: if either cannot be read, or the image has changed in size.
         """
         path, size, embedding = self.embeddings[index]
-        image = read_image(path)
+        image = load_image(path)
         if image.shape[:2] != size:
             raise Unfit(
-                f"the image {str(path)!r} is {image.shape[1]} x {image.shape[0]} pixels, but was "
+                f"the image {str(path)!r} has {image.shape[1]} x {image.shape[0]} pixels, but had "
                 f"{size[1]} x {size[0]} when its embedding was computed"
             )
         return image, embedding
 
 
 class EmbeddingExamples(Dataset[Batch]):
-    """Images with a teacher's embeddings, as distillation takes them, in shuffled epochs.
+    """Images with a teacher's embeddings, for distillation, in shuffled epochs.
 
     Args:
         embedded: pairs, see :class:`EmbeddedImages`.
-        size: the side S of the square input, 16 h.
-        seed: that of the order.
+        size: side S of the square input, 16 h.
+        seed: random seed of the order.
     """
 
     def __init__(
@@ -134,27 +136,27 @@ class EmbeddingExamples(Dataset[Batch]):
         image, embedding = self.embedded[index]
         height, width = _resized_shape(image, self.size)
         return {
-            "pixels": preprocess(image, self.size),
+            "pixels": _as_input(image, self.size),
             "size": torch.tensor((height, width)),
             "embedding": embedding,
         }
 
 
-class Steps(Sampler[list[int]]):
-    """The positions in the stream of the batches of one process, from a step on.
+class StepBatchSampler(Sampler[list[int]]):
+    """Samples the batches of one process: positions in the stream of examples.
 
-    A step takes ``batch_size`` examples, those behind the ones of the step before. They are
-    divided among processes, and there among the batches whose gradients are accumulated.
+    Each step takes the next ``batch_size`` examples. They are divided among processes, and then
+    among the batches whose gradients are accumulated.
 
     Args:
-        first, last: the steps, the last not included.
-        batch_size: examples a step, of all processes and batches together.
-        batches: how many batches a step a process computes, one behind the other.
-        process: the index of this process.
-        processes: how many there are.
+        first, last: the steps, without the last.
+        batch_size: examples per step, over all processes and batches.
+        batches: batches per step and process.
+        process: index of this process.
+        processes: number of processes.
 
     Raises:
-        ValueError: the examples of a step cannot be divided evenly.
+        ValueError: if the examples of a step cannot be divided evenly.
     """
 
     def __init__(
@@ -168,8 +170,8 @@ class Steps(Sampler[list[int]]):
     ) -> None:
         if batch_size % (batches * processes):
             raise UserError(
-                f"{batch_size} images a step cannot be divided evenly among {processes} processes "
-                f"and {batches} accumulated batches"
+                f"{batch_size} images per step cannot be divided evenly among {processes} "
+                f"processes and {batches} accumulated batches"
             )
         self.first, self.last = first, last
         self.batch_size, self.batches = batch_size, batches
@@ -187,12 +189,12 @@ class Steps(Sampler[list[int]]):
 
 
 def shuffled_index(position: int, length: int, seed: int) -> int:
-    """Returns which of ``length`` items stands at a position, every epoch in an order of its own.
+    """Returns the index of the item at a position of a stream that is shuffled in every epoch.
 
     Args:
-        position: not negative; epochs follow one another without end.
-        length: how many items there are.
-        seed: that of all orders.
+        position: 0 or more; epochs follow one another without end.
+        length: number of items.
+        seed: random seed of the orders.
     """
     epoch, place = divmod(position, length)
     return int(_permutation(epoch, length, seed)[place])
@@ -203,14 +205,19 @@ def _permutation(epoch: int, length: int, seed: int) -> NDArray[np.int64]:
     return np.random.default_rng((seed, epoch)).permutation(length)
 
 
+def _as_input(image: NDArray[np.uint8], size: int) -> Tensor:
+    """Returns an image preprocessed, (3, size, size) float32."""
+    return torch.from_numpy(preprocess(image, size)[0])
+
+
 def _resized_shape(image: NDArray[np.uint8], size: int) -> tuple[int, int]:
-    """Height and width of what is not padding, once an image has been preprocessed."""
+    """Returns the height and width of a preprocessed image without its padding."""
     height, width = ResizeLongestSide.get_preprocess_shape(*image.shape[:2], size)
     return height, width
 
 
 def _random_crop(shape: tuple[int, ...], rng: np.random.Generator) -> tuple[slice, slice]:
-    """Rows and columns of an image that are kept."""
+    """Returns the rows and columns of an image that are kept."""
     kept = [slice(0, length) for length in shape]
     axis, share, place, cropped = rng.integers(2), rng.uniform(0.5, 1), rng.random(), rng.random()
     if cropped < 0.5:
@@ -221,7 +228,7 @@ def _random_crop(shape: tuple[int, ...], rng: np.random.Generator) -> tuple[slic
 
 
 def _resize_masks(masks: NDArray[np.bool_], shape: tuple[int, int], size: int) -> Tensor:
-    """Masks (N, H, W) as their padded image: (N, size, size) bool."""
+    """Returns masks (N, H, W) resized and padded as their image: (N, size, size) bool."""
     height, width = shape
     resized = np.zeros((len(masks), size, size), np.uint8)
     shrinks = masks.shape[1] > height or masks.shape[2] > width

@@ -1,8 +1,8 @@
-"""What a student is trained for: prompts, losses, and the modules that put them together.
+"""The objectives of training: prompts, losses, and the modules that combine them.
 
 Supervised training follows SAM's recipe (arXiv 2304.02643, appendix A), distillation MobileSAM's
-(arXiv 2306.14289, section 3). In shapes, B is images, P is prompts an image, N is prompts, M is
-masks a prompt, S is the side of the square input, and C, h, w those of the image embedding.
+(arXiv 2306.14289, section 3). In shapes, B counts images, P prompts per image, N prompts and M
+masks per prompt; S is the side of the square input, and (C, h, w) the shape of the image embedding.
 """
 
 from collections.abc import Collection
@@ -18,22 +18,22 @@ from torchvision.ops import masks_to_boxes, sigmoid_focal_loss
 from ..sam_hq import unpack
 
 FOCAL_WEIGHT = 20.0
-"""Weight of the focal loss where that of the dice loss is 1."""
+"""Weight of the focal loss, relative to the dice loss."""
 
 LOW_RES = 4
-"""How many times smaller than the input the decoder's masks are, and so the masks compared."""
+"""Ratio of the input's side to that of the decoder's masks, at which masks are compared."""
 
 Batch = dict[str, Tensor]
 Losses = dict[str, Tensor]
 
 
 class Prompts(NamedTuple):
-    """First prompts, each a click or a box, in pixels of the input.
+    """First prompts, each a point or a box, in pixels of the input.
 
     Attributes:
-        points: clicks on the object, (N, 2) float32, XY.
+        points: (N, 2) float32, XY, on the object.
         boxes: (N, 4) float32, XYXY.
-        is_box: (N,) bool, which of the two is the prompt.
+        is_box: (N,) bool, whether the prompt is the box.
     """
 
     points: Tensor
@@ -71,13 +71,13 @@ def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def mask_iou(masks: Tensor, targets: Tensor) -> Tensor:
-    """Returns the intersection over union of masks (..., H, W) bool, 0 where both are empty."""
+    """Returns the intersection over union of masks (..., H, W) bool; 0 if both are empty."""
     intersection = (masks & targets).sum((-2, -1))
     return intersection / (masks | targets).sum((-2, -1)).clamp(min=1)
 
 
 def random_points(regions: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Draws a pixel from each region, all of its pixels alike.
+    """Draws a pixel from each region, uniformly.
 
     Args:
         regions: (N, H, W) bool.
@@ -97,15 +97,17 @@ def random_points(regions: Tensor, generator: torch.Generator | None = None) -> 
 
 
 def sample_prompts(masks: Tensor, generator: torch.Generator | None = None) -> Prompts:
-    """Draws a first prompt for each mask: a click or a box with equal probability.
+    """Draws a first prompt for each mask: a point or a box with equal probability.
 
-    As in SAM's training, a click is any pixel of the mask, and the sides of the mask's bounding box
-    are each moved by a tenth of the box's length (standard deviation), by at most 20 pixels of
-    1024.
+    As in SAM's training, a point is any pixel of the mask, and each side of the mask's bounding box
+    is moved at random: standard deviation a tenth of the box's length, at most 20 pixels of 1024.
 
     Args:
         masks: (N, S, S) bool.
         generator: the source of randomness; torch's own if None.
+
+    Returns:
+        N prompts, in pixels of the masks.
     """
     boxes = masks_to_boxes(masks).float()
     lengths = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
@@ -117,15 +119,15 @@ def sample_prompts(masks: Tensor, generator: torch.Generator | None = None) -> P
 
 
 def corrective_clicks(masks: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Draws a click for each mask from where it is wrong, or from the target if it is right.
+    """Draws a point for each mask from its errors, or from the target if it has none.
 
     Args:
         masks: predictions, (N, H, W) bool.
         targets: (N, H, W) bool.
 
     Returns:
-        Points (N, 2) int64, XY, and labels (N,) int64: 1 where the object was missed, 0 where the
-        background was taken for it.
+        Points (N, 2) int64, XY, and labels (N,) int64: 1 if the object is missing there, 0
+        if the background was taken for it.
     """
     errors = masks != targets
     regions = torch.where(errors.any(-1).any(-1)[:, None, None], errors, targets)
@@ -135,7 +137,7 @@ def corrective_clicks(masks: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def predict_masks(
-    sam: Sam,
+    model: Sam,
     embeddings: Tensor,
     prompts: Prompts,
     clicks: Tensor,
@@ -144,40 +146,40 @@ def predict_masks(
 ) -> tuple[Tensor, Tensor]:
     """Predicts all masks of prompts on different images at once, with gradients.
 
-    Upstream's decoder takes one image a call. It adds the image embedding and the dense prompt
-    embedding and nothing else happens to either, so here the sum comes in as the latter.
+    segment-anything's decoder takes one image per call. It only adds the image embedding to the
+    dense prompt embedding, so here the latter is their sum.
 
     Args:
-        sam: the model.
+        model: the model.
         embeddings: the image embedding of each prompt, (N, C, h, w).
         prompts: the first prompts.
-        clicks: further clicks, (N, K, 2), XY in pixels of the input; K may be 0.
-        labels: theirs, (N, K), 1 for the object and 0 for the background.
+        clicks: further points, (N, K, 2), XY in pixels of the input; K may be 0.
+        labels: (N, K), 1 for the object and 0 for the background.
         logits: a mask prompt, (N, 1, 4h, 4w), or None.
 
     Returns:
         Low-resolution logits (N, M, 4h, 4w) and predicted IoU (N, M), float32. The first of the M
-        masks is the one for an unambiguous prompt, the others those of ``multimask_output``.
+        masks is the one for unambiguous prompts, the others those of ``multimask_output``.
     """
     device = embeddings.device.type
-    # Half precision cannot tell neighbouring pixels apart.
+    # Half precision cannot separate neighbouring pixels.
     with torch.autocast(device, enabled=False):
         first = torch.ones_like(prompts.is_box[:, None], dtype=labels.dtype)
         points = torch.cat([prompts.points[:, None], clicks], dim=1)
-        # A click and upstream's padding point are as many tokens as the corners of a box.
-        of_click, dense = sam.prompt_encoder(
+        # A point and segment-anything's padding point are as many tokens as a box's corners.
+        of_click, dense = model.prompt_encoder(
             (points, torch.cat([first, labels], dim=1)), None, logits
         )
-        of_box, _ = sam.prompt_encoder(
+        of_box, _ = model.prompt_encoder(
             (clicks, labels) if clicks.shape[1] else None, prompts.boxes, None
         )
         sparse = torch.where(prompts.is_box[:, None, None], of_box, of_click)
-        positions = sam.prompt_encoder.get_dense_pe()
+        positions = model.prompt_encoder.get_dense_pe()
         pixels = embeddings + dense
     if torch.is_autocast_enabled(device):  # once here instead of in every layer
         dtype = torch.get_autocast_dtype(device)
         pixels, positions = pixels.to(dtype), positions.to(dtype)
-    low_res, iou_predictions = sam.mask_decoder.predict_masks(
+    low_res, iou_predictions = model.mask_decoder.predict_masks(
         image_embeddings=torch.zeros_like(pixels[:1]),
         image_pe=positions,
         sparse_prompt_embeddings=sparse,
@@ -189,14 +191,14 @@ def predict_masks(
 def mask_losses(
     logits: Tensor, iou_predictions: Tensor, targets: Tensor, multimask_share: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns focal loss, dice loss and squared error of the predicted IoU of prompts, (N,) each.
+    """Returns the focal loss, dice loss and squared error of the predicted IoU, (N,) each.
 
     Args:
         logits: (N, M, h, w).
         iou_predictions: (N, M).
         targets: (N, h, w) bool.
-        multimask_share: (N,), how much of the loss is that of the best of the masks behind the
-            first, the rest being that of the first; None where there is only the first.
+        multimask_share: (N,), weight of the best multimask output; the first, single mask gets the
+            rest. None if there is only the single mask.
     """
     wanted = targets[:, None].expand_as(logits)
     focal = focal_loss(logits, wanted.float())
@@ -213,23 +215,21 @@ def mask_losses(
 
 
 class Objective(nn.Module):
-    """A model and what it is trained for: called with a batch, returns its losses.
-
-    Only the parts named take part in training. The others keep their weights, and are in eval mode.
+    """A model and its objective: called with a batch, returns the losses.
 
     Args:
-        sam: the model, with its image size set.
-        parts: of ``"encoder"``, the image encoder, and ``"decoder"``, the prompt encoder and the
-            mask decoder together, as the paper uses the word.
+        model: the model, with its input size set.
+        parts: the parts to train: ``"encoder"``, the image encoder, and ``"decoder"``, the prompt
+            encoder and the mask decoder. The others keep their weights, and stay in eval mode.
     """
 
-    def __init__(self, sam: Sam, parts: Collection[str]) -> None:
+    def __init__(self, model: Sam, parts: Collection[str]) -> None:
         super().__init__()
-        self.sam = sam
+        self.model = model
         self.frozen: list[nn.Module] = []
         for name, modules in {
-            "encoder": [sam.image_encoder],
-            "decoder": [sam.prompt_encoder, sam.mask_decoder],
+            "encoder": [model.image_encoder],
+            "decoder": [model.prompt_encoder, model.mask_decoder],
         }.items():
             for module in modules:
                 module.requires_grad_(name in parts)
@@ -237,6 +237,7 @@ class Objective(nn.Module):
                     self.frozen.append(module)
 
     def train(self, mode: bool = True) -> "Objective":
+        """Sets the mode of the trained parts; the others stay in eval mode."""
         super().train(mode)
         for module in self.frozen:
             module.eval()
@@ -245,20 +246,21 @@ class Objective(nn.Module):
     def encode(self, batch: Batch) -> Tensor:
         """Returns the embeddings (B, C, h, w) of "pixels", (B, 3, S, S) preprocessed images."""
         pixels = batch["pixels"].contiguous(memory_format=torch.channels_last)
-        embeddings, _ = unpack(self.sam.image_encoder(pixels))
+        embeddings, _ = unpack(self.model.image_encoder(pixels))
         return embeddings
 
 
 class Decoupled(Objective):
     """The paper's decoupled distillation: mean squared error on a teacher's image embeddings.
 
-    Its batch holds, beside "pixels", "embedding": (B, C, h, w), the teacher's.
+    A batch holds "pixels" and "embedding", (B, C, h, w), the teacher's.
     """
 
-    def __init__(self, sam: Sam) -> None:
-        super().__init__(sam, ["encoder"])
+    def __init__(self, model: Sam) -> None:
+        super().__init__(model, ["encoder"])
 
     def forward(self, batch: Batch) -> Losses:
+        """Returns "loss"."""
         embeddings = self.encode(batch)
         return {"loss": F.mse_loss(embeddings.float(), batch["embedding"].float())}
 
@@ -266,27 +268,33 @@ class Decoupled(Objective):
 class Coupled(Objective):
     """Distillation through the mask decoder: the student's masks against the teacher's.
 
-    The teacher's masks come from its stored embeddings and its decoder, which the student starts
-    with a copy of. With the parts "encoder" this is the paper's semi-coupled distillation, the
-    decoder frozen; with "encoder" and "decoder" the coupled one.
+    The teacher's masks come from its stored embeddings and its decoder; the student starts with a
+    copy of the latter. Training the "encoder" alone is the paper's semi-coupled distillation,
+    training "encoder" and "decoder" the coupled one.
 
-    Prompts are drawn at random from all of the image, as many clicks as boxes. Each of the
-    student's masks has the teacher's mask in the same place as its target, and its predicted IoU
-    the teacher's prediction.
+    Prompts are drawn at random from the whole image, points and boxes with equal probability. The
+    target of each mask of the student is the teacher's mask of the same index, and that of its
+    predicted IoU the teacher's prediction.
 
-    Its batch holds, beside "pixels", "embedding", (B, C, h, w), the teacher's, and "size", (B, 2),
-    the height and width of what is not padding.
+    A batch holds "pixels"; "embedding", (B, C, h, w), the teacher's; and "size", (B, 2), the height
+    and width without padding.
+
+    Args:
+        model: see :class:`Objective`; has the teacher's decoder.
+        parts: see :class:`Objective`.
+        prompts_per_image: number of prompts per image.
     """
 
-    def __init__(self, sam: Sam, parts: Collection[str], prompts_per_image: int) -> None:
-        super().__init__(sam, parts)
+    def __init__(self, model: Sam, parts: Collection[str], prompts_per_image: int) -> None:
+        super().__init__(model, parts)
         self.prompts_per_image = prompts_per_image
-        self.teacher = deepcopy(sam)
+        self.teacher = deepcopy(model)
         del self.teacher.image_encoder
         self.teacher.requires_grad_(False)
         self.frozen.append(self.teacher)
 
     def forward(self, batch: Batch) -> Losses:
+        """Returns "loss", and its parts "focal", "dice" and "iou_error"."""
         count = self.prompts_per_image
         prompts = self._random_prompts(batch["size"].repeat_interleave(count, 0))
         no_clicks = prompts.points.new_empty(len(prompts.points), 0, 2)
@@ -295,7 +303,7 @@ class Coupled(Objective):
             embeddings = batch["embedding"].float().repeat_interleave(count, 0)
             teacher_logits, teacher_iou = predict_masks(self.teacher, embeddings, *inputs)
         embeddings = self.encode(batch).repeat_interleave(count, 0)
-        logits, iou_predictions = predict_masks(self.sam, embeddings, *inputs)
+        logits, iou_predictions = predict_masks(self.model, embeddings, *inputs)
         targets = (teacher_logits > 0).float()
         return _total(
             focal_loss(logits, targets).mean(),
@@ -304,7 +312,7 @@ class Coupled(Objective):
         )
 
     def _random_prompts(self, sizes: Tensor) -> Prompts:
-        """A prompt for each of the sizes (N, 2), height and width, of what is not padding."""
+        """Draws a prompt for each of the sizes (N, 2), height and width without padding."""
         corners = torch.rand(len(sizes), 2, 2, device=sizes.device) * sizes.flip(1)[:, None]
         boxes = torch.cat([corners.amin(1), corners.amax(1)], dim=1)
         is_box = torch.rand(len(sizes), device=sizes.device) < 0.5
@@ -314,45 +322,47 @@ class Coupled(Objective):
 class Supervised(Objective):
     """Training on masks alone, by SAM's own recipe.
 
-    The first prompt is a click or a box. Then follow rounds, each with the previous mask's logits
-    as a mask prompt, and with one more click from where that mask is wrong; or, in the rounds
-    with the mask only, without. Losses are averaged over rounds.
+    The first prompt is a point or a box. Further rounds prompt with the logits of the previous
+    mask, most of them also with one more point from its errors. Losses are averaged over rounds.
 
-    A single click is ambiguous: only the best of its three masks is trained, and the predicted IoU
+    A single point is ambiguous: only the best of its three masks is trained, and the predicted IoU
     of all three, as in SAM 2's code. Later rounds train the mask for unambiguous prompts. A box
-    trains both kinds, half each, since it is in use with either.
+    trains both kinds with equal weight, because both are used with boxes.
 
-    Its batch holds, beside "pixels", what is known of P prompts on each image: "masks", (B, P,
-    S / 4, S / 4) bool; "points", "boxes" and "is_box", see :class:`Prompts`; and "is_real", (B, P)
-    bool, False where an image has no mask to give.
+    A batch holds "pixels", and for P prompts per image "masks", (B, P, S / 4, S / 4) bool;
+    "points", "boxes" and "is_box", see :class:`Prompts`; and "is_real", (B, P) bool, False if the
+    image has no mask.
 
     Args:
-        sam: the model.
+        model: the model.
         parts: see :class:`Objective`.
-        corrective_clicks: rounds with a further click; SAM's paper has 8.
-        mask_only_rounds: rounds with the previous mask only; SAM's paper has 2. One is the last
-            round, others are at random places.
+        corrective_clicks: number of rounds with a further point; SAM's paper has 8.
+        mask_only_rounds: number of rounds without one; SAM's paper has 2. One is the last round,
+            the others are at random positions.
     """
 
     def __init__(
         self,
-        sam: Sam,
+        model: Sam,
         parts: Collection[str],
         corrective_clicks: int = 1,
         mask_only_rounds: int = 0,
     ) -> None:
-        super().__init__(sam, parts)
+        super().__init__(model, parts)
         self.corrective_clicks = corrective_clicks
         self.mask_only_rounds = mask_only_rounds
 
     def forward(self, batch: Batch) -> Losses:
+        """Returns "loss", and its parts "focal", "dice" and "iou_error"."""
         targets = batch["masks"].flatten(0, 1)
         prompts = Prompts(*(batch[name].flatten(0, 1) for name in Prompts._fields))
         embeddings = self.encode(batch).repeat_interleave(batch["masks"].shape[1], 0)
         clicks = prompts.points.new_empty(len(targets), 0, 2)
         labels = clicks[..., 0]
 
-        logits, iou_predictions = predict_masks(self.sam, embeddings, prompts, clicks, labels, None)
+        logits, iou_predictions = predict_masks(
+            self.model, embeddings, prompts, clicks, labels, None
+        )
         multimask_share = torch.where(prompts.is_box, 0.5, 1.0)
         rounds = [mask_losses(logits, iou_predictions, targets, multimask_share)]
         best = iou_predictions[:, 1:].argmax(1, keepdim=True) + 1
@@ -361,22 +371,22 @@ class Supervised(Objective):
             logits = logits.take_along_dim(best[..., None, None], dim=1).detach()
             if with_click:
                 points, label = corrective_clicks(logits[:, 0] > 0, targets)
-                # Anywhere in the low-resolution pixel; the prompt encoder adds the half.
+                # Anywhere in the low-resolution pixel; the prompt encoder adds 0.5.
                 points = (points + torch.rand_like(prompts.points)) * LOW_RES - 0.5
                 clicks = torch.cat([clicks, points[:, None]], dim=1)
                 labels = torch.cat([labels, label[:, None]], dim=1)
             logits, iou_predictions = predict_masks(
-                self.sam, embeddings, prompts, clicks, labels, logits
+                self.model, embeddings, prompts, clicks, labels, logits
             )
             rounds.append(mask_losses(logits[:, :1], iou_predictions[:, :1], targets, None))
             best = torch.zeros_like(best)
 
-        # Over all prompts, real or not, so that it does not matter which images make up a batch.
+        # Over all prompts, real or not, so that the weights do not depend on the batch.
         means = torch.stack([torch.stack(losses) for losses in rounds]).mean(0)
         return _total(*(means * batch["is_real"].flatten()).mean(1))
 
     def _rounds(self) -> list[bool]:
-        """Whether each round behind the first has a further click."""
+        """Returns whether each round after the first has a further point."""
         rounds = [True] * self.corrective_clicks
         for index in range(self.mask_only_rounds):
             rounds.insert(int(torch.randint(len(rounds), ())) if index else len(rounds), False)

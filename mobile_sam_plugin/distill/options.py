@@ -1,4 +1,4 @@
-"""What a training run is made of. Without torch, since the command line shows the defaults."""
+"""The options of a training run. Free of torch, because the command line shows the defaults."""
 
 import math
 from dataclasses import dataclass, field
@@ -12,63 +12,65 @@ _MAY_CHANGE = {"may_change": True}
 
 
 @dataclass(frozen=True)
-class Options:
-    """What a run is made of. All but the last few decide what comes out of it.
+class TrainingOptions:
+    """The options of a training run. All but the last four decide what it produces.
 
     Attributes:
         objective: ``"decoupled"``, ``"semi-coupled"``, ``"coupled"`` or ``"supervised"``.
-        data: for ``"supervised"`` what :func:`~.data.open_annotated_images` takes, where
-            ``"scenes"`` are endless and of the image size; else a folder of teacher's embeddings.
-        steps: updates of the weights.
-        images: the folder of the images, if they are not beside the json, or not any more where
-            the embeddings were made of them.
-        photographs: a folder of images, patches of which become surfaces in ``"scenes"``.
-        checkpoint: the weights to start from, as :func:`~mobile_sam_plugin.build_sam_vit_t` takes
-            them; random ones if None.
+        data: a folder of a teacher's embeddings; for ``"supervised"``, ``"scenes"``, which are
+            endless and of the input size, or what
+            :func:`~mobile_sam_plugin.scenes.scenes.open_images_or_scenes` takes.
+        steps: optimizer steps.
+        images: the folder of the images, if they are not beside the JSON file, or no longer where
+            their embeddings were computed.
+        texture_images: a folder of images whose patches become surfaces in ``"scenes"``.
+        checkpoint: initial weights, as :func:`~mobile_sam_plugin.build_sam_vit_t` takes them;
+            random weights if None.
         backbone: a timm backbone for the student's encoder, if it starts from random weights.
-        teacher: a checkpoint of any SAM, whose prompt encoder and mask decoder the student starts
-            with a copy of.
+        teacher: a checkpoint of any SAM, whose prompt encoder and mask decoder are copied to the
+            student.
         parts: what ``"supervised"`` trains: ``"encoder"``, ``"decoder"`` or ``"both"``.
-        image_size: the side of the square input, in pixels; distillation takes that of the
-            embeddings.
-        batch_size: images a step, over all processes and accumulated batches together.
-        accumulate: batches a step whose gradients each process adds up.
+        img_size: side of the square input, in pixels; distillation takes that of the embeddings.
+        batch_size: images per optimizer step, over all processes and accumulated batches.
+        gradient_accumulation_steps: batches per optimizer step and process.
         prompts_per_image: not for ``"decoupled"``.
         corrective_clicks, mask_only_rounds: see :class:`~.objectives.Supervised`.
-        learning_rate: of AdamW, at the end of the warm-up; from there a cosine leads to 0.
-        warmup_steps: in which the learning rate rises; if None, 100, or half of a shorter run.
+        learning_rate: of AdamW, at the end of the warm-up; a cosine then leads to 0.
+        warmup_steps: steps in which the learning rate rises; if None, 100, or half of a shorter
+            run.
         weight_decay: of AdamW, for matrices only.
-        gradient_clip: the norm that gradients are scaled down to.
-        ema_decay: of the exponential moving average of weights, which is what is evaluated and
-            saved; smaller in the first steps.
+        gradient_clip: maximum norm of the gradients, which are scaled down to it.
+        ema_decay: of the exponential moving average of the weights, which is evaluated and saved;
+            smaller in the first steps.
         mixed_precision: ``"no"``, ``"fp16"`` or ``"bf16"``.
-        seed: of weights, order, crops, prompts and clicks.
-        evaluation_data: measured on with each evaluation, what :func:`~.data.open_annotated_images`
-            takes; if None, the best weights are those before which the mean training loss was
-            lowest. Scenes to measure on are never among those to train on.
-        evaluate_every: steps.
-        strict: a broken image or mask to train on ends the run; else it is skipped with a warning.
-        evaluation_images: the folder of its images, where they are not beside the json.
-        save_every: steps.
-        log_every: steps.
+        seed: random seed of weights, order, crops, prompts and clicks.
+        evaluation_data: evaluated on regularly; what `open_images_or_scenes` takes. If None, the
+            best weights are those with the lowest mean training loss since the previous
+            evaluation. Scenes to evaluate on are never among those to train on.
+        evaluate_every: steps between two evaluations.
+        strict: end the run at a broken image or mask, instead of skipping it with a warning.
+        evaluation_images: the folder of the images to evaluate on, if they are not beside their
+            JSON file.
+        save_every: steps between two states to resume from.
+        log_every: steps between two entries of the log.
         workers: processes that prepare data.
 
     Raises:
-        ValueError: a value that is none of those.
+        ValueError: if a value is invalid, or does not go with another.
     """
 
     objective: str
     data: str
     steps: int
     images: str | None = None
-    photographs: str | None = None
+    texture_images: str | None = None
     checkpoint: str | None = None
     backbone: str | None = None
     teacher: str | None = None
     parts: str = "both"
-    image_size: int = 1024
+    img_size: int = 1024
     batch_size: int = 8
-    accumulate: int = 1
+    gradient_accumulation_steps: int = 1
     prompts_per_image: int = 8
     corrective_clicks: int = 1
     mask_only_rounds: int = 0
@@ -101,14 +103,14 @@ class Options:
         if warmup_steps is None:
             warmup_steps = min(100, self.steps // 2)
             object.__setattr__(self, "warmup_steps", warmup_steps)
-        least = {
+        minimum = {
             1: (
-                *("steps", "batch_size", "accumulate", "prompts_per_image"),
+                *("steps", "batch_size", "gradient_accumulation_steps", "prompts_per_image"),
                 *("evaluate_every", "save_every", "log_every"),
             ),
             0: ("corrective_clicks", "mask_only_rounds", "warmup_steps", "seed", "workers"),
         }
-        for lowest, names in least.items():
+        for lowest, names in minimum.items():
             for name in names:
                 if not getattr(self, name) >= lowest:
                     raise UserError(f"{name} must be {lowest} or more, not {getattr(self, name)}")
@@ -124,12 +126,10 @@ class Options:
                 f"warmup_steps must be less than the {self.steps} steps of the run, not "
                 f"{warmup_steps}"
             )
-        if self.photographs is not None and self.data.partition(":")[0] != "scenes":
-            raise UserError(
-                f"photographs become surfaces in 'scenes', and the data are {self.data!r}"
-            )
+        if self.texture_images is not None and self.data.partition(":")[0] != "scenes":
+            raise UserError(f"texture_images applies only to data 'scenes', not {self.data!r}")
         if self.evaluation_images is not None and self.evaluation_data is None:
-            raise UserError("evaluation_images are those of evaluation_data, which is not given")
+            raise UserError("evaluation_images applies only with evaluation_data")
         if self.backbone is not None and self.checkpoint is not None:
             raise UserError(
                 "give a checkpoint or a backbone, not both: a checkpoint names its own backbone"

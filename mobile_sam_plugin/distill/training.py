@@ -1,7 +1,7 @@
 """The training loop of all objectives, on accelerate.
 
-A run is a folder. Whatever stops it, the same call goes on from the state saved last, with the same
-losses and to the same weights (on a GPU, but for the order in which it adds).
+A run is a folder. However it was interrupted, the same call resumes it from the last saved state,
+with the same losses and to the same weights (on a GPU, apart from the order of additions).
 """
 
 import dataclasses
@@ -30,16 +30,18 @@ from tqdm import tqdm
 
 from ..build import build_sam_vit_t
 from ..checkpoint import locate_checkpoint, read_checkpoint, save_checkpoint
-from ..datasets.annotated import AnnotatedImage, AnnotatedImages, open_annotated_images
-from ..datasets.readable import Readable, check_fit
+from ..datasets.annotated import AnnotatedImage, AnnotatedImages
+from ..datasets.unreadable import SkipUnreadable, check_fit
 from ..errors import MissingExtra, UserError
+from ..files import remove_partials, replaced, write_file
 from ..images import list_images
 from ..mobile_sam import MobileSam, set_img_size
-from ..scenes.scenes import Scenes
-from .batches import EmbeddedImages, EmbeddingExamples, MaskExamples, Steps
+from ..runs import RUN_FILE, find_run
+from ..scenes.scenes import Scenes, open_images_or_scenes
+from .batches import EmbeddedImages, EmbeddingExamples, MaskExamples, StepBatchSampler
 from .embeddings import Embeddings, fingerprint_decoder
 from .objectives import Batch, Coupled, Decoupled, Losses, Objective, Supervised
-from .options import PARTS, Options
+from .options import PARTS, TrainingOptions
 
 try:
     import tensorboard  # noqa: F401, which accelerate would miss only later
@@ -55,50 +57,52 @@ except ImportError as error:
 
 BEST_FILE = "best.safetensors"
 LAST_FILE = "last.safetensors"
-_OPTIONS_FILE = "options.json"
 _STATE_FILE = "state.pt"
 _LOG_FOLDER = "log"
 
 _EVALUATED = ("click_best", "box")
 _ENDLESS = 1 << 40
-_LEFT_OUT_IN_A_ROW = 10  # steps whose gradients are not finite
-_TOLD = 5  # of them by their number
+_SKIPPED_IN_A_ROW = 10  # steps whose gradients are not finite
+_TOLD = 5  # warnings with the number of a step; further steps are only counted
+_WAY_OUT = (
+    "resume it with its own options and data, choose another folder, or start over with --restart "
+    "(restart=True)"
+)
 
 
-def train(options: Options, folder: str | os.PathLike[str], restart: bool = False) -> Path:
-    """Trains a student, or goes on with a run that was stopped.
+def train(options: TrainingOptions, folder: str | os.PathLike[str], restart: bool = False) -> Path:
+    """Trains a student, or resumes an interrupted run.
 
-    Into the folder come ``best.safetensors`` and ``last.safetensors``, the averaged weights that
+    Writes to the folder ``best.safetensors`` and ``last.safetensors``, the averaged weights that
     scored best and those of the last evaluation, which ``sam_model_registry["vit_t"]`` loads;
-    ``log``, for TensorBoard; ``options.json``; and ``state.pt``, to go on from. Each file appears
-    whole or not at all.
+    ``log``, for TensorBoard; ``run.json``, the options; and ``state.pt``, to resume from.
 
-    Several processes, as ``accelerate launch`` starts them, share the work of a step; what comes
-    out depends on their number only by corrective clicks, which each draws on its own, and by the
-    batch norms, each of which sees its own images. On several machines the folder of the first
-    process counts: the others take its state, and need to hold nothing but the same data.
+    Several processes, started by ``accelerate launch``, share the work of a step. Their number
+    changes the result only through corrective clicks, which each process draws on its own, and
+    batch norms, each of which sees the images of its process. On several machines the folder of the
+    first process counts: the others receive its state, and need only the same data.
 
-    Images that are broken, or do not fit, are left out and counted, and so are steps whose gradient
-    is not finite. Many of either end the run.
+    Broken or unfit images are skipped and counted, and so are steps whose gradient is not finite.
+    Many of either end the run.
 
     Args:
-        options: what to train, on what, and how.
-        folder: of the run; made if need be.
-        restart: forget a run that the folder holds, and begin anew.
+        options: what to train, on which data, and how.
+        folder: of the run; created if missing.
+        restart: delete a run that the folder holds, and start over.
 
     Returns:
         The path of ``best.safetensors``.
 
     Raises:
-        ValueError: the folder's run has other options or began with other data, which are named;
-            or a value that fits nothing, data without an image, most images broken, another
-            teacher than that of the embeddings, or other data on another machine.
-        FileNotFoundError, OSError: no such checkpoint or data.
-        FloatingPointError: the loss is not finite, or the gradients of many steps are not. The
-            state saved last is from before.
+        ValueError: if the folder's run has other options or data, which the message names; if a
+            value does not fit the data or the checkpoint; if there is no image or most are broken;
+            if the embeddings are of another teacher; or if another machine has other data.
+        OSError: if a checkpoint or data cannot be read.
+        FloatingPointError: if the loss, or the gradients of many steps, are not finite. The last
+            saved state is from before.
 
     Example:
-        >>> options = Options("supervised", "scenes", steps=1000, image_size=256)
+        >>> options = TrainingOptions("supervised", "scenes", steps=1000, img_size=256)
         >>> sam = sam_model_registry["vit_t"](train(options, "runs/scenes"))
     """
     folder = Path(folder)
@@ -112,13 +116,12 @@ def train(options: Options, folder: str | os.PathLike[str], restart: bool = Fals
             InitProcessGroupKwargs(timeout=timedelta(hours=6)),
         ],
     )
-    if not restart:
-        _of_main(accelerator, lambda: _check_options(folder, options))
     run = _Run(options, folder, accelerator)
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
+        remove_partials(folder / _STATE_FILE)
         if restart:
-            for name in (_STATE_FILE, _OPTIONS_FILE, BEST_FILE, LAST_FILE):
+            for name in (_STATE_FILE, RUN_FILE, BEST_FILE, LAST_FILE):
                 (folder / name).unlink(missing_ok=True)
             shutil.rmtree(folder / _LOG_FOLDER, ignore_errors=True)
     accelerator.wait_for_everyone()
@@ -127,12 +130,12 @@ def train(options: Options, folder: str | os.PathLike[str], restart: bool = Fals
         run.train()
     finally:
         accelerator.end_training()
-    run.tell_left_out()
+    run.warn_of_skipped()
     return folder / BEST_FILE
 
 
 def _of_main(accelerator: Accelerator, ask: Callable[[], Any]) -> Any:
-    """What a call returns, or raises, in the main process: in all of them, which wait for it."""
+    """Returns or raises in all processes, which wait, what a call returns or raises in the main."""
     answer: list[Any] = [None, None]
     if accelerator.is_main_process:
         try:
@@ -145,33 +148,20 @@ def _of_main(accelerator: Accelerator, ask: Callable[[], Any]) -> Any:
     return answer[0]
 
 
-def _check_options(folder: Path, options: Options) -> None:
-    """Raises ValueError if a folder holds a run with options that may not change."""
-    if not (folder / _STATE_FILE).exists():
-        return
-    known = json.loads((folder / _OPTIONS_FILE).read_text())
-    for option in dataclasses.fields(options):
-        before, now = known.get(option.name), getattr(options, option.name)
-        if before != now and not option.metadata.get("may_change"):
-            raise UserError(
-                f"the run in {str(folder)!r} has {option.name} = {before!r}, not {now!r}: go on"
-                " with its own options, choose another folder, or restart it"
-            )
-
-
 class _Run:
-    """A run in one process: models, optimizer and data, and where it stands."""
+    """A run in one process: models, optimizer, data and progress."""
 
-    def __init__(self, options: Options, folder: Path, accelerator: Accelerator) -> None:
+    def __init__(self, options: TrainingOptions, folder: Path, accelerator: Accelerator) -> None:
         self.options = options
         self.folder = folder
         self.accelerator = accelerator
         torch.manual_seed(options.seed)
-        self.sam = _build_student(options).to(memory_format=torch.channels_last)
+        self.model = _build_student(options).to(memory_format=torch.channels_last)
         if accelerator.device.type == "cpu":
-            _unfuse_attention(self.sam)
-        objective, self.examples, self.sources, self.contents = _build_objective(options, self.sam)
-        _check_same(accelerator, self.contents)
+            _unfuse_attention(self.model)
+        objective, self.examples, self.sources, contents = _build_objective(options, self.model)
+        _check_same(accelerator, contents)
+        self.settings = dataclasses.asdict(options) | contents
         optimizer = torch.optim.AdamW(
             _parameter_groups(objective, options.weight_decay), options.learning_rate
         )
@@ -184,41 +174,41 @@ class _Run:
         )
         self.objective, self.optimizer = accelerator.prepare(objective.train(), optimizer)
         self.average = AveragedModel(
-            self.sam, multi_avg_fn=ramped_average(options.ema_decay), use_buffers=True
+            self.model, multi_avg_fn=ramped_average(options.ema_decay), use_buffers=True
         )
         self.evaluation_data: AnnotatedImages | None = None
         _of_main(accelerator, self._open_evaluation_data)
         self.step = 0
-        self.left_out_steps = 0
-        self.left_out_in_a_row = 0
+        self.skipped_steps = 0
+        self.skipped_in_a_row = 0
         self.best_score = -math.inf
         self.losses_since_evaluation = [0.0, 0]
 
     def _open_evaluation_data(self) -> None:
-        """Opens it, and reads an image of it, so that what is wrong with it shows at the start."""
+        """Opens the data and reads an image, so that faults show at the start."""
         options = self.options
         if options.evaluation_data is None:
             return
-        self.evaluation_data = open_annotated_images(
-            options.evaluation_data, images=options.evaluation_images
+        self.evaluation_data = open_images_or_scenes(
+            options.evaluation_data, options.evaluation_images
         )
-        check = partial(_check_image, size=self.sam.image_encoder.img_size)
-        Readable(self.evaluation_data, check=check, what="evaluation image")[0]
+        check = partial(_check_image, size=self.model.image_encoder.img_size)
+        SkipUnreadable(self.evaluation_data, check=check, what="evaluation image")[0]
 
-    def tell_left_out(self) -> None:
-        """Warns of images and steps that were left out."""
+    def warn_of_skipped(self) -> None:
+        """Warns of images and steps that were skipped."""
         for source in self.sources:
             source.skipped.tell()
-        if self.left_out_steps:
+        if self.skipped_steps:
             warnings.warn(
-                f"{self.left_out_steps} of {self.step} steps are left out, since their gradients "
-                "were not finite",
+                f"skipped {self.skipped_steps} of {self.step} steps, because their gradients were "
+                "not finite",
                 stacklevel=2,
             )
 
     def train(self) -> None:
         options, accelerator = self.options, self.accelerator
-        # What a run that broke off had logged behind its last state is about to come again.
+        # The entries of an interrupted run after its last state will be logged again.
         accelerator.init_trackers(
             _LOG_FOLDER, init_kwargs={"tensorboard": {"purge_step": self.step + 1}}
         )
@@ -248,11 +238,11 @@ class _Run:
 
     def _batches(self) -> Iterator[Batch]:
         options, accelerator = self.options, self.accelerator
-        steps = Steps(
+        steps = StepBatchSampler(
             self.step,
             options.steps,
             options.batch_size,
-            options.accumulate,
+            options.gradient_accumulation_steps,
             accelerator.process_index,
             accelerator.num_processes,
         )
@@ -268,49 +258,48 @@ class _Run:
         )
 
     def _update(self, batches: Iterator[Batch]) -> Losses:
-        """One step. Its random numbers depend on nothing but the seed, the step and the process."""
+        """Takes a step. Its random numbers depend only on the seed, the step and the process."""
         options, accelerator = self.options, self.accelerator
         entropy = (options.seed, self.step, accelerator.process_index)
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
         self.scheduler.step_update(self.step)
         total: Losses = {}
-        for index in range(options.accumulate):
-            is_last = index == options.accumulate - 1
+        count = options.gradient_accumulation_steps
+        for index in range(count):
+            is_last = index == count - 1
             with nullcontext() if is_last else accelerator.no_sync(self.objective):
                 batch = {
                     name: value.to(accelerator.device, non_blocking=True)
                     for name, value in _next(batches).items()
                 }
                 losses = self.objective(batch)
-                accelerator.backward(losses["loss"] / options.accumulate)
+                accelerator.backward(losses["loss"] / count)
             for name, value in losses.items():
-                total[name] = total.get(name, 0) + value.detach() / options.accumulate
+                total[name] = total.get(name, 0) + value.detach() / count
         norm = accelerator.clip_grad_norm_(self.objective.parameters(), options.gradient_clip)
-        # A scaler of float16 looks for itself.
+        # The scaler of float16 checks this itself.
         if accelerator.scaler is not None or math.isfinite(norm):
             self.optimizer.step()
-            self.left_out_in_a_row = 0
+            self.skipped_in_a_row = 0
         else:
-            self._leave_step_out()
+            self._skip_step()
         self.optimizer.zero_grad()
-        self.average.update_parameters(self.sam)
+        self.average.update_parameters(self.model)
         return total
 
-    def _leave_step_out(self) -> None:
-        self.left_out_steps += 1
-        self.left_out_in_a_row += 1
-        if self.left_out_in_a_row > _LEFT_OUT_IN_A_ROW:
+    def _skip_step(self) -> None:
+        self.skipped_steps += 1
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row > _SKIPPED_IN_A_ROW:
             raise FloatingPointError(
-                f"the gradients of {self.left_out_in_a_row} steps in a row are not finite, up to "
+                f"the gradients of {self.skipped_in_a_row} steps in a row are not finite, up to "
                 f"step {self.step + 1}: lower the learning rate or raise the precision, and restart"
             )
-        if self.left_out_steps <= _TOLD:
-            warnings.warn(
-                f"step {self.step + 1} is left out: its gradient is not finite", stacklevel=2
-            )
+        if self.skipped_steps <= _TOLD:
+            warnings.warn(f"skipped step {self.step + 1}: its gradient is not finite", stacklevel=2)
 
     def _log(self, recent: list[Losses]) -> float:
-        """Logs the mean losses of the last steps and returns that of the whole loss."""
+        """Logs the mean losses of the last steps, and returns the mean of the total loss."""
         means = {
             name: self.accelerator.reduce(
                 torch.stack([losses[name] for losses in recent]).mean(), "mean"
@@ -324,15 +313,15 @@ class _Run:
                 "precision, and restart"
             )
         means["learning_rate"] = self.optimizer.param_groups[0]["lr"]
-        means["left out, images"] = sum(len(source.skipped) for source in self.sources)
-        means["left out, steps"] = self.left_out_steps
+        means["skipped images"] = sum(len(source.skipped) for source in self.sources)
+        means["skipped steps"] = self.skipped_steps
         self.accelerator.log(means, step=self.step)
         self.losses_since_evaluation[0] += loss * len(recent)
         self.losses_since_evaluation[1] += len(recent)
         return loss
 
     def _evaluate(self, bar: Any) -> None:
-        """Scores the averaged weights, and keeps them."""
+        """Evaluates the averaged weights, and saves them."""
         total, count = self.losses_since_evaluation
         self.losses_since_evaluation = [0.0, 0]
         _of_main(self.accelerator, lambda: self._score(total / count, bar))
@@ -343,7 +332,7 @@ class _Run:
         if self.evaluation_data is not None:
             from ..evaluation.evaluation import evaluate
 
-            evaluation = evaluate(self.average.module, self.evaluation_data, measures=_EVALUATED)
+            evaluation = evaluate(self.average.module, self.evaluation_data, metrics=_EVALUATED)
             scores = {name: score.mean for name, score in evaluation.scores.items()}
             score = sum(scores.values()) / len(scores)
             self.accelerator.log(scores, step=self.step)
@@ -355,48 +344,41 @@ class _Run:
         bar.write(f"step {self.step}: {described}")
 
     def _save_weights(self, name: str) -> None:
-        sam = self.average.module
-        _require_finite(sam, self.step)
-        save_checkpoint(sam.state_dict(), self.folder / name, backbone=self.sam.backbone)
+        model = self.average.module
+        _require_finite(model, self.step)
+        save_checkpoint(model.state_dict(), self.folder / name, backbone=self.model.backbone)
 
     def _save_state(self) -> None:
         if not self.accelerator.is_main_process:
             return
-        _require_finite(self.sam, self.step)
-        # Else a kill could take what the log has from before this state.
+        _require_finite(self.model, self.step)
+        # Otherwise a kill could lose entries of the log from before this state.
         self.accelerator.get_tracker("tensorboard", unwrap=True).flush()
         scaler = self.accelerator.scaler
         state = {
             "step": self.step,
             "best_score": self.best_score,
             "losses_since_evaluation": self.losses_since_evaluation,
-            "left_out_steps": self.left_out_steps,
-            "contents": self.contents,
-            "model": self.sam.state_dict(),
+            "skipped_steps": self.skipped_steps,
+            "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
         }
-        options = json.dumps(dataclasses.asdict(self.options), indent=1)
-        _write_whole(self.folder / _OPTIONS_FILE, lambda path: path.write_text(options))
-        _write_whole(self.folder / _STATE_FILE, lambda path: torch.save(state, path))
+        write_file(self.folder / RUN_FILE, json.dumps(self.settings, indent=1).encode() + b"\n")
+        with replaced(self.folder / _STATE_FILE) as partial:
+            torch.save(state, partial)
 
     def load_state(self) -> None:
-        """Goes on from the state that was saved last, if there is one in the first process."""
+        """Resumes from the last saved state, if the first process has one."""
         state = _of_main(self.accelerator, self._read_state)
         if state is None:
             return
-        begun = state.get("contents", self.contents)  # which older releases did not save
-        if different := [name for name in self.contents if begun.get(name) != self.contents[name]]:
-            raise UserError(
-                f"the run in {str(self.folder)!r} began with other {', '.join(different)} than are "
-                "there now: put back what was there, choose another folder, or restart it"
-            )
         self.step = state["step"]
         self.best_score = state["best_score"]
         self.losses_since_evaluation = state["losses_since_evaluation"]
-        self.left_out_steps = state.get("left_out_steps", 0)
-        self.sam.load_state_dict(state["model"])
+        self.skipped_steps = state["skipped_steps"]
+        self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.accelerator.scaler is not None:
@@ -406,14 +388,19 @@ class _Run:
         path = self.folder / _STATE_FILE
         if not path.exists():
             return None
+        fields = dataclasses.fields(self.options)
+        may_change = {option.name for option in fields if option.metadata.get("may_change")}
+        find_run(self.folder, self.settings, may_change, way_out=_WAY_OUT)
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except (EOFError, RuntimeError, UnpicklingError) as error:
-            raise UserError(f"{str(path)!r} is damaged: restart the run ({error})") from error
+            raise UserError(
+                f"{str(path)!r} is damaged: start over with --restart (restart=True) ({error})"
+            ) from error
 
 
 def _check_same(accelerator: Accelerator, contents: dict[str, Any]) -> None:
-    """Raises UserError in all processes if one has other data than another."""
+    """Raises UserError in all processes if their data differ."""
     everywhere = gather_object([contents])
     for name in contents:
         found = [each.get(name) for each in everywhere]
@@ -433,7 +420,7 @@ def _check_embedded(embedded: tuple[NDArray[np.uint8], Tensor], size: int) -> No
 
 
 def _next(batches: Iterator[Batch]) -> Batch:
-    """The next batch; of an error in a worker process its message without the traceback there."""
+    """Returns the next batch; raises the error of a worker process without its traceback."""
     try:
         return next(batches)
     except UserError as error:
@@ -442,9 +429,9 @@ def _next(batches: Iterator[Batch]) -> Batch:
         raise UserError(str(error).rstrip().splitlines()[-1].partition(": ")[2]) from error
 
 
-def _require_finite(sam: nn.Module, step: int) -> None:
-    """Raises FloatingPointError rather than have such weights saved."""
-    for name, tensor in sam.state_dict().items():
+def _require_finite(model: nn.Module, step: int) -> None:
+    """Raises FloatingPointError if weights are not finite, so that they are not saved."""
+    for name, tensor in model.state_dict().items():
         if not torch.isfinite(tensor).all():
             raise FloatingPointError(
                 f"the weights {name} are not finite at step {step}: lower the learning rate or "
@@ -452,14 +439,7 @@ def _require_finite(sam: nn.Module, step: int) -> None:
             )
 
 
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file that appears whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    write(partial)
-    os.replace(partial, path)
-
-
-def _build_student(options: Options) -> MobileSam:
+def _build_student(options: TrainingOptions) -> MobileSam:
     if options.checkpoint is None:
         student = MobileSam.untrained(options.backbone)
     else:
@@ -476,40 +456,40 @@ def _build_student(options: Options) -> MobileSam:
                 getattr(student, name).load_state_dict(part)
             except RuntimeError as error:
                 raise UserError(
-                    f"the teacher {options.teacher!r} has no {name} as SAM's: {error}"
+                    f"the teacher {options.teacher!r} has a {name} that differs from SAM's: {error}"
                 ) from error
     return student
 
 
 def _build_objective(
-    options: Options, sam: MobileSam
-) -> tuple[Objective, Dataset[Batch], list[Readable[Any]], dict[str, Any]]:
-    """What is trained; the stream of examples for it, what that reads, and what tells the data."""
+    options: TrainingOptions, model: MobileSam
+) -> tuple[Objective, Dataset[Batch], list[SkipUnreadable[Any]], dict[str, Any]]:
+    """Returns the objective, its examples, their sources, and what identifies the data."""
     if options.objective == "supervised":
-        set_img_size(sam, options.image_size)
+        set_img_size(model, options.img_size)
         images, sources = _open_images(options)
         return (
             Supervised(
-                sam, PARTS[options.parts], options.corrective_clicks, options.mask_only_rounds
+                model, PARTS[options.parts], options.corrective_clicks, options.mask_only_rounds
             ),
-            MaskExamples(images, options.image_size, options.prompts_per_image, options.seed),
+            MaskExamples(images, options.img_size, options.prompts_per_image, options.seed),
             sources,
             {"number of images": [len(source) for source in sources]},
         )
     embeddings = Embeddings(options.data, options.images)
-    set_img_size(sam, embeddings.img_size)
-    side = sam.prompt_encoder.image_embedding_size
-    if embeddings.shape != (sam.prompt_encoder.embed_dim, *side):
+    set_img_size(model, embeddings.img_size)
+    side = model.prompt_encoder.image_embedding_size
+    if embeddings.shape != (model.prompt_encoder.embed_dim, *side):
         raise UserError(
-            f"the embeddings in {options.data!r} have the shape {embeddings.shape}, those of a SAM "
-            f"are {(sam.prompt_encoder.embed_dim, *side)}"
+            f"the embeddings in {options.data!r} have the shape {embeddings.shape}, SAM's have "
+            f"{(model.prompt_encoder.embed_dim, *side)}"
         )
-    if options.teacher is not None and embeddings.decoder not in (None, fingerprint_decoder(sam)):
+    if options.teacher is not None and embeddings.decoder not in (None, fingerprint_decoder(model)):
         raise UserError(
-            f"the embeddings in {options.data!r} are of another teacher, {embeddings.teacher!r}, "
-            f"than {options.teacher!r}, whose decoder does not fit them: give that one"
+            f"the embeddings in {options.data!r} are of the teacher {embeddings.teacher!r}, and "
+            f"the decoder of {options.teacher!r} does not fit them: give the same teacher"
         )
-    readable = Readable(
+    readable = SkipUnreadable(
         EmbeddedImages(embeddings),
         strict=options.strict,
         check=partial(_check_embedded, size=embeddings.img_size),
@@ -518,60 +498,53 @@ def _build_objective(
     examples = EmbeddingExamples(readable, embeddings.img_size, options.seed)
     contents = {"embeddings": embeddings.identity}
     if options.objective == "decoupled":
-        return Decoupled(sam), examples, [readable], contents
+        return Decoupled(model), examples, [readable], contents
     parts = PARTS["both" if options.objective == "coupled" else "encoder"]
-    # The teacher's decoder is not part of the state.
-    contents["teacher's decoder"] = fingerprint_decoder(sam)
-    return Coupled(sam, parts, options.prompts_per_image), examples, [readable], contents
+    # It is not part of the state.
+    contents["teacher's decoder"] = fingerprint_decoder(model)
+    return Coupled(model, parts, options.prompts_per_image), examples, [readable], contents
 
 
-def _open_images(options: Options) -> tuple[AnnotatedImages, list[Readable[Any]]]:
-    """The images to train on, and what they are read from."""
-    photographs = list_images(options.photographs, recursive=True) if options.photographs else ()
+def _open_images(options: TrainingOptions) -> tuple[AnnotatedImages, list[SkipUnreadable[Any]]]:
+    """Returns the images to train on, and the data sets that they are read from."""
+    texture_images = (
+        list_images(options.texture_images, recursive=True) if options.texture_images else ()
+    )
+
+    def training_scenes(count: int, size: int | tuple[int, int], seed: int) -> Scenes:
+        return Scenes(count, size, seed, texture_images, training=True, strict=options.strict)
+
     if options.data == "scenes":
-        scenes = Scenes(
-            _ENDLESS,
-            options.image_size,
-            options.seed,
-            photographs,
-            training=True,
-            strict=options.strict,
-        )
-        return scenes, [scenes.photographs]
-    source = open_annotated_images(options.data, images=options.images)
+        scenes = training_scenes(_ENDLESS, options.img_size, options.seed)
+        return scenes, [scenes.texture_images]
+    source = open_images_or_scenes(options.data, options.images)
+    more = []
     if isinstance(source, Scenes):
-        source = Scenes(
-            source.count,
-            source.size,
-            source.seed,
-            photographs,
-            training=True,
-            strict=options.strict,
-        )
-    readable = Readable(
+        source = training_scenes(source.count, source.size, source.seed)
+        more = [source.texture_images]
+    readable = SkipUnreadable(
         source,
         strict=options.strict,
-        check=partial(_check_image, size=options.image_size),
+        check=partial(_check_image, size=options.img_size),
         what="image",
     )
-    more = [source.photographs] if isinstance(source, Scenes) else []
     return readable, [readable, *more]
 
 
 def _use_one_thread(_: int) -> None:
-    """As torch does by itself in workers, of which there are enough to keep all cores busy."""
-    cv2.setNumThreads(0)  # with 1, OpenCV waits for ever where its threads ended in a fork
+    """Makes OpenCV use one thread in a worker, as torch does: the workers keep all cores busy."""
+    cv2.setNumThreads(0)  # with 1, OpenCV waits forever for threads that a fork ended
 
 
-def _unfuse_attention(sam: MobileSam) -> None:
-    """Makes timm's attention spell itself out, which with a learned bias is faster on a CPU."""
-    for module in sam.image_encoder.modules():
+def _unfuse_attention(model: MobileSam) -> None:
+    """Turns off timm's fused attention, which is slower on a CPU with a learned bias."""
+    for module in model.image_encoder.modules():
         if hasattr(module, "fused_attn"):
             module.fused_attn = False
 
 
 def _parameter_groups(objective: Objective, weight_decay: float) -> list[dict[str, Any]]:
-    """Trained parameters; biases, norms and the like, which have one dimension, do not decay."""
+    """Returns the trained parameters; those with one dimension, biases and norms, do not decay."""
     trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
     return [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
@@ -580,14 +553,14 @@ def _parameter_groups(objective: Objective, weight_decay: float) -> list[dict[st
 
 
 def ramped_average(decay: float) -> Callable[[Any, Any, Tensor | int], None]:
-    """Returns an exponential moving average, for ``AveragedModel``, that soon forgets its start.
+    """Returns an exponential moving average for ``AveragedModel`` that soon forgets its start.
 
     After n updates the decay is (1 + n) / (10 + n), as in TensorFlow, until it reaches ``decay``.
-    Whole numbers, such as tables of indices and counters, are copied: their mean means nothing.
+    Integers, such as tables of indices and counters, are copied.
     """
 
     def update(averages: Any, values: Any, count: Tensor | int) -> None:
-        if not averages[0].is_floating_point():  # AveragedModel gives tensors of one dtype a time
+        if not averages[0].is_floating_point():  # AveragedModel passes tensors of one dtype
             torch._foreach_copy_(averages, values)
             return
         steps = int(count)

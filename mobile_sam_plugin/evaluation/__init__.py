@@ -1,1 +1,1 @@
-"""Masks of a model measured against true ones, or against those of another model."""
+"""The evaluation of a SAM against true masks, or against the masks of another model."""

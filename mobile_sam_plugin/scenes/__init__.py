@@ -1,1 +1,1 @@
-"""Generated images with exact masks, to train and to measure on without any data."""
+"""Synthetic scenes with exact masks."""

@@ -20,12 +20,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from mobile_sam_plugin.datasets.annotated import (
-    AnnotatedImage,
-    open_annotated_images,
-    write_annotated_image,
-)
-from mobile_sam_plugin.datasets.readable import Readable, check_fit
+from mobile_sam_plugin.datasets.annotated import AnnotatedImage
+from mobile_sam_plugin.datasets.formats import open_annotated_images, write_annotated_image
+from mobile_sam_plugin.datasets.unreadable import SkipUnreadable, check_fit
 from mobile_sam_plugin.images import list_images
 from mobile_sam_plugin.records import encode_mask
 from mobile_sam_plugin.scenes.scenes import Scenes
@@ -122,7 +119,7 @@ def test_annotations_of_no_image_are_counted(coco: Path) -> None:
     content = copy.deepcopy(COCO)
     content["annotations"][1]["image_id"] = 123
     coco.write_text(json.dumps(content))
-    with pytest.warns(UserWarning, match="1 annotations of images that it does not list"):
+    with pytest.warns(UserWarning, match="1 annotations of images that are not listed"):
         data = open_annotated_images(coco)
     assert [data[i].name for i in range(len(data))] == ["a.png", "sub/b.png"]
     assert len(data[0].masks) == 2
@@ -138,7 +135,7 @@ def test_what_coco_has_besides_masks_is_left_out_and_counted(coco: Path) -> None
         data = open_annotated_images(coco)
     (text,) = (str(each.message) for each in caught if each.category is UserWarning)
     assert text.endswith(
-        "3 annotations without a segmentation, 2 regions of crowds, 2 images without a mask"
+        "3 annotations without a segmentation, 2 iscrowd annotations, 2 images without a mask"
     )
     assert data[0].masks.shape == (3, HEIGHT, WIDTH)  # a box alone costs no other its mask
     assert (data[0].empty, data[1].empty) == (0, 1)
@@ -171,14 +168,14 @@ def test_json_in_other_encodings(coco: Path, encoding: str) -> None:
 @pytest.mark.parametrize(
     ("segmentation", "message"),
     [
-        ([[1, 2, 3, 4]], "three pairs"),
-        ([[1, 2, 3, 4, 5, 6, 7]], "three pairs"),
-        ([1, 2, 3, 4, 5, 6], "three pairs"),
+        ([[1, 2, 3, 4]], "three XY pairs"),
+        ([[1, 2, 3, 4, 5, 6, 7]], "three XY pairs"),
+        ([1, 2, 3, 4, 5, 6], "three XY pairs"),
         ([["x"] * 6], "polygon cannot be read"),
         (5, "polygon cannot be read"),
-        ([[0, 0, 1e9, 0, 1e9, 1e9]], "far outside of 40 x 30"),
+        ([[0, 0, 1e9, 0, 1e9, 1e9]], "far outside of the 40 x 30"),
         ([[0, 0, 5, float("nan"), 5, 5]], "far outside"),
-        ([[]], "three pairs"),
+        ([[]], "three XY pairs"),
         ({"size": [30, 40]}, "counts cannot be read"),
         ({"size": [40, 30], "counts": [1200]}, r"size is \[40, 30\], but the image's \[30, 40\]"),
         ({"counts": [1200]}, "size is None"),
@@ -188,7 +185,7 @@ def test_json_in_other_encodings(coco: Path, encoding: str) -> None:
         ({"size": [30, 40], "counts": ""}, "not compressed RLE"),
         ({"size": [30, 40], "counts": "\x01\x02"}, "not compressed RLE"),
         ({"size": [30, 40], "counts": "é"}, "counts cannot be read"),
-        ({"size": [30, 40], "counts": "o" * 40 + "0"}, "beyond all images"),
+        ({"size": [30, 40], "counts": "o" * 40 + "0"}, "larger than any image"),
         (encode_mask(rectangle(2, 3, 9, 8)) | {"counts": "52"}, "instead of 1200"),
     ],
 )
@@ -208,11 +205,11 @@ def test_a_broken_annotation_is_named(coco: Path, segmentation: Any, message: st
     ("change", "message"),
     [
         ({"height": 31}, "a.png.* is 40 x 30 pixels, not 40 x 31 pixels"),
-        ({"height": None}, "no image is 'a.png', 40 x None"),
-        ({"width": "40"}, "no image is"),
-        ({"width": 40.5}, "no image is"),
-        ({"width": float("nan")}, "no image is"),
-        ({"file_name": None}, "no image is None"),
+        ({"height": None}, "whole numbers, not 'a.png', None and 40"),
+        ({"width": "40"}, "file_name must be a string, height and width"),
+        ({"width": 40.5}, "file_name must be a string, height and width"),
+        ({"width": float("nan")}, "file_name must be a string, height and width"),
+        ({"file_name": None}, "not None, 30 and 40"),
     ],
 )
 def test_json_that_lies_about_an_image(coco: Path, change: dict[str, Any], message: str) -> None:
@@ -271,11 +268,11 @@ def test_a_broken_image_is_named(
 
 @given(arrays(bool, st.tuples(st.integers(1, 40), st.integers(1, 40))))
 def test_any_mask_survives_being_written(mask: NDArray[np.bool_]) -> None:
-    from mobile_sam_plugin.datasets.annotated import _encode, _run_lengths
+    from mobile_sam_plugin.datasets.segmentations import _run_lengths, encode_segmentation
 
     compressed = encode_mask(mask)
     for segmentation in (compressed, uncompressed(mask)):
-        encoded = _encode(segmentation, *mask.shape)
+        encoded = encode_segmentation(segmentation, *mask.shape)
         np.testing.assert_array_equal(pycocotools.mask.decode(encoded), mask)
     lengths = uncompressed(mask)["counts"]
     np.testing.assert_array_equal(_run_lengths(compressed["counts"]), lengths)
@@ -283,10 +280,12 @@ def test_any_mask_survives_being_written(mask: NDArray[np.bool_]) -> None:
 
 @given(st.text(alphabet=[chr(c) for c in range(40, 120)], max_size=12))
 def test_any_text_as_rle_is_a_mask_or_an_error(counts: str) -> None:
-    from mobile_sam_plugin.datasets.annotated import _encode
+    from mobile_sam_plugin.datasets.segmentations import encode_segmentation
 
     try:
-        mask = pycocotools.mask.decode(_encode({"size": [5, 7], "counts": counts}, 5, 7))
+        mask = pycocotools.mask.decode(
+            encode_segmentation({"size": [5, 7], "counts": counts}, 5, 7)
+        )
     except ValueError:
         return
     back = pycocotools.mask.encode(np.asfortranarray(mask, dtype=np.uint8))
@@ -305,7 +304,7 @@ def test_segment_anything_folder(tmp_path: Path) -> None:
     assert [data[i].name for i in range(len(data))] == ["sa_10.jpg", "sa_2.jpg"]
     np.testing.assert_array_equal(data[0].masks, masks)
     assert np.abs(data[0].image.astype(int) - picture()).mean() < 6
-    with pytest.raises(ValueError, match="begins with 'sa_'"):
+    with pytest.raises(ValueError, match="begin with 'sa_'"):
         write_annotated_image(tmp_path, "other", data[0])
 
 
@@ -399,7 +398,7 @@ def test_suffixes_in_capital_letters(tmp_path: Path) -> None:
     assert [data[i].name for i in range(len(data))] == ["a.JPG", "b.jpg", "c.jpg"]
     assert all(np.array_equal(data[i].masks[0], mask) for i in range(3))
     (text,) = (str(each.message) for each in caught if each.category is UserWarning)
-    assert text.endswith("left out: 1 images without masks")  # d.jpg, and not what lies beside
+    assert text.endswith(": 1 images without masks")  # d.jpg, and not what lies beside
 
 
 def test_a_mask_with_transparency(tmp_path: Path) -> None:
@@ -505,22 +504,6 @@ def test_exif_orientation(tmp_path: Path, orientation: int) -> None:
         np.testing.assert_array_equal(found.image, expected)
 
 
-@pytest.mark.parametrize(
-    ("source", "count"), [("scenes", 1000), ("scenes:3", 3), ("scenes:3:5", 3)]
-)
-def test_scenes(source: str, count: int) -> None:
-    data = open_annotated_images(source)
-    assert len(data) == count
-    seed = 5 if source.endswith(":5") else 0
-    np.testing.assert_array_equal(data[2].image, Scenes(count, 512, seed)[2].image)
-
-
-@pytest.mark.parametrize("source", ["scenes:", "scenes:x", "scenes:-1", "scenes:1:2:3"])
-def test_scenes_misspelt(source: str) -> None:
-    with pytest.raises(ValueError, match="must be 'scenes', 'scenes:COUNT' or"):
-        open_annotated_images(source)
-
-
 def test_sources_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere"):
         open_annotated_images(tmp_path / "nowhere")
@@ -555,7 +538,7 @@ def partly_broken(tmp_path: Path) -> Path:
 
 
 def test_broken_items_are_replaced_and_counted(partly_broken: Path) -> None:
-    data = Readable(open_annotated_images(partly_broken))
+    data = SkipUnreadable(open_annotated_images(partly_broken))
     with pytest.warns(UserWarning) as caught:
         names = [data[i].name for i in range(len(data))]
     assert names == [f"sa_{i}.jpg" for i in (0, 3, 3, 3, 4, 0)]
@@ -575,7 +558,7 @@ def test_broken_items_are_replaced_and_counted(partly_broken: Path) -> None:
 
 
 def test_strictly_a_broken_item_is_an_error(partly_broken: Path) -> None:
-    data = Readable(open_annotated_images(partly_broken), strict=True)
+    data = SkipUnreadable(open_annotated_images(partly_broken), strict=True)
     assert data[0].name == "sa_0.jpg"
     with pytest.raises(FileNotFoundError, match="sa_1.jpg"):
         data[1]
@@ -587,7 +570,7 @@ def test_strictly_a_broken_item_is_an_error(partly_broken: Path) -> None:
 def test_all_items_are_broken(partly_broken: Path) -> None:
     for path in partly_broken.glob("*.jpg"):
         path.unlink()
-    data = Readable(open_annotated_images(partly_broken))
+    data = SkipUnreadable(open_annotated_images(partly_broken))
     with (
         pytest.warns(UserWarning, match="5 skipped so far"),
         pytest.raises(ValueError, match="6 of 6 items are left out: 5 missing, 1 not read"),
@@ -600,7 +583,7 @@ def test_items_that_do_not_fit_are_replaced_and_counted(partly_broken: Path) -> 
         if item.name == "sa_3.jpg":
             check_fit(np.zeros((1, 600, 3), np.uint8), 224)
 
-    data = Readable(open_annotated_images(partly_broken), check=check)
+    data = SkipUnreadable(open_annotated_images(partly_broken), check=check)
     with pytest.warns(UserWarning, match="1 skipped so far.: the image is too thin, 600 x 1"):
         assert data[3].name == "sa_4.jpg"
     with pytest.warns(UserWarning):
@@ -621,12 +604,12 @@ def test_too_many_broken_items_are_an_error_that_is_told_once() -> None:
 
     with pytest.warns(UserWarning) as caught:
         with pytest.raises(ValueError, match="32 of 500 .* too many .* the last: no 34"):
-            Readable[AnnotatedImage](Gone())[3]
+            SkipUnreadable[AnnotatedImage](Gone())[3]
     assert len(caught) == 5
 
 
 def test_masks_without_a_pixel_are_counted(coco: Path) -> None:
-    data = Readable(open_annotated_images(coco))
+    data = SkipUnreadable(open_annotated_images(coco))
     assert [data[i].name for i in (0, 1, 1)] == ["a.png", "sub/b.png", "sub/b.png"]
     assert data.skipped.describe() == "masks without a pixel are left out: 1"
 
@@ -634,7 +617,7 @@ def test_masks_without_a_pixel_are_counted(coco: Path) -> None:
 class Names(Dataset[str]):
     """The names alone, as a training's data set would read the items."""
 
-    def __init__(self, images: Readable[AnnotatedImage]) -> None:
+    def __init__(self, images: SkipUnreadable[AnnotatedImage]) -> None:
         self.images = images
 
     def __len__(self) -> int:
@@ -646,7 +629,7 @@ class Names(Dataset[str]):
 
 @pytest.mark.filterwarnings("ignore:skipped item")
 def test_worker_processes_count_together(partly_broken: Path) -> None:
-    data = Readable(open_annotated_images(partly_broken))
+    data = SkipUnreadable(open_annotated_images(partly_broken))
     names = [name for batch in DataLoader(Names(data), num_workers=2) for name in batch]
     assert names == [f"sa_{i}.jpg" for i in (0, 3, 3, 3, 4, 0)]
     assert len(data.skipped) == 3

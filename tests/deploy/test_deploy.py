@@ -33,9 +33,8 @@ from mobile_sam_plugin.deploy import (
 )
 from mobile_sam_plugin.deploy.decoder_graph import DecoderGraph
 from mobile_sam_plugin.deploy.onnx_export import _halve
-from mobile_sam_plugin.deploy.predictor import preprocess
 from mobile_sam_plugin.images import load_image
-from mobile_sam_plugin.inputs import input_size, mask_to_logits
+from mobile_sam_plugin.inputs import input_size, mask_to_logits, preprocess
 from mobile_sam_plugin.mask_postprocessing import MaskUpscaler
 
 from ..conftest import PHOTOGRAPHS, REFERENCE

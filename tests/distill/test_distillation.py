@@ -27,9 +27,10 @@ from typer.testing import CliRunner
 from mobile_sam_plugin import MobileSam, SamPredictor, sam_model_registry
 from mobile_sam_plugin.checkpoint import read_checkpoint
 from mobile_sam_plugin.cli.distill import app
-from mobile_sam_plugin.datasets.annotated import AnnotatedImage, write_annotated_image
-from mobile_sam_plugin.distill.batches import MaskExamples, Steps, shuffled_index
-from mobile_sam_plugin.distill.embeddings import embed
+from mobile_sam_plugin.datasets.annotated import AnnotatedImage
+from mobile_sam_plugin.datasets.formats import write_annotated_image
+from mobile_sam_plugin.distill.batches import MaskExamples, StepBatchSampler, shuffled_index
+from mobile_sam_plugin.distill.embed import embed
 from mobile_sam_plugin.distill.objectives import (
     Batch,
     Coupled,
@@ -45,7 +46,7 @@ from mobile_sam_plugin.distill.objectives import (
     random_points,
     sample_prompts,
 )
-from mobile_sam_plugin.distill.options import Options
+from mobile_sam_plugin.distill.options import TrainingOptions
 from mobile_sam_plugin.distill.training import ramped_average, train
 from mobile_sam_plugin.images import list_images
 from mobile_sam_plugin.mobile_sam import set_img_size
@@ -361,7 +362,7 @@ def test_a_mask_lands_where_its_pixels_land() -> None:
 
 def test_steps_divide_the_stream_among_processes_and_batches() -> None:
     def take(**parts: int) -> list[int]:
-        return [position for batch in Steps(2, 4, 12, **parts) for position in batch]
+        return [position for batch in StepBatchSampler(2, 4, 12, **parts) for position in batch]
 
     assert take() == list(range(24, 48))
     divided = [take(batches=2, process=process, processes=3) for process in range(3)]
@@ -370,9 +371,13 @@ def test_steps_divide_the_stream_among_processes_and_batches() -> None:
         list(range(24, 36)),
         8,
     ]
-    assert len(Steps(2, 4, 12, batches=2)) == len(list(Steps(2, 4, 12, batches=2))) == 4
-    with pytest.raises(ValueError, match="12 images a step .* 5 processes"):
-        Steps(0, 1, 12, processes=5)
+    assert (
+        len(StepBatchSampler(2, 4, 12, batches=2))
+        == len(list(StepBatchSampler(2, 4, 12, batches=2)))
+        == 4
+    )
+    with pytest.raises(ValueError, match="12 images per step .* 5 processes"):
+        StepBatchSampler(0, 1, 12, processes=5)
 
 
 def test_every_epoch_has_an_order_of_its_own() -> None:
@@ -438,13 +443,13 @@ def embeddings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def options(embeddings: Path) -> Options:
-    return Options(
+def options(embeddings: Path) -> TrainingOptions:
+    return TrainingOptions(
         "decoupled",
         str(embeddings),
         steps=30,
         batch_size=4,
-        accumulate=2,
+        gradient_accumulation_steps=2,
         learning_rate=3e-3,
         warmup_steps=3,
         evaluate_every=15,
@@ -455,7 +460,7 @@ def options(embeddings: Path) -> Options:
 
 
 @pytest.fixture(scope="module")
-def run(options: Options, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(options: TrainingOptions, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     assert train(options, folder) == folder / "best.safetensors"
     return folder
@@ -470,12 +475,12 @@ def _losses(folder: Path) -> dict[int, float]:
 
 
 def _start_training(
-    options: Options, folder: Path, environment: Mapping[str, str] = MappingProxyType({})
+    options: TrainingOptions, folder: Path, environment: Mapping[str, str] = MappingProxyType({})
 ) -> "subprocess.Popen[bytes]":
     """A run in a process of its own, with these variables beside those of this one."""
     script = (
-        "import json, sys; from mobile_sam_plugin.distill.training import Options, train; "
-        "train(Options(**json.loads(sys.argv[1])), sys.argv[2])"
+        "import json, sys; from mobile_sam_plugin.distill.training import TrainingOptions, train; "
+        "train(TrainingOptions(**json.loads(sys.argv[1])), sys.argv[2])"
     )
     command = [sys.executable, "-c", script, json.dumps(asdict(options)), str(folder)]
     return subprocess.Popen(command, env={**os.environ, **environment})
@@ -498,7 +503,7 @@ def test_a_student_learns_its_teachers_embeddings(run: Path, coffee: NDArray[np.
 
 
 def test_a_run_that_was_killed_ends_with_the_same_weights(
-    run: Path, options: Options, tmp_path: Path
+    run: Path, options: TrainingOptions, tmp_path: Path
 ) -> None:
     process = _start_training(options, tmp_path)
     while process.poll() is None and not (tmp_path / "state.pt").exists():
@@ -516,8 +521,8 @@ def test_a_run_that_was_killed_ends_with_the_same_weights(
         assert all(torch.equal(expected[key], found[key]) for key in expected)
 
 
-def test_another_option_is_refused_by_its_name(run: Path, options: Options) -> None:
-    with pytest.raises(ValueError, match="has learning_rate = 0.003, not 0.001"):
+def test_another_option_is_refused_by_its_name(run: Path, options: TrainingOptions) -> None:
+    with pytest.raises(ValueError, match="learning_rate was 0.003, is now 0.001"):
         train(replace(options, learning_rate=1e-3), run)
     before = (run / "last.safetensors").read_bytes()
     train(replace(options, workers=1, log_every=7), run)  # these may change; it is at its end
@@ -526,11 +531,16 @@ def test_another_option_is_refused_by_its_name(run: Path, options: Options) -> N
 
 @pytest.mark.parametrize("objective", ["semi-coupled", "coupled"])
 def test_distillation_through_the_decoder(
-    objective: str, options: Options, run: Path, tmp_path: Path
+    objective: str, options: TrainingOptions, run: Path, tmp_path: Path
 ) -> None:
     start = run / "last.safetensors"
     shorter = replace(
-        options, objective=objective, checkpoint=str(start), steps=2, warmup_steps=1, accumulate=1
+        options,
+        objective=objective,
+        checkpoint=str(start),
+        steps=2,
+        warmup_steps=1,
+        gradient_accumulation_steps=1,
     )
     before, after = read_checkpoint(start), read_checkpoint(train(shorter, tmp_path))
     changed = {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
@@ -538,23 +548,25 @@ def test_distillation_through_the_decoder(
     assert changed == (both if objective == "coupled" else {"image_encoder"})
 
 
-def test_a_student_starts_with_its_teachers_decoder(options: Options, tmp_path: Path) -> None:
+def test_a_student_starts_with_its_teachers_decoder(
+    options: TrainingOptions, tmp_path: Path
+) -> None:
     torch.save(_tiny_teacher().state_dict(), tmp_path / "teacher.pt")
     teacher = read_checkpoint(tmp_path / "teacher.pt")
     short = replace(options, steps=1, warmup_steps=0, teacher=str(tmp_path / "teacher.pt"))
     student = read_checkpoint(train(short, tmp_path / "run"))
     of_decoder = [key for key in student if not key.startswith("image_encoder.")]
     assert of_decoder and all(torch.equal(student[key], teacher[key]) for key in of_decoder)
-    with pytest.raises(ValueError, match="of another teacher, '', than 'bundled'"):
+    with pytest.raises(ValueError, match="teacher '', and the decoder of 'bundled' does not fit"):
         train(replace(short, teacher="bundled"), tmp_path / "other")
 
 
 def test_supervised_and_finetune_on_scenes(tmp_path: Path) -> None:
-    options = Options(
+    options = TrainingOptions(
         "supervised",
         "scenes",
         steps=2,
-        image_size=SIZE,
+        img_size=SIZE,
         batch_size=2,
         prompts_per_image=3,
         evaluation_data="scenes:2",
@@ -575,7 +587,7 @@ def test_supervised_and_finetune_on_scenes(tmp_path: Path) -> None:
 
 
 def test_broken_images_are_skipped_or_end_the_run(
-    options: Options, embeddings: Path, tmp_path: Path
+    options: TrainingOptions, embeddings: Path, tmp_path: Path
 ) -> None:
     images = tmp_path / "images"
     images.mkdir()
@@ -586,7 +598,7 @@ def test_broken_images_are_skipped_or_end_the_run(
         train(short, tmp_path / "run")
     with pytest.raises(ValueError, match="no image that can be read here"):
         train(replace(short, strict=True), tmp_path / "strict")
-    assert not (tmp_path / "strict" / "options.json").exists()
+    assert not (tmp_path / "strict" / "run.json").exists()
 
 
 def test_processes_share_the_work_and_go_on_from_one_state(tmp_path: Path) -> None:
@@ -595,11 +607,11 @@ def test_processes_share_the_work_and_go_on_from_one_state(tmp_path: Path) -> No
     data.mkdir()
     for index in range(8):
         write_annotated_image(data, f"sa_{index}", Scenes(8, SIZE)[index])
-    options = Options(
+    options = TrainingOptions(
         "supervised",
         str(data),
         steps=3,
-        image_size=SIZE,
+        img_size=SIZE,
         batch_size=4,
         parts="decoder",  # batch norms see the images of one process
         corrective_clicks=0,  # each process draws its own
@@ -630,27 +642,29 @@ def test_processes_share_the_work_and_go_on_from_one_state(tmp_path: Path) -> No
 
 
 def test_other_embeddings_under_the_same_name_are_refused(
-    options: Options, embeddings: Path, tmp_path: Path
+    options: TrainingOptions, embeddings: Path, tmp_path: Path
 ) -> None:
     store = tmp_path / "embeddings"
     shutil.copytree(embeddings, store)
-    short = replace(options, data=str(store), steps=1, warmup_steps=0, accumulate=1)
+    short = replace(
+        options, data=str(store), steps=1, warmup_steps=0, gradient_accumulation_steps=1
+    )
     train(short, tmp_path / "run")
     shutil.rmtree(store)
     embed(_tiny_teacher(), [embeddings.parent / "images" / "1.png"], store)
-    with pytest.raises(ValueError, match="began with other embeddings than are there now"):
+    with pytest.raises(ValueError, match="embeddings has changed"):
         train(short, tmp_path / "run")
 
 
 def test_a_gradient_that_is_not_finite_reaches_no_weight(
-    options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: TrainingOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The loss is finite; of the second step one gradient is infinite, or of all steps."""
     from mobile_sam_plugin.distill import training
 
     build, steps = training._build_student, {2}
 
-    def build_with_hook(options: Options) -> MobileSam:
+    def build_with_hook(options: TrainingOptions) -> MobileSam:
         student = build(options)
         calls = iter(range(1, 100))
         weight = student.image_encoder.neck[2].weight
@@ -658,12 +672,12 @@ def test_a_gradient_that_is_not_finite_reaches_no_weight(
         return student
 
     monkeypatch.setattr(training, "_build_student", build_with_hook)
-    short = replace(options, steps=3, warmup_steps=0, accumulate=1)
+    short = replace(options, steps=3, warmup_steps=0, gradient_accumulation_steps=1)
     with pytest.warns(UserWarning) as caught:
         train(short, tmp_path / "run")
     told = [str(each.message) for each in caught if each.category is UserWarning]
-    assert "step 2 is left out: its gradient is not finite" in told
-    assert "1 of 3 steps are left out, since their gradients were not finite" in told
+    assert "skipped step 2: its gradient is not finite" in told
+    assert "skipped 1 of 3 steps, because their gradients were not finite" in told
     for tensors in (
         read_checkpoint(tmp_path / "run" / "last.safetensors"),
         torch.load(tmp_path / "run" / "state.pt", weights_only=True)["model"],
@@ -688,11 +702,11 @@ def test_images_that_do_not_fit_are_skipped(tmp_path: Path) -> None:
         write_annotated_image(data, f"sa_{index}", scene)
     thin = AnnotatedImage("", *_one_mask(1, 600))
     write_annotated_image(data, "sa_3", thin)
-    options = Options(
+    options = TrainingOptions(
         "supervised",
         str(data),
         steps=2,
-        image_size=SIZE,
+        img_size=SIZE,
         batch_size=4,
         prompts_per_image=1,
         parts="decoder",
@@ -722,10 +736,11 @@ def test_a_broken_photograph_is_left_out(tmp_path: Path) -> None:
     broken = tmp_path / "5.jpg"
     broken.write_bytes(broken.read_bytes()[:300])
     scenes = Scenes(1 << 40, 32, 1, list_images(tmp_path))
-    with pytest.warns(UserWarning, match=r"skipped photograph 5 of 9 \(1 skipped so far\)"):
+    with pytest.warns(UserWarning, match=r"skipped texture image 5 of 9 \(1 skipped so far\)"):
         found = [scenes[index].image for index in range(40)]
     assert (
-        scenes.photographs.skipped.describe() == "1 of 9 photographs are left out: 1 not readable"
+        scenes.texture_images.skipped.describe()
+        == "1 of 9 texture images are left out: 1 not readable"
     )
     again = Scenes(1 << 40, 32, 1, list_images(tmp_path))
     assert np.array_equal(again[39].image, found[39])
@@ -764,11 +779,11 @@ def test_evaluation_data_are_tried_before_the_first_step(tmp_path: Path) -> None
     }
     json_file = tmp_path / "annotations" / "instances.json"
     json_file.write_text(json.dumps(content))
-    options = Options(
+    options = TrainingOptions(
         "supervised",
         "scenes",
         steps=1,
-        image_size=SIZE,
+        img_size=SIZE,
         batch_size=1,
         parts="decoder",
         workers=0,
@@ -796,29 +811,29 @@ def test_evaluation_data_are_tried_before_the_first_step(tmp_path: Path) -> None
         ({"gradient_clip": 0}, "gradient_clip must be a number above 0, not 0"),
         ({"ema_decay": 1.0}, "ema_decay must be 0 or more and less than 1, not 1.0"),
         ({"warmup_steps": 30}, "warmup_steps must be less than the 30 steps of the run, not 30"),
-        ({"photographs": "photos"}, "become surfaces in 'scenes'"),
-        ({"evaluation_images": "val"}, "which is not given"),
+        ({"texture_images": "images"}, "applies only to data 'scenes'"),
+        ({"evaluation_images": "val"}, "applies only with evaluation_data"),
     ],
 )
-def test_options_that_are_none(options: Options, changes: Any, message: str) -> None:
+def test_options_that_are_none(options: TrainingOptions, changes: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(options, **changes)
 
 
 def test_the_warm_up_of_a_short_run() -> None:
-    assert Options("supervised", "scenes", 5000).warmup_steps == 100
-    assert Options("supervised", "scenes", 10).warmup_steps == 5
+    assert TrainingOptions("supervised", "scenes", 5000).warmup_steps == 100
+    assert TrainingOptions("supervised", "scenes", 10).warmup_steps == 5
 
 
-def test_the_command_line_passes_its_options_on(run: Path, options: Options) -> None:
+def test_the_command_line_passes_its_options_on(run: Path, options: TrainingOptions) -> None:
     arguments = [
         *("train", options.data, "--out", str(run), "--steps", "30", "--batch-size", "4"),
-        *("--accumulate", "2", "--warmup-steps", "3", "--evaluate-every", "15"),
+        *("--gradient-accumulation-steps", "2", "--warmup-steps", "3", "--evaluate-every", "15"),
         *("--checkpoint", "bundled", "--learning-rate", "0.003"),
     ]
     result = CliRunner().invoke(app, arguments)
     assert isinstance(result.exception, ValueError)
-    assert "has checkpoint = None, not 'bundled'" in str(result.exception)
+    assert "checkpoint was None, is now 'bundled'" in str(result.exception)
     result = CliRunner().invoke(app, ["train", options.data, "--out", str(run), "--steps", "30"])
     assert result.exit_code == 2 and "--teacher" in result.output
 

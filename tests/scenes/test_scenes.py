@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mobile_sam_plugin.cli.distill_scenes import scenes
-from mobile_sam_plugin.datasets.annotated import AnnotatedImage, open_annotated_images
-from mobile_sam_plugin.scenes.scenes import Scenes, make_scene
+from mobile_sam_plugin.datasets.annotated import AnnotatedImage
+from mobile_sam_plugin.datasets.formats import open_annotated_images
+from mobile_sam_plugin.scenes.scenes import Scenes, make_scene, open_images_or_scenes
 
 from ..conftest import PHOTOGRAPHS
 
@@ -169,15 +170,31 @@ def test_scenes_are_a_sequence_of_different_scenes() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: make_scene(-1), "seed .* negative"),
-        (lambda: make_scene(0, 31), "32 pixels"),
+        (lambda: make_scene(-1), "seed of a scene must be 0 or more, not -1"),
+        (lambda: make_scene(0, 31), "at least 32 pixels"),
         (lambda: make_scene(0, (512, 8)), "not 512 x 8"),
-        (lambda: Scenes(0), "one scene at least"),
+        (lambda: Scenes(0), "at least one scene, not 0"),
     ],
 )
 def test_nonsense_is_refused(make, message: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("source", "count"), [("scenes", 1000), ("scenes:3", 3), ("scenes:3:5", 3)]
+)
+def test_scenes(source: str, count: int) -> None:
+    data = open_images_or_scenes(source)
+    assert len(data) == count
+    seed = 5 if source.endswith(":5") else 0
+    np.testing.assert_array_equal(data[2].image, Scenes(count, 512, seed)[2].image)
+
+
+@pytest.mark.parametrize("source", ["scenes:", "scenes:x", "scenes:-1", "scenes:1:2:3"])
+def test_scenes_misspelt(source: str) -> None:
+    with pytest.raises(ValueError, match="must be 'scenes', 'scenes:COUNT' or"):
+        open_images_or_scenes(source)
 
 
 def write(out: Path, count: int, **options: object) -> None:
@@ -195,7 +212,7 @@ def test_the_command_writes_what_can_be_read_back(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(tmp_path / "a", 5, size=64, seed=2, workers=2, contact_sheet=True)
-    assert f"{tmp_path / 'a'}  5 pictures" in capsys.readouterr().out
+    assert f"{tmp_path / 'a'}  5 images" in capsys.readouterr().out
     data = open_annotated_images(tmp_path / "a")
     assert len(data) == 5
     for index, expected in enumerate(Scenes(5, 64, seed=2)[i] for i in range(5)):
@@ -215,22 +232,22 @@ def test_the_command_goes_on_where_it_stopped(tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
     (out / "sa_0_000001.json").unlink()  # as if it was killed between the two files
     write(out, 4, size=32)
-    changed = {p.name for p in out.iterdir() if before.get(p) != p.stat().st_mtime_ns}
+    changed = {p.name for p in out.glob("sa_*") if before.get(p) != p.stat().st_mtime_ns}
     assert changed == {f"sa_0_00000{i}.{suffix}" for i in (1, 3) for suffix in ("jpg", "json")}
     assert json.loads((out / "sa_0_000001.json").read_text())["image"]["width"] == 32
 
 
 def test_the_command_does_not_mix_scenes(tmp_path: Path) -> None:
     write(tmp_path, 1, size=32)
-    with pytest.raises(FileExistsError, match="another size, seed or photographs"):
+    with pytest.raises(ValueError, match="size was 32, is now 48"):
         write(tmp_path, 1, size=48)
     assert len(open_annotated_images(tmp_path)) == 1
 
 
 def test_the_command_takes_photographs(tmp_path: Path) -> None:
-    write(tmp_path / "a", 1, size=64, photographs=PHOTOGRAPHS, seed=1)
-    settings_of_it = json.loads((tmp_path / "a" / "settings.json").read_text())
-    assert len(settings_of_it["photographs"]) == 7
+    write(tmp_path / "a", 1, size=64, texture_images=PHOTOGRAPHS, seed=1)
+    settings_of_it = json.loads((tmp_path / "a" / "run.json").read_text())
+    assert len(settings_of_it["texture_images"]) == 7
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no image in the folder"):
-        write(tmp_path / "b", 1, photographs=tmp_path / "empty")
+        write(tmp_path / "b", 1, texture_images=tmp_path / "empty")

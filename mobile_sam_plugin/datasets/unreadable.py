@@ -1,4 +1,4 @@
-"""Items that cannot be used: left out, counted by kind, told, and too many of them an error."""
+"""Data sets with unusable items: skipped, counted by kind, and an error if there are too many."""
 
 import warnings
 from collections import Counter
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from ..errors import UserError
 from ..inputs import input_size
 
-_TOLD = 5  # by their reasons; of those behind them only the number
-_SAMPLE = 32  # items, of which more than half must not be broken
+_TOLD = 5  # warnings with a reason; further items are only counted
+_SAMPLE = 32  # items, at most half of which may be broken
 _UNTRIED, _USED = 0, 1
 _KINDS = {2: "missing", 3: "not fit for it", 4: "not readable"}
 
@@ -21,13 +21,13 @@ ItemT = TypeVar("ItemT", covariant=True)
 
 
 class Unfit(UserError):
-    """What was read is whole, but cannot be used for what it was read for."""
+    """An item is intact, but cannot be used for its purpose."""
 
 
 class Items(Protocol[ItemT]):
-    """A set of which one item is read at a time.
+    """A data set whose items are read one by one.
 
-    An item that cannot be used raises a ValueError or an OSError that names it.
+    Reading an unusable item raises a ValueError or an OSError that names it.
     """
 
     def __len__(self) -> int: ...
@@ -36,7 +36,7 @@ class Items(Protocol[ItemT]):
 
 
 def check_fit(image: NDArray[np.uint8], size: int) -> None:
-    """Raises Unfit if nothing is left of an image's short side when the long one is ``size``."""
+    """Raises Unfit if an image's short side vanishes when the long one is resized to ``size``."""
     height, width = image.shape[:2]
     try:
         input_size(height, width, size)
@@ -45,13 +45,13 @@ def check_fit(image: NDArray[np.uint8], size: int) -> None:
 
 
 class Skipped:
-    """Which items of a set were left out, and why; worker processes share it.
+    """Record of the items that were skipped, and why; worker processes share it.
 
     Args:
-        count: of all items.
-        strict: raise the error of an item instead.
-        what: an item is, for messages.
-        told: of how many a warning tells, each by its reason.
+        count: number of items in the data set.
+        strict: raise the error of an item instead of skipping it.
+        what: the name of an item, for messages.
+        told: number of items with a warning of their own, which gives the reason.
     """
 
     def __init__(
@@ -71,16 +71,16 @@ class Skipped:
         return self._states[place] > _USED
 
     def use(self, place: int, empty_masks: int = 0) -> None:
-        """Notes that an item could be used, but for so many masks without a pixel."""
+        """Records that an item was used, without its ``empty_masks`` masks that have no pixel."""
         self._states[place] = _USED
         self._empty_masks[place] = empty_masks
 
     def skip(self, place: int, error: Exception) -> None:
-        """Leaves an item out.
+        """Skips an item.
 
         Raises:
-            Exception: the error itself, if this is strict.
-            UserError: most items are broken, of as many as were tried.
+            Exception: the error itself, if `strict`.
+            UserError: if most items that were tried so far are broken.
         """
         if self.strict:
             raise error
@@ -90,8 +90,8 @@ class Skipped:
         tried = count - bytes(self._states).count(_UNTRIED)
         if 2 * broken > tried and tried >= min(_SAMPLE, count):
             raise UserError(
-                f"{self.describe()}, out of {tried:,} that were tried, which is too many to go on "
-                f"without them; the last: {error}"
+                f"{self.describe()}, of {tried:,} tried: too many to continue without them; the "
+                f"last: {error}"
             ) from error
         if broken <= self._told:
             warnings.warn(
@@ -100,7 +100,7 @@ class Skipped:
             )
 
     def describe(self) -> str:
-        """How many were left out, by kind, and how many masks; "" if none was.
+        """Returns the numbers of skipped items, by kind, and of skipped masks; "" if none was.
 
         Example:
             >>> skipped.describe()
@@ -118,25 +118,25 @@ class Skipped:
         return "; ".join(parts)
 
     def tell(self) -> None:
-        """Warns of all that was left out, if anything was."""
+        """Warns of everything that was left out, if anything was."""
         if told := self.describe():
             warnings.warn(told, stacklevel=2)
 
 
-class Readable(Generic[ItemT]):
-    """The usable items of a set: in place of a broken one comes the next that is not broken.
+class SkipUnreadable(Generic[ItemT]):
+    """A data set without its unusable items: each is replaced with the next usable one.
 
     Args:
-        items: the set.
+        items: the data set.
         strict: raise the error of a broken item instead.
-        check: is called with each item that was read, and raises :class:`Unfit` if it does not do.
-        what: an item is, for messages.
+        check: called with each item; raises :class:`Unfit` if the item cannot be used.
+        what: the name of an item, for messages.
 
     Attributes:
-        skipped (Skipped): the broken ones that have been met, in all processes.
+        skipped (Skipped): the broken items found so far, in all processes.
 
     Example:
-        >>> data = Readable(open_annotated_images("photographs"))
+        >>> data = SkipUnreadable(open_annotated_images("images"))
         >>> for index in range(len(data)):
         ...     train_on(data[index])
         >>> len(data.skipped)
@@ -162,7 +162,8 @@ class Readable(Generic[ItemT]):
         """Reads an item.
 
         Raises:
-            ValueError, OSError: the item is broken and this is strict, or most items are broken.
+            IndexError: if there is no such item.
+            ValueError, OSError: if it is broken and `strict`, or if most items are broken.
         """
         count = len(self)
         if not -count <= index < count:

@@ -1,0 +1,247 @@
+"""Scores of a SAM on one image: against true masks, and against its teacher on the same prompts.
+
+The metrics of a mask. All prompts are in pixels of the original image:
+
+- ``click``: the IoU for a point drawn at random from the mask. Of the three masks that SAM
+  predicts, the one with the highest predicted IoU counts, as in segment-anything's
+  ``predictor_example.ipynb``.
+- ``click_best``: for the same point, the highest IoU of the three masks.
+- ``box``: for the mask's bounding box, its first and last pixels.
+- ``pair_100`` to ``pair_500``, the paper's Table 7: for the point, and a background point at a
+  distance of 100 to 500 pixels, drawn at random from the pixels of that circle that are in the
+  image and outside of the mask. If there is none, the prompt is skipped, and counted as skipped.
+- ``corrective_1`` to ``corrective_5``: for the point, then that many more points, each in the
+  middle of what is wrong, see :func:`~.prompts.corrective_click`. Each comes with the logits of
+  the mask that it corrects.
+
+For all prompts but a single point, SAM's single mask for unambiguous prompts counts, as in that
+notebook.
+
+``recall_10``, ``recall_100`` and ``recall_1000`` are COCO's average recall of the 10, 100 or 1000
+masks of everything mode with the highest predicted IoU, see :func:`~.metrics.average_recall`.
+
+The paper does not say which of three masks it compares between student and teacher. Here each
+model's own choice counts: the mask with the highest predicted IoU.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pycocotools.mask
+import torch
+from numpy.typing import NDArray
+from segment_anything.modeling import Sam
+from torch import Tensor
+
+from ..automatic_mask_generator import SamAutomaticMaskGenerator
+from ..datasets.annotated import AnnotatedImage
+from ..everything import drop_empty
+from ..predictor import SamPredictor
+from ..records import encode_mask
+from .metrics import average_recall, mask_iou
+from .prompts import PAIR_DISTANCES, Prompt, add_click, corrective_click, make_prompt
+
+_ROUNDS = {f"corrective_{clicks}": clicks for clicks in (1, 2, 3, 4, 5)}
+_RECALLS = {f"recall_{masks}": masks for masks in (10, 100, 1000)}
+_PROMPTS = ("click", "box", *PAIR_DISTANCES)
+
+METRICS = ("click", "click_best", "box", *PAIR_DISTANCES, *_ROUNDS, *_RECALLS)
+"""All metrics. With a teacher, ``click``, ``box`` and ``pair_...`` also give ``teacher_...``."""
+
+# All masks are kept, because the ranking decides which of them count.
+_EVERYTHING: dict[str, Any] = {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
+_MASKS_AT_ONCE = 8  # bounds the memory for predictions
+
+
+class Examiner:
+    """Scores a model on one image after another.
+
+    Args:
+        model: any SAM.
+        teacher: if given, the model's masks are also compared with this model's.
+        metrics: some of :data:`METRICS`.
+        masks_per_image: see :func:`~.evaluation.evaluate`.
+        seed: random seed of masks and prompts.
+
+    Attributes:
+        names: names of the scores.
+    """
+
+    def __init__(
+        self,
+        model: Sam,
+        teacher: Sam | None,
+        metrics: Sequence[str],
+        masks_per_image: int,
+        seed: int,
+    ) -> None:
+        self._predictor = SamPredictor(model)
+        self._teacher = None if teacher is None else SamPredictor(teacher)
+        self._generator = SamAutomaticMaskGenerator(model, output_mode="coco_rle", **_EVERYTHING)
+        self._masks_per_image = masks_per_image
+        self._seed = seed
+        compared = _PROMPTS if teacher is not None else ()
+        self.names = [
+            name
+            for metric in metrics
+            for name in (metric, *(f"teacher_{kind}" for kind in compared if kind == metric))
+        ]
+        from_clicks = {"click", "click_best", *_ROUNDS}
+        self._kinds = [
+            kind
+            for kind in _PROMPTS
+            if kind in metrics or (kind == "click" and from_clicks & set(metrics))
+        ]
+
+    def examine(
+        self, index: int, item: AnnotatedImage
+    ) -> tuple[list[int], dict[str, list[float | None]]]:
+        """Scores the model on an image.
+
+        Args:
+            index: of the image in its data set; masks and prompts depend on it.
+            item: the image and its masks.
+
+        Returns:
+            The indices of the masks that were prompted for, and the values of each score: one per
+            such mask, None if there was no such prompt; for recall, one per mask of the image.
+        """
+        count = min(item.count, self._masks_per_image)
+        chosen = np.random.default_rng((self._seed, index)).permutation(item.count)[:count]
+        masks: list[int] = sorted(chosen.tolist())
+        scores: dict[str, list[float | None]] = {}
+        if masks and self._kinds:
+            self._predictor.set_image(item.image)
+            if self._teacher is not None:
+                self._teacher.set_image(item.image)
+            for start in range(0, count, _MASKS_AT_ONCE):
+                few = masks[start : start + _MASKS_AT_ONCE]
+                for name, values in self._prompt(index, few, item.take(few)).items():
+                    scores[name] = scores.get(name, []) + values
+        if masks and set(self.names) & set(_RECALLS):
+            scores |= self._search(item)
+        return masks, scores
+
+    def _prompt(
+        self, index: int, masks: list[int], truth: NDArray[np.bool_]
+    ) -> dict[str, list[float | None]]:
+        """Computes all scores but recall; ``truth`` (N, H, W) are the masks of these N indices."""
+        scores: dict[str, list[float | None]] = {}
+        for kind in self._kinds:
+            prompts = {
+                row: prompt
+                for row, mask in enumerate(truth)
+                if (prompt := make_prompt(kind, mask, (self._seed, index, masks[row]))) is not None
+            }
+            rows = list(prompts)
+            for name, ious in self._compare(kind, list(prompts.values()), truth[rows]).items():
+                if name in self.names:
+                    of_rows = dict(zip(rows, ious.tolist(), strict=True))
+                    scores[name] = [of_rows.get(row) for row in range(len(truth))]
+        return scores
+
+    def _compare(
+        self, kind: str, prompts: list[Prompt], truth: NDArray[np.bool_]
+    ) -> dict[str, NDArray[np.float64]]:
+        """Computes the IoU (N,) of all scores that start from N prompts of a kind."""
+        if not prompts:
+            return {kind: np.zeros(0), f"teacher_{kind}": np.zeros(0)}
+        predicted = predict(self._predictor, prompts)
+        ious = {kind: mask_iou(predicted.best_masks, truth)}
+        if self._teacher is not None:
+            taught = predict(self._teacher, prompts).best_masks
+            ious[f"teacher_{kind}"] = mask_iou(predicted.best_masks, taught)
+        if kind == "click":
+            ious["click_best"] = mask_iou(predicted.masks, truth[:, None]).max(axis=1)
+            ious |= self._correct(prompts, predicted, truth)
+        return ious
+
+    def _correct(
+        self, prompts: list[Prompt], predicted: "Prediction", truth: NDArray[np.bool_]
+    ) -> dict[str, NDArray[np.float64]]:
+        """Computes the IoU (N,) after each corrective click, from N clicks and their masks."""
+        ious = {}
+        for round_ in range(max(_ROUNDS.get(name, 0) for name in self.names)):
+            corrected = zip(prompts, predicted.best_masks, truth, strict=True)
+            prompts = [
+                add_click(prompt, *corrective_click(mask, true_mask))
+                for prompt, mask, true_mask in corrected
+            ]
+            predicted = predict(self._predictor, prompts, predicted.best_logits)
+            ious[f"corrective_{round_ + 1}"] = mask_iou(predicted.best_masks, truth)
+        return ious
+
+    def _search(self, item: AnnotatedImage) -> dict[str, list[float | None]]:
+        """Computes the recall of everything mode."""
+        records = drop_empty(self._generator.generate(item.image))
+        records.sort(key=lambda record: -record["predicted_iou"])
+        truth = [encode_mask(item.take([mask])[0]) for mask in range(item.count)]
+        ious = np.zeros((0, len(truth)))
+        if records:
+            found = [record["segmentation"] for record in records]
+            ious = pycocotools.mask.iou(found, truth, [False] * len(truth))
+        return {
+            name: average_recall(ious[:limit]).tolist()
+            for name, limit in _RECALLS.items()
+            if name in self.names
+        }
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The masks of a model for N prompts, C masks each.
+
+    Attributes:
+        masks: (N, C, H, W) bool.
+        best: (N,), the index of the mask with the highest predicted IoU.
+        logits: (N, C, h, w), low-resolution.
+    """
+
+    masks: NDArray[np.bool_]
+    best: NDArray[np.int64]
+    logits: Tensor
+
+    @property
+    def best_masks(self) -> NDArray[np.bool_]:
+        """(N, H, W) bool."""
+        return self.masks[np.arange(len(self.best)), self.best]
+
+    @property
+    def best_logits(self) -> Tensor:
+        """(N, 1, h, w), low-resolution."""
+        return self.logits[np.arange(len(self.best)), self.best][:, None]
+
+
+def predict(
+    predictor: SamPredictor, prompts: Sequence[Prompt], mask_input: Tensor | None = None
+) -> Prediction:
+    """Predicts the masks of N prompts at once.
+
+    Args:
+        predictor: with the image set.
+        prompts: of one kind, with the same number of points.
+        mask_input: (N, 1, h, w), low-resolution logits of earlier masks, or None.
+    """
+
+    def to_device(numbers: NDArray[Any]) -> Tensor:
+        return torch.as_tensor(numbers, dtype=torch.float, device=predictor.device)
+
+    size = predictor.original_size
+    point_coords = point_labels = boxes = None
+    if prompts[0].box is None:
+        points = np.stack([prompt.point_coords for prompt in prompts])
+        point_coords = to_device(predictor.transform.apply_coords(points, size))
+        point_labels = to_device(np.stack([prompt.point_labels for prompt in prompts]))
+    else:
+        corners = np.stack([prompt.box for prompt in prompts if prompt.box is not None])
+        boxes = to_device(predictor.transform.apply_boxes(corners, size))
+    masks, scores, logits = predictor.predict_torch(
+        point_coords,
+        point_labels,
+        boxes,
+        mask_input,
+        multimask_output=boxes is None and len(prompts[0].point_coords) == 1,
+    )
+    return Prediction(masks.cpu().numpy(), scores.argmax(dim=1).cpu().numpy(), logits)

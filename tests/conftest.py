@@ -110,6 +110,14 @@ def tiny_sam(bundled_sam: MobileSam) -> MobileSam:
 
 
 @pytest.fixture(scope="session")
+def tiny_file(tiny_sam: MobileSam, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``tiny_sam`` as a checkpoint; built from it, a model takes images of 1024 x 1024 pixels."""
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_sam.save_pretrained(folder)
+    return folder / "model.safetensors"
+
+
+@pytest.fixture(scope="session")
 def exported_with_preprocessing(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Where ``mobile-sam export --with-preprocessing`` wrote its files, and what it printed."""
     folder, pictures = tmp_path_factory.mktemp("exported") / "deep", tmp_path_factory.mktemp("one")

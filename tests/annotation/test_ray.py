@@ -83,9 +83,13 @@ def test_a_worker_that_is_killed_halfway_loses_nothing(
 
 
 def test_the_command_goes_on_with_a_local_run_on_a_cluster_by_url(
-    cluster: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    cluster: str,
+    images: Path,
+    tiny_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    flags = ["--points-per-side", "1", "--pred-iou-thresh", "0", "--checkpoint", "bundled"]
+    flags = ["--points-per-side", "1", "--pred-iou-thresh", "0", "--checkpoint", str(tiny_file)]
     source = [f"file://{images}/image_00.png", f"file://{images}/image_01.png"]
     command = ["annotate", *source, "--out", f"file://{tmp_path}/out", *flags]
     assert main([*command, "--engine", "ray", "--workers", "1"]) == 0

@@ -25,7 +25,7 @@ from .test_annotation import FORMATS, SEARCH, draw, files_in, save_images
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
-IMAGES = 14
+IMAGES = 8
 CORES = torch.get_num_threads()  # as many local workers compute with one thread each, as on Ray
 
 
@@ -39,7 +39,13 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     """Its address."""
-    context = ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    context = ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        # Idle workers are kept, since to start one imports torch, which takes seconds.
+        _system_config={"idle_worker_killing_time_threshold_ms": 600_000},
+    )
     yield context.address_info["address"]
     ray.shutdown()
 
@@ -105,13 +111,14 @@ def test_workers_know_the_folder_and_the_limit_of_pixels(
 ) -> None:
     """They were started elsewhere, and open images in processes of their own."""
     monkeypatch.chdir(tmp_path)
-    draw(0).save(tmp_path / "a.png")
+    draw(0, 80, 60).save(tmp_path / "a.png")
+    draw(0, 80, 59).save(tmp_path / "b.png")
     options = AnnotationOptions(generator_options={**SEARCH, "points_per_side": 1})
-    for max_pixels, done in ((80 * 60 - 2, 0), (80 * 60, 1)):
-        run = AnnotationRun(open_source("a.png"), "out", tiny_sam, options, max_pixels=max_pixels)
-        (result,) = run.run_on_ray()
-        assert (result.error is None) == done == run.done
-    assert (tmp_path / "out" / "sa1b" / "a.json").exists()
+    source = open_source(["a.png", "b.png"])
+    run = AnnotationRun(source, "out", tiny_sam, options, max_pixels=80 * 59)
+    large, small = run.run_on_ray()
+    assert large.error is not None and small.error is None and run.done == 1
+    assert (tmp_path / "out" / "sa1b" / "b.json").exists()
 
 
 def test_an_error_of_the_folder_is_raised_as_it_is(

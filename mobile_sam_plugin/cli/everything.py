@@ -1,4 +1,4 @@
-"""``mobile-sam everything``: all masks of an image, or of each image in a folder."""
+"""``mobile-sam everything``: segments everything in an image or in the images of a folder."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def everything(
         bool,
         typer.Option(
             "--polygons",
-            help="Also write instances.json, a COCO data set whose masks are polygons; holes are "
+            help="Also write instances.json, a COCO data set with masks as polygons; holes are "
             "filled.",
         ),
     ] = False,
@@ -57,11 +57,11 @@ def everything(
 ) -> None:
     """Segment everything in an image, or in every image of a folder.
 
-    The options of the search are those of SAM's SamAutomaticMaskGenerator. Writes into DIR/<name of
-    the image>/: a PNG a mask, overlay.png, and masks.json with COCO RLE and the fields of SAM's
-    scripts/amg.py.
+    Writes to DIR/<name of the image>/: one PNG per mask, overlay.png, and masks.json with COCO RLE
+    and the fields of SAM's scripts/amg.py. The generator's options are those of SAM's
+    SamAutomaticMaskGenerator.
 
-    An image of a folder that cannot be done is reported and left out, and the exit code is then 1.
+    If an image of a folder fails, it is reported, the others are processed, and the exit code is 1.
     """
     given = generator_options.given(
         points_per_side=points_per_side,
@@ -88,11 +88,11 @@ def everything(
     paths = list_images(images) if images.is_dir() else [images]
     model = load_model(checkpoint, device)
     generator = SamAutomaticMaskGenerator(model, output_mode="coco_rle", **given)
-    # In layer N of the crops there are 4^N.
-    clicks = sum(4**layer * len(grid) for layer, grid in enumerate(generator.point_grids))
+    # Layer N has 4^N crops.
+    points = sum(4**layer * len(grid) for layer, grid in enumerate(generator.point_grids))
     folders = name_folders(paths)
     failed, losses = False, Losses()
-    with tqdm(total=len(paths) * clicks, unit="click", disable=None) as bar:
+    with tqdm(total=len(paths) * points, unit="point", disable=None) as bar:
 
         def report(path: Path, error: Exception) -> None:
             if path == images:
@@ -103,8 +103,8 @@ def everything(
             bar.set_description(f"{path.name} ({index + 1}/{len(paths)})")
             try:
                 pixels = load_image(path)
-                found = generator.generate(pixels, partial(_advance, bar, index * clicks))
-            except Exception as error:  # of whatever kind, the other images have none of it
+                found = generator.generate(pixels, partial(_advance, bar, index * points))
+            except Exception as error:  # of any class: the other images may still succeed
                 report(path, error)
                 failed = True
                 continue
@@ -112,7 +112,7 @@ def everything(
             try:
                 folder = claim_folder(out, path, folders[path])
                 write_results(folder, pixels, records, cutouts=cutout)
-            except UserError as error:  # a full disk ends it
+            except UserError as error:  # an OSError, such as a full disk, ends the command
                 report(path, error)
                 failed = True
                 continue
@@ -132,7 +132,7 @@ def _write_polygons(
     coco: bool,
     labelme: bool,
 ) -> "Losses":
-    """Writes what is asked for of COCO's and labelme's json, and returns what is lost in either."""
+    """Writes the requested JSON for COCO and labelme, and returns what polygons cannot hold."""
     from ..coco import records_dataset
     from ..files import write_file
     from ..polygons import Losses, labelme_content, relative_path
@@ -152,12 +152,12 @@ def _write_polygons(
 
 
 def _advance(bar: Any, before: int, done: int, _: int) -> None:
-    """Moves the one bar for all images, before this one of which there were so many clicks."""
+    """Moves the bar, which counts the points of all images, ``before`` of earlier ones."""
     bar.update(before + done - bar.n)
 
 
 def _describe(path: Path, error: Exception) -> str:
-    """An image's error, with its class where it is none that was expected, and its traceback."""
+    """Describes an image's error; an unexpected one with its class and, if debugging, traceback."""
     message = str(error)
     if not isinstance(error, OSError | UserError):
         if os.environ.get("MOBILE_SAM_DEBUG"):

@@ -660,7 +660,8 @@ def test_sources_that_cannot_be_used_are_named(
 # stopping and going on
 
 
-# @pytest.mark.process
+@pytest.mark.process
+@pytest.mark.slow
 def test_a_run_that_is_killed_twenty_times_ends_as_an_undisturbed_one(
     tiny_sam: MobileSam, tmp_path: Path
 ) -> None:
@@ -992,7 +993,7 @@ def test_command_loads_the_model_and_tells_of_unreadable_images(
     ],
     ids=str,
 )
-def test_command_names_mistakes(
+def test_command_rejects_invalid_arguments(
     photos: Path,
     tiny_cli: None,
     tmp_path: Path,

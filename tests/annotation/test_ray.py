@@ -23,7 +23,11 @@ from mobile_sam_plugin.integrations.video import VideoWriter
 
 from .test_annotation import FORMATS, SEARCH, draw, files_in, save_images
 
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 IMAGES = 8
 CORES = torch.get_num_threads()  # as many local workers compute with one thread each, as on Ray

@@ -109,7 +109,7 @@ def annotations() -> Annotations:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, images: Path, annotations: Annotations) -> Path:
-    """A run of eight images, of which three have no picture and two are listed as errors."""
+    """A run of eight images, three of them without a preview, and two errors."""
     folder = tmp_path_factory.mktemp("runs") / "a run"
     write_run(folder, annotations, images)
     errors = [{"file_name": HOSTILE, "error": "no image"}, {"file_name": "b.png", "error": "empty"}]
@@ -222,6 +222,7 @@ FILTERS: list[tuple[dict[str, float], Callable[[str, Record], bool]]] = [
 ]
 
 
+@pytest.mark.browser
 def test_filters_leave_the_masks_that_python_leaves(page: Any, annotations: Annotations) -> None:
     assert shown_cards(page) == {name: f"{len(annotations[name])} masks" for name in sorted(SIZES)}
     assert page.inner_text("#counts") == "8 images · 56 masks"
@@ -248,6 +249,7 @@ def test_filters_leave_the_masks_that_python_leaves(page: Any, annotations: Anno
         assert len(shown_cards(page)) == 8
 
 
+@pytest.mark.browser
 def test_sliders_and_labels_filter_too(page: Any, annotations: Annotations) -> None:
     least = page.get_by_label("Predicted IoU, at least")
     slider = page.locator(".filter", has=least).locator("input[type=range]").first
@@ -279,7 +281,8 @@ def test_sliders_and_labels_filter_too(page: Any, annotations: Annotations) -> N
     assert len(shown_cards(page)) == 8
 
 
-def test_orders(page: Any, annotations: Annotations) -> None:
+@pytest.mark.browser
+def test_images_are_sorted(page: Any, annotations: Annotations) -> None:
     def shown_in(order: str) -> list[str]:
         page.get_by_label("Sort by").select_option(order)
         settle(page)
@@ -300,9 +303,10 @@ def test_orders(page: Any, annotations: Annotations) -> None:
     assert shown_in("Most masks")[-1] == "no mask.png"
 
 
+@pytest.mark.browser
 @pytest.mark.parametrize("name", ["large.jpg", "folder/tall & thin.png", "gone.png"])
 def test_clicked_mask_is_the_one_of_the_run(page: Any, annotations: Annotations, name: str) -> None:
-    """Also where the page's masks are smaller than the run's, and where there is no picture."""
+    """Also where the page's masks are smaller than the run's, and if there is no preview."""
     open_image(page, name)
     width, height = SIZES[name]
     scale = min(1, 640 / max(width, height))
@@ -351,6 +355,7 @@ def test_clicked_mask_is_the_one_of_the_run(page: Any, annotations: Annotations,
     assert page.locator("#list [aria-pressed=true]").count() == 0
 
 
+@pytest.mark.browser
 def test_pointing_at_a_mask_highlights_it(page: Any, annotations: Annotations) -> None:
     open_image(page, "large.jpg")
     assert not highlighted(page).any()
@@ -363,7 +368,8 @@ def test_pointing_at_a_mask_highlights_it(page: Any, annotations: Annotations) -
     assert "8 masks" in page.inner_text("#details")
 
 
-def test_keys(page: Any) -> None:
+@pytest.mark.browser
+def test_keys_step_through_images_and_masks(page: Any) -> None:
     names = sorted(SIZES)
     page.locator(".card").first.focus()
     page.keyboard.press("Enter")
@@ -397,6 +403,7 @@ def test_keys(page: Any) -> None:
     assert page.get_by_role("button", name="Next image").is_disabled()
 
 
+@pytest.mark.browser
 def test_text_of_a_run_is_never_read_as_markup(page: Any) -> None:
     assert page.title() == "a run: masks"
     assert page.locator(".card strong", has_text=HOSTILE).inner_text() == f"{HOSTILE}.png"
@@ -417,7 +424,8 @@ def test_text_of_a_run_is_never_read_as_markup(page: Any) -> None:
     assert page.locator("img[src=x]").count() == 0
 
 
-def test_images_without_a_picture_say_why(page: Any, images: Path) -> None:
+@pytest.mark.browser
+def test_images_without_a_preview_say_why(page: Any, images: Path) -> None:
     notes = {
         "gone.png": f"The image is missing: {images / 'gone.png'}",
         "changed.png": "The image has changed: 400 x 200 pixels instead of 200 x 100",
@@ -430,7 +438,8 @@ def test_images_without_a_picture_say_why(page: Any, images: Path) -> None:
     assert page.locator(".card .note").count() == len(notes)
 
 
-def test_cards_show_pictures_and_masks(page: Any, annotations: Annotations) -> None:
+@pytest.mark.browser
+def test_cards_show_previews_and_masks(page: Any, annotations: Annotations) -> None:
     name = "köpfe/ねこ 1.png"
     page.locator(".card", has_text=name).scroll_into_view_if_needed()
     page.locator(".card", has_text=name).locator("img").wait_for()
@@ -450,6 +459,7 @@ def test_cards_show_pictures_and_masks(page: Any, annotations: Annotations) -> N
     np.testing.assert_array_equal(painted(canvas), np.any(masks, axis=0))
 
 
+@pytest.mark.browser
 def test_phone_and_dark(open_page: Callable[..., Any], run: Path) -> None:
     page = open_page(run / "view.html", viewport={"width": 360, "height": 740}, color_scheme="dark")
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -467,6 +477,7 @@ def test_phone_and_dark(open_page: Callable[..., Any], run: Path) -> None:
         assert box["y"] >= 0 and box["y"] + box["height"] <= 740, part
 
 
+@pytest.mark.browser
 def test_run_without_results_yet(
     tmp_path: Path, open_page: Callable[..., Any], capsys: Captured
 ) -> None:
@@ -479,6 +490,7 @@ def test_run_without_results_yet(
     assert page.locator("#filters").is_hidden()
 
 
+@pytest.mark.browser
 def test_limit_is_told_and_spread(
     tmp_path: Path, run: Path, open_page: Callable[..., Any], capsys: Captured
 ) -> None:
@@ -550,7 +562,7 @@ def test_a_json_beside_an_image_is_not_the_image(
     assert write_view(tmp_path / "run", images=folder).without_preview == 0
 
 
-def test_pictures_are_of_the_image_that_a_folder_is_of(
+def test_previews_are_of_the_image_that_a_folder_is_of(
     tmp_path: Path, images: Path, annotations: Annotations
 ) -> None:
     photo = tmp_path / "photos" / "a.png"
@@ -644,8 +656,8 @@ def test_run_and_images_on_another_file_system(
     files.rm("/viewed", recursive=True)
 
 
-def test_pictures_and_tiny_masks_in_the_page(tmp_path: Path) -> None:
-    """Noise is held to 64 kB a picture, and a mask of one pixel is still there to be seen."""
+def test_previews_and_tiny_masks_in_the_page(tmp_path: Path) -> None:
+    """A preview of noise has at most 64 kB, and a mask of one pixel stays visible."""
     folder = tmp_path / "sa1b"
     folder.mkdir()
     noise = np.random.default_rng(0).integers(256, size=(2000, 2000, 3), dtype=np.uint8)

@@ -229,7 +229,7 @@ def test_segment_turns_photographs_upright_and_warns_in_one_line(
     ],
     ids=str,
 )
-def test_segment_names_mistakes(
+def test_segment_rejects_invalid_arguments(
     image: Path, out: Path, capsys: Captured, arguments: list[str], words: str
 ) -> None:
     np.save(image.parent / "small.npy", np.zeros((1, 64, 64), np.float32))
@@ -376,6 +376,7 @@ def test_everything_hands_upstreams_options_on(
     assert handed_on == {**given, "output_mode": "coco_rle"}
 
 
+@pytest.mark.process
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
 def test_everything_shows_its_progress_on_a_terminal(image: Path, out: Path) -> None:
     import fcntl
@@ -442,7 +443,7 @@ def test_everything_says_what_to_do_when_it_finds_nothing(
     ],
     ids=str,
 )
-def test_everything_names_mistakes(
+def test_everything_rejects_invalid_arguments(
     image: Path, out: Path, capsys: Captured, arguments: list[str], words: str
 ) -> None:
     (image.parent / "empty").mkdir()
@@ -501,7 +502,7 @@ def test_conversions_round_trip_exactly(tmp_path: Path, capsys: Captured) -> Non
     ],
     ids=str,
 )
-def test_convert_names_mistakes(
+def test_convert_rejects_invalid_arguments(
     image: Path, capsys: Captured, arguments: list[str], words: str
 ) -> None:
     before = image.read_bytes()
@@ -554,7 +555,7 @@ def test_download_writes_a_file_for_programs_that_look_for_one(
     ],
     ids=str,
 )
-def test_download_names_mistakes_before_it_downloads(
+def test_download_rejects_invalid_arguments_before_it_downloads(
     tmp_path: Path, capsys: Captured, options: list[str], words: str
 ) -> None:
     given = [option.format(tmp=tmp_path) for option in options]
@@ -577,6 +578,7 @@ def run_python(code: str, **environment: str) -> "subprocess.CompletedProcess[st
     )
 
 
+@pytest.mark.process
 def test_a_network_that_is_away_is_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -594,6 +596,7 @@ def test_a_network_that_is_away_is_a_failure(
     assert "hf://nielsr/mobilesam, not downloaded yet" in "\n".join(info)
 
 
+@pytest.mark.process
 def test_help_imports_nothing_heavy() -> None:
     code = f"""if True:
         import sys

@@ -126,7 +126,7 @@ def build_page(sessions: Sessions, checkpoint: str | None = None) -> gr.Blocks:
                 candidates=gr.Radio(
                     [],
                     label="Candidates, with their predicted IoU",
-                    visible=False,
+                    visible="hidden",
                     elem_id="candidates",
                     render=False,
                 ),

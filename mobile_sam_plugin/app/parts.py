@@ -99,7 +99,7 @@ def look(session: Session, message: str | None = None, mistake: bool = False) ->
     """What the page shows of a session: picture, status and candidates."""
     step = session.steps[-1] if session.steps else None
     if session.scores is None or step is None:
-        candidates = gr.Radio(choices=[], value=None, visible=False)
+        candidates = gr.Radio(choices=[], value=None, visible="hidden")
     else:
         choices = [
             (f"{index + 1}: {score:.3f}", index) for index, score in enumerate(session.scores)

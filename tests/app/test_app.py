@@ -1,4 +1,8 @@
-"""``mobile-sam app`` as a real server, driven in a real browser with the bundled checkpoint."""
+"""``mobile-sam app`` as a real server, driven in a real browser with the bundled weights.
+
+Where a test is not about the command or about masks of full size, the server runs in this process,
+with the model for small images.
+"""
 
 import io
 import json
@@ -10,6 +14,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,7 +33,7 @@ import typer
 from numpy.typing import NDArray
 from PIL import Image
 
-from mobile_sam_plugin import MobileSam, SamPredictor
+from mobile_sam_plugin import MobileSam, SamAutomaticMaskGenerator, SamPredictor
 from mobile_sam_plugin.cli.app import _check_address
 from mobile_sam_plugin.integrations.detectors import Detections
 from mobile_sam_plugin.integrations.grounded_sam import GroundedMobileSam
@@ -69,7 +74,6 @@ KEEP_WHAT_IS_TOLD = """() => {
 }"""
 CUP, TABLE = (300, 130), (40, 30)
 CUP_BOX = [170, 10, 430, 300]
-SMALL = (96, 72)
 
 
 @dataclass
@@ -117,9 +121,9 @@ def start(*options: str) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with start() as server:
-        yield server
+def server(small_sam: MobileSam) -> Iterator[Server]:
+    with serve(small_sam, port=free_port(), checkpoint="bundled") as address:
+        yield Server(address, None)
 
 
 @pytest.fixture(scope="module")
@@ -262,8 +266,8 @@ def visit(browser: Any, server: Server) -> Iterator[Visit]:
 
 
 @pytest.fixture(scope="module")
-def predictor(bundled_sam: MobileSam, coffee: NDArray[np.uint8]) -> SamPredictor:
-    predictor = SamPredictor(bundled_sam)
+def predictor(small_sam: MobileSam, coffee: NDArray[np.uint8]) -> SamPredictor:
+    predictor = SamPredictor(small_sam)
     predictor.set_image(coffee)
     return predictor
 
@@ -273,54 +277,61 @@ def iou(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
     return float((one & other).sum() / (one | other).sum())
 
 
-def test_clicks_undo_box_and_downloads(
-    visit: Visit, predictor: SamPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_clicks_undo_box_and_downloads_of_the_command(
+    browser: Any,
+    bundled_sam: MobileSam,
+    coffee: NDArray[np.uint8],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    visit.upload(PHOTOGRAPHS / "coffee.png")
-    visit.click(*CUP, 600, 400)
-    first = visit.await_status("^Candidate")
-    assert visit.has_told("Encoding the picture")
-    masks, scores, logits = predictor.predict([CUP], [1])
-    best = int(scores.argmax())
-    mask = visit.mask()
-    assert 0.01 < mask.mean() < 0.99
-    assert iou(mask, masks[best]) >= 0.99
-    candidates = visit.page.locator("#candidates label").all_inner_texts()
-    assert [float(text.split()[-1]) for text in candidates] == pytest.approx(scores, abs=2e-3)
+    predictor = SamPredictor(bundled_sam)
+    predictor.set_image(coffee)
+    with start() as server, visiting(browser, server) as visit:
+        visit.upload(PHOTOGRAPHS / "coffee.png")
+        visit.click(*CUP, 600, 400)
+        first = visit.await_status("^Candidate")
+        assert visit.has_told("Encoding the picture")
+        masks, scores, logits = predictor.predict([CUP], [1])
+        best = int(scores.argmax())
+        mask = visit.mask()
+        assert 0.01 < mask.mean() < 0.99
+        assert iou(mask, masks[best]) >= 0.99
+        candidates = visit.page.locator("#candidates label").all_inner_texts()
+        assert [float(text.split()[-1]) for text in candidates] == pytest.approx(scores, abs=2e-3)
 
-    # Another candidate, and back.
-    other = (best + 1) % 3
-    visit.page.locator("#candidates input").nth(other).check()
-    visit.await_status(f"^Candidate {other + 1}")
-    assert iou(visit.mask(), masks[other]) >= 0.99
-    visit.page.locator("#candidates input").nth(best).check()
-    visit.await_status(f"^Candidate {best + 1}")
+        # Another candidate, and back.
+        other = (best + 1) % 3
+        visit.page.locator("#candidates input").nth(other).check()
+        visit.await_status(f"^Candidate {other + 1}")
+        assert iou(visit.mask(), masks[other]) >= 0.99
+        visit.page.locator("#candidates input").nth(best).check()
+        visit.await_status(f"^Candidate {best + 1}")
 
-    # The background, from the logits of the chosen candidate.
-    visit.switch("Background point")
-    visit.click_coffee(*TABLE)
-    masks, scores, _ = predictor.predict([CUP, TABLE], [1, 0], mask_input=logits[best])
-    refined = visit.mask()
-    assert iou(refined, masks[scores.argmax()]) >= 0.99
-    assert iou(refined, mask) < 0.99
+        # The background, from the logits of the chosen candidate.
+        visit.switch("Background point")
+        visit.click_coffee(*TABLE)
+        masks, scores, _ = predictor.predict([CUP, TABLE], [1, 0], mask_input=logits[best])
+        refined = visit.mask()
+        assert iou(refined, masks[scores.argmax()]) >= 0.99
+        assert iou(refined, mask) < 0.99
 
-    visit.press("Undo")
-    visit.await_status(re.escape(first))
-    np.testing.assert_array_equal(visit.mask(), mask)
+        visit.press("Undo")
+        visit.await_status(re.escape(first))
+        np.testing.assert_array_equal(visit.mask(), mask)
 
-    visit.press("Reset")
-    visit.await_status("click on an object")
-    visit.switch("Box corner")
-    visit.click(430, 300, 600, 400)
-    visit.await_status("opposite corner")
-    visit.click(170, 10, 600, 400)
-    visit.await_status("^Candidate")
-    masks, scores, _ = predictor.predict(box=CUP_BOX)
-    assert iou(visit.mask(), masks[scores.argmax()]) >= 0.99
+        visit.press("Reset")
+        visit.await_status("click on an object")
+        visit.switch("Box corner")
+        visit.click(430, 300, 600, 400)
+        visit.await_status("opposite corner")
+        visit.click(170, 10, 600, 400)
+        visit.await_status("^Candidate")
+        masks, scores, _ = predictor.predict(box=CUP_BOX)
+        assert iou(visit.mask(), masks[scores.argmax()]) >= 0.99
 
-    visit.switch("Object point")
-    visit.click_coffee(*CUP)
-    check_downloads(visit, tmp_path, monkeypatch)
+        visit.switch("Object point")
+        visit.click_coffee(*CUP)
+        check_downloads(visit, tmp_path, monkeypatch)
 
 
 def check_downloads(visit: Visit, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,7 +388,7 @@ def test_everything(visit: Visit) -> None:
 
 
 def test_two_visitors_clicking_in_turn_never_mix(
-    browser: Any, server: Server, bundled_sam: MobileSam
+    browser: Any, server: Server, small_sam: MobileSam
 ) -> None:
     clicks = [(0.5, 0.5), (0.3, 0.4), (0.7, 0.6)]
     with visiting(browser, server) as one, visiting(browser, server) as other:
@@ -387,7 +398,7 @@ def test_two_visitors_clicking_in_turn_never_mix(
             visit.upload(PHOTOGRAPHS / name)
             visit.page.get_by_label("Refine the chosen candidate").uncheck()
             pixels = np.asarray(Image.open(PHOTOGRAPHS / name).convert("RGB"))
-            predictors.append(SamPredictor(bundled_sam))
+            predictors.append(SamPredictor(small_sam))
             predictors[-1].set_image(pixels)
             sizes.append((pixels.shape[1], pixels.shape[0]))
         for count, (x, y) in enumerate(clicks, 1):
@@ -406,48 +417,94 @@ def test_two_visitors_clicking_in_turn_never_mix(
                 assert iou(decode_mask(record), masks[scores.argmax()]) >= 0.99
 
 
+class Caller:
+    """A visitor without a browser, of which twenty would be too many for a machine of two cores.
+
+    Sends what the page sends. Events of one visitor are answered in the order of their ends.
+    """
+
+    def __init__(self, server: Server, name: str) -> None:
+        self.api = f"{server.address}/gradio_api"
+        self.name = name
+        config = requests.get(f"{server.address}/config", timeout=60).json()
+        self.events = {each["api_name"]: each["id"] for each in config["dependencies"]}
+
+    def upload(self, path: Path) -> None:
+        files = {"files": (path.name, path.read_bytes())}
+        (uploaded,) = requests.post(f"{self.api}/upload", files=files, timeout=60).json()
+        data = {"path": uploaded, "orig_name": path.name, "meta": {"_type": "gradio.FileData"}}
+        self.send("upload", [data])
+
+    def send(self, event: str, data: Sequence[Any] = (), event_data: Any = None) -> None:
+        body = {
+            "data": list(data),
+            "event_data": event_data,
+            "fn_index": self.events[event],
+            "session_hash": self.name,
+        }
+        requests.post(f"{self.api}/queue/join", json=body, timeout=60).raise_for_status()
+
+    def receive(self) -> list[Any]:
+        """Waits for the event that was sent, and returns what it puts on the page."""
+        stream = requests.get(f"{self.api}/queue/data?session_hash={self.name}", timeout=120).text
+        messages = [json.loads(line[6:]) for line in stream.splitlines() if line.startswith("data")]
+        (done,) = [each for each in messages if each["msg"] == "process_completed"]
+        assert done["success"], done
+        output: list[Any] = done["output"]["data"]
+        return output
+
+
 def test_twenty_visitors_at_once_all_get_their_masks(
-    browser: Any, server: Server, bundled_sam: MobileSam, tmp_path: Path
+    server: Server, small_sam: MobileSam, tmp_path: Path
 ) -> None:
-    """Each with a small picture of its own; two to a profile, for the few connections of one."""
-    contexts = [browser.new_context(viewport={"width": 800, "height": 900}) for _ in range(10)]
-    pictures = [np.random.default_rng(seed).integers(0, 256, 3) for seed in range(20)]
-    visits = []
-    for index, color in enumerate(pictures):
-        pixels = np.full((SMALL[1], SMALL[0], 3), 255 - color, dtype=np.uint8)
+    """Each with a small picture of its own; encoding them is one queue."""
+    callers = [Caller(server, f"visitor{index}") for index in range(20)]
+    predictor = SamPredictor(small_sam)
+    for index, caller in enumerate(callers):
+        color = np.random.default_rng(index).integers(0, 256, 3)
+        pixels = np.full((72, 96, 3), 255 - color, dtype=np.uint8)
         cv2.circle(pixels, (30 + index, 36), 18, color.tolist(), cv2.FILLED)
         Image.fromarray(pixels).save(tmp_path / f"{index}.png")
-        page = contexts[index // 2].new_page()
-        page.set_default_timeout(2 * PATIENCE)
-        page.goto(server.address)
-        visits.append(Visit(page, []))
-    for index, visit in enumerate(visits):
-        visit.await_status("Choose a picture")
-        visit.upload(tmp_path / f"{index}.png", f"^{index}.png")
-    for index, visit in enumerate(visits):  # none waits for another's mask
-        visit.click(30 + index, 36, *SMALL)
-    for index, visit in enumerate(visits):
-        visit.await_status("^Candidate")
-        (record,) = json.loads(visit.download("COCO RLE (JSON)"))
-        predictor = SamPredictor(bundled_sam)
+        caller.upload(tmp_path / f"{index}.png")
+    for index, caller in enumerate(callers):
+        assert f"{index}.png, 96 x 72 pixels" in caller.receive()[1]
+        caller.send("click", ["Object point", True], {"index": [30 + index, 36], "value": None})
+    for caller in callers:
+        assert "Encoding the picture" in caller.receive()[1]
+        caller.send("encode")
+    for caller in callers:  # none waits for another's answer
+        assert "Candidate" in caller.receive()[1]
+        caller.send("write_record")
+    for index, caller in enumerate(callers):
+        (file,) = caller.receive()
+        (record,) = requests.get(file["url"], timeout=60).json()
+        assert record["point_coords"] == [[30 + index, 36]]
         predictor.set_image(Image.open(tmp_path / f"{index}.png"))
         masks, scores, _ = predictor.predict(record["point_coords"], [1])
-        np.testing.assert_allclose(record["point_coords"], [(30 + index, 36)], atol=1)
         assert iou(decode_mask(record), masks[scores.argmax()]) >= 0.99
-    for context in contexts:
-        context.close()
 
 
-def test_who_waits_is_told_the_place_in_the_queue(browser: Any, server: Server) -> None:
+def test_who_waits_is_told_the_place_in_the_queue(
+    browser: Any, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = threading.Event()
+    generate = SamAutomaticMaskGenerator.generate
+
+    def generate_late(*args: Any) -> Any:
+        ended.wait(PATIENCE / 1000)
+        return generate(*args)
+
+    monkeypatch.setattr(SamAutomaticMaskGenerator, "generate", generate_late)
     with visiting(browser, server) as busy, visiting(browser, server) as waiting:
         waiting.upload(PHOTOGRAPHS / "coffee.png")
         busy.upload(PHOTOGRAPHS / "flower.jpg")
         busy.open_tab("Everything")
-        busy.fill("Points a side", 24)  # takes far longer than a click
+        busy.fill("Points a side", 2)
         busy.press("Segment everything")
         busy.page.locator("#status .progress-bar").first.wait_for()
         waiting.click(*CUP, 600, 400)
         waiting.page.locator("#status").get_by_text(re.compile("^queue: ")).wait_for()
+        ended.set()
         waiting.await_status("^Candidate")
 
 
@@ -645,15 +702,15 @@ def paint_white(
 
 
 def test_text_labels_and_fill_with_backends_of_a_few_lines(
-    browser: Any, bundled_sam: MobileSam, predictor: SamPredictor, monkeypatch: pytest.MonkeyPatch
+    browser: Any, small_sam: MobileSam, predictor: SamPredictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipelines.Need, "missing", None)
-    detecting = GroundedMobileSam(bundled_sam, find_cup)
+    detecting = GroundedMobileSam(small_sam, find_cup)
     monkeypatch.setattr(pipelines.TextTab, "_pipeline", detecting)
     monkeypatch.setattr(pipelines.LabelTab, "_classifier", staticmethod(classify))
     monkeypatch.setattr(pipelines.InpaintTab, "_painter", InpaintAnything(None, paint_white))
     with (
-        serve(bundled_sam, port=free_port(), checkpoint="bundled") as address,
+        serve(small_sam, port=free_port(), checkpoint="bundled") as address,
         visiting(browser, Server(address, None)) as visit,
     ):
         visit.upload(PHOTOGRAPHS / "coffee.png")
@@ -781,7 +838,7 @@ def test_the_package_is_not_written_to(server: Server) -> None:
     assert not list(Path(pipelines.__file__).parent.glob("*.pyi"))
 
 
-def test_closing_the_page_frees_its_memory(browser: Any, bundled_sam: MobileSam) -> None:
+def test_closing_the_page_frees_its_memory(browser: Any, small_sam: MobileSam) -> None:
     """With the server in this process, where its sessions can be counted."""
     held: list[Sessions] = []
 
@@ -792,7 +849,7 @@ def test_closing_the_page_frees_its_memory(browser: Any, bundled_sam: MobileSam)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mobile_sam_plugin.app.server.Sessions", Counted)
-        with serve(bundled_sam, port=free_port(), checkpoint="bundled") as address:
+        with serve(small_sam, port=free_port(), checkpoint="bundled") as address:
             (sessions,) = held
             server = Server(address, None)
             with visiting(browser, server) as visit:
@@ -813,8 +870,8 @@ def test_closing_the_page_frees_its_memory(browser: Any, bundled_sam: MobileSam)
                 assert list(sessions.folder.iterdir()) == []
 
 
-def test_sessions_and_embeddings_are_bounded(bundled_sam: MobileSam, tmp_path: Path) -> None:
-    sessions = Sessions(bundled_sam, tmp_path, max_sessions=2, max_embeddings=1)
+def test_sessions_and_embeddings_are_bounded(small_sam: MobileSam, tmp_path: Path) -> None:
+    sessions = Sessions(small_sam, tmp_path, max_sessions=2, max_embeddings=1)
     pixels = np.zeros((40, 60, 3), dtype=np.uint8)
     one, other = Picture("one.png", pixels), Picture("other.png", pixels + 9)
     assert one.key == Picture("same.png", pixels.copy()).key != other.key
@@ -848,11 +905,11 @@ def test_a_page_that_is_closed_while_something_works_leaves_nothing_behind(tmp_p
 
 
 def test_tabs_do_not_encode_again_what_a_click_has_encoded(
-    bundled_sam: MobileSam, coffee: NDArray[np.uint8], tmp_path: Path
+    small_sam: MobileSam, coffee: NDArray[np.uint8], tmp_path: Path
 ) -> None:
     encoded = []
-    hook = bundled_sam.image_encoder.register_forward_hook(lambda *_: encoded.append(1))
-    sessions = Sessions(bundled_sam, tmp_path)
+    hook = small_sam.image_encoder.register_forward_hook(lambda *_: encoded.append(1))
+    sessions = Sessions(small_sam, tmp_path)
     session = sessions.get("page")
     session.open(Picture("coffee.png", coffee))
     session.add((*CUP, 1), None, refine=True)
@@ -870,17 +927,17 @@ def test_tabs_do_not_encode_again_what_a_click_has_encoded(
 
 @pytest.mark.parametrize("width", [1281, 4000])
 def test_large_pictures_are_shown_small_and_segmented_whole(
-    bundled_sam: MobileSam, tmp_path: Path, width: int
+    small_sam: MobileSam, tmp_path: Path, width: int
 ) -> None:
     pixels = np.zeros((300, width, 3), dtype=np.uint8)
     pixels[100:200, 400:900] = 200
     Image.fromarray(pixels).save(tmp_path / "wide.png")
     picture = read_picture(tmp_path / "wide.png", "wide.png", 2_000_000)
     assert picture.shown.shape[1] == 1280
-    session = Sessions(bundled_sam, tmp_path).get("a")
+    session = Sessions(small_sam, tmp_path).get("a")
     session.open(picture)
     session.add((600, 150, 1), None, refine=True)
-    predictor = SamPredictor(bundled_sam)
+    predictor = SamPredictor(small_sam)
     predictor.set_image(pixels)
     session.decode(predictor)
     assert session.require_mask().shape == (300, width)
@@ -898,13 +955,13 @@ def run_app(*options: str) -> "subprocess.CompletedProcess[str]":
 
 
 @pytest.mark.parametrize("host", ["::1", "[::1]", "127.0.0.1"])
-def test_addresses_of_both_versions(bundled_sam: MobileSam, host: str) -> None:
+def test_addresses_of_both_versions(small_sam: MobileSam, host: str) -> None:
     port = free_port()
     try:
         _check_address(host, port)
     except typer.BadParameter as error:
         pytest.skip(f"this machine has no {host}: {error.message}")
-    with serve(bundled_sam, host, port) as address:
+    with serve(small_sam, host, port) as address:
         assert address == f"http://{'127.0.0.1' if '.' in host else '[::1]'}:{port}"
         assert requests.get(address, timeout=60).ok
 

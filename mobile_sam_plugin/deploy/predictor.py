@@ -1,16 +1,14 @@
 """``SamPredictor`` on exported ONNX files: onnxruntime or OpenVINO, and numpy; no torch."""
 
 import os
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from ..errors import MissingExtra, UserError
+from ..errors import UserError
 from ..inputs import (
     as_finite,
     as_pixels,
@@ -21,6 +19,7 @@ from ..inputs import (
     preprocess,
 )
 from ..mask_postprocessing import FloatArray, MaskUpscaler, cached_upscaler
+from .runtimes import OnnxRuntime, OpenVino, Providers, Runtime
 
 MASK_THRESHOLD = 0.0
 
@@ -34,26 +33,6 @@ _DECODER_INPUTS = {
 }
 # More at once take more memory and are no faster.
 _PROMPTS_AT_ONCE = 4
-
-Providers = str | Sequence[str | tuple[str, Mapping[str, Any]]]
-"""Execution providers, as onnxruntime takes them, or the name of one."""
-
-
-class Tensor(NamedTuple):
-    """What a graph says of an input or output."""
-
-    shape: tuple[int | str | None, ...]
-    dtype: str  # as of numpy, such as "float32"
-
-
-class Runtime(Protocol):
-    """A loaded graph."""
-
-    inputs: dict[str, Tensor]
-    outputs: dict[str, Tensor]
-
-    def run(self, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        """Computes the named outputs, in their order."""
 
 
 class OnnxPredictor:
@@ -100,7 +79,7 @@ class OnnxPredictor:
             TypeError: providers of another form.
         """
         self._set_up(
-            _OnnxRuntime(encoder, providers), encoder, _OnnxRuntime(decoder, providers), decoder
+            OnnxRuntime(encoder, providers), encoder, OnnxRuntime(decoder, providers), decoder
         )
 
     def _set_up(
@@ -411,184 +390,7 @@ class OpenVinoPredictor(OnnxPredictor):
             ValueError: a file is no ONNX model, or not the half that it was given as; or OpenVINO
                 finds no such device.
         """
-        self._set_up(_OpenVino(encoder, device), encoder, _OpenVino(decoder, device), decoder)
-
-
-class _OnnxRuntime:
-    def __init__(self, path: str | os.PathLike[str], providers: Providers) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise MissingExtra.of("onnxruntime", "onnx") from error
-        chosen = _check_providers(providers, onnxruntime.get_available_providers())
-        name = _existing(path)
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        # Without these four lines the encoder takes twice the memory, and no less time. A pattern
-        # is planned in the first run and allocated in the second, on top of what the first took;
-        # and a buffer that is to be reused is kept even while there is no use of it.
-        options.enable_mem_pattern = False
-        options.enable_mem_reuse = False
-        _register_arena()
-        options.add_session_config_entry("session.use_env_allocators", "1")
-        try:
-            self._session = onnxruntime.InferenceSession(name, options, providers=chosen)
-        except (TypeError, ValueError) as error:
-            raise UserError(
-                f"onnxruntime does not take the execution providers {chosen}: {_first_line(error)}"
-            ) from error
-        except Exception as error:  # onnxruntime's own errors share no other base
-            raise UserError(
-                f"{name!r} is no ONNX model that onnxruntime can read: {_first_line(error)}"
-            ) from error
-        if self._session.get_providers()[0] != chosen[0][0]:
-            raise UserError(
-                f"onnxruntime cannot start its execution provider {chosen[0][0]!r} here: its "
-                "libraries or its device are missing"
-            )
-        self._origin = os.path.abspath(name), chosen
-        self.inputs = {value.name: _described(value) for value in self._session.get_inputs()}
-        self.outputs = {value.name: _described(value) for value in self._session.get_outputs()}
-        # Without it the decoder upscales every mask to the image, too.
-        self._options = onnxruntime.RunOptions()
-        self._options.only_execute_path_to_fetches = True
-
-    def run(self, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        results: list[NDArray[Any]] = self._session.run(list(outputs), dict(feeds), self._options)
-        return results
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), self._origin
-
-
-def _check_providers(
-    providers: Providers, available: Sequence[str]
-) -> list[tuple[str, dict[str, Any]]]:
-    """Execution providers, each with its options, if there are such.
-
-    Raises:
-        TypeError, UserError: as :class:`OnnxPredictor`.
-    """
-    chosen: list[tuple[str, dict[str, Any]]] = []
-    name: str
-    options: dict[str, Any]
-    for provider in [providers] if isinstance(providers, str) else providers:
-        match provider:
-            case str():
-                name, options = provider, {}
-            case (str(given), Mapping() as settings):
-                name, options = given, dict(settings)
-            case _:
-                raise TypeError(
-                    "providers must be names, or pairs of a name and a dict of options, not "
-                    f"{provider!r}"
-                )
-        if name not in available:
-            raise UserError(
-                f"this onnxruntime has no execution provider {name!r}, only "
-                f"{', '.join(available)}: choose one of them, or install another onnxruntime"
-            )
-        chosen.append((name, options))
-    if not chosen:
-        raise UserError("name at least one execution provider")
-    return chosen
-
-
-@cache
-def _register_arena() -> None:
-    """Memory that both halves share, and that grows by what is wanted, not to the next power of 2.
-
-    For sessions of this process that ask for it, such as those here.
-    """
-    import onnxruntime
-
-    onnxruntime.create_and_register_allocator(
-        onnxruntime.OrtMemoryInfo(
-            "Cpu",
-            onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR,
-            0,
-            onnxruntime.OrtMemType.DEFAULT,
-        ),
-        # max_mem, arena_extend_strategy (1: kSameAsRequested), initial_chunk_size_bytes and
-        # max_dead_bytes_per_chunk, of which the default would waste half of large chunks; 0 and -1
-        # stand for the defaults.
-        onnxruntime.OrtArenaCfg(0, 1, -1, 1 << 20),
-    )
-
-
-def _described(value: Any) -> Tensor:
-    dtype = value.type.removeprefix("tensor(").removesuffix(")")
-    return Tensor(tuple(value.shape), "float32" if dtype == "float" else dtype)
-
-
-class _OpenVino:
-    def __init__(self, path: str | os.PathLike[str], device: str) -> None:
-        core = _openvino_core()
-        name = _existing(path)
-        kinds = {kind.partition(".")[0] for kind in core.available_devices} | {"AUTO"}
-        if device.partition(".")[0].partition(":")[0] not in kinds:
-            raise UserError(
-                f"OpenVINO has no device {device!r} here, only {', '.join(sorted(kinds))}"
-            )
-        try:
-            model = core.read_model(name)
-            # Only what is asked for is computed, so the masks at the image's size go.
-            for output in model.outputs:
-                if "masks" in output.names:
-                    model.remove_result(output.node)
-            self._request = core.compile_model(
-                model, device, {"INFERENCE_PRECISION_HINT": "f32"}
-            ).create_infer_request()
-        except RuntimeError as error:
-            raise UserError(
-                f"{name!r} is no ONNX model that OpenVINO can run: {_first_line(error)}"
-            ) from error
-        self._origin = os.path.abspath(name), device
-        self._lock = threading.Lock()  # a request is for one thread at a time
-        self.inputs = {value.any_name: _described_by_openvino(value) for value in model.inputs}
-        self.outputs = {value.any_name: _described_by_openvino(value) for value in model.outputs}
-
-    def run(self, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        known = {name: feeds[name] for name in self.inputs}
-        with self._lock:
-            results = self._request.infer(known)
-            return [np.array(results[name]) for name in outputs]
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), self._origin
-
-
-@cache
-def _openvino_core() -> Any:
-    """The one core of this process.
-
-    Each core takes over the stack that signals are handled on, and gives it back when it ends. Of
-    two whose lives overlap, the second would give back what the first has freed, and the next
-    signal, such as the end of a child process, would kill this one.
-    """
-    try:
-        import openvino
-    except ImportError as error:
-        raise MissingExtra.of("OpenVINO", "openvino") from error
-    return openvino.Core()
-
-
-def _described_by_openvino(value: Any) -> Tensor:
-    shape = tuple(side.get_length() if side.is_static else None for side in value.partial_shape)
-    return Tensor(shape, value.element_type.to_dtype().name)
-
-
-def _existing(path: str | os.PathLike[str]) -> str:
-    name = os.fspath(path)
-    if not os.path.isfile(name):
-        raise FileNotFoundError(
-            f"there is no file {name!r}: mobile-sam export writes the two that are needed"
-        )
-    return name
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:300]
+        self._set_up(OpenVino(encoder, device), encoder, OpenVino(decoder, device), decoder)
 
 
 def _check_encoder(graph: Runtime, path: str) -> None:

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, images as the bytes of files, and digests of contents."""
+"""Files: written whole or not at all, encoded from images, recognised by their contents."""
 
 import hashlib
 import io
@@ -23,15 +23,15 @@ _PIECE = 1 << 14  # bytes of each file in a folder of frames
 
 @contextmanager
 def replaced(path: Path, durable: bool = False) -> Iterator[Path]:
-    """Yields where to write a file that then appears at its path, whole or not at all.
+    """Yields a path to write to; the file then appears at its own path, whole or not at all.
 
-    It is a hidden name in the same folder, with the same suffix. If the body raises, what it has
-    written is removed, and an earlier file stays as it was.
+    The path is a hidden name in the same folder, with the same suffix. If the body raises, the
+    partial file is removed, and an earlier file stays as it was.
 
     Args:
         path: of the file.
-        durable: whether the contents reach the disk before the name does, so that they survive a
-            failure of power. This takes milliseconds to seconds per file.
+        durable: whether the contents must reach the disk before the name does, to survive a power
+            failure. This takes milliseconds to seconds per file.
     """
     partial = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:12]}.partial{path.suffix}")
     try:

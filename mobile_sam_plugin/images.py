@@ -1,4 +1,4 @@
-"""Files of images and masks: opened in one place, listed, and what is left out counted."""
+"""Image files: opening them in one place, listing them, and counting what is left out."""
 
 import math
 import os
@@ -29,7 +29,7 @@ ImageSource = NDArray[np.uint8] | Image.Image | str | os.PathLike[str]
 
 
 def load_image(image: ImageSource) -> NDArray[np.uint8]:
-    """The pixels of an image, or of an image file, turned upright.
+    """Returns the pixels of an image or an image file, upright.
 
     Args:
         image: an array as :func:`as_pixels` takes it, in RGB order, a PIL image or a path.
@@ -38,8 +38,8 @@ def load_image(image: ImageSource) -> NDArray[np.uint8]:
         (H, W, 3) uint8 RGB.
 
     Raises:
-        FileNotFoundError, IsADirectoryError, PermissionError: the path cannot be opened.
-        ValueError: the file is no image, or damaged, or too large to be safe; naming it.
+        FileNotFoundError, IsADirectoryError, PermissionError: if the path cannot be opened.
+        UserError: as :func:`open_image`.
         TypeError, ValueError: as :meth:`~mobile_sam_plugin.SamPredictor.set_image`.
     """
     if not isinstance(image, str | os.PathLike):
@@ -49,10 +49,10 @@ def load_image(image: ImageSource) -> NDArray[np.uint8]:
 
 
 def read_image(file: BinaryIO, name: str) -> NDArray[np.uint8]:
-    """The pixels of an image in an open file, turned upright.
+    """Returns the pixels of an image in an open file, upright.
 
-    Of animations it is the first frame. CMYK is converted, transparency dropped, 16 bits are scaled
-    to 8.
+    For animations, this is the first frame. CMYK is converted, transparency is dropped, and 16 bits
+    are scaled to 8.
 
     Args:
         file: open for reading.
@@ -69,7 +69,7 @@ def read_image(file: BinaryIO, name: str) -> NDArray[np.uint8]:
 
 
 def opened_pixels(opened: Image.Image) -> NDArray[np.uint8]:
-    """The pixels (H, W, 3), RGB, of an image that :func:`open_image` gave, as `read_image` does."""
+    """Returns the pixels (H, W, 3) of an image from :func:`open_image`, as `read_image` does."""
     # Pillow gives PGMs of 16 bits as 32 of them, older releases PNGs as well.
     if opened.mode == "I" and opened.format in ("PNG", "PPM"):
         upright = ImageOps.exif_transpose(opened)
@@ -79,22 +79,23 @@ def opened_pixels(opened: Image.Image) -> NDArray[np.uint8]:
 
 @contextmanager
 def open_image(file: BinaryIO | str | os.PathLike[str], name: str) -> Iterator[Image.Image]:
-    """Opens an image with Pillow; the one place where this package lets Pillow read a file.
+    """Opens an image; the only place in this package where Pillow reads a file.
 
-    Only raster formats are tried, whatever the file is called, since Pillow would start Ghostscript
-    for PostScript. The limit of pixels is Pillow's own, twice ``PIL.Image.MAX_IMAGE_PIXELS``.
+    Only raster formats are tried, whatever the file is called, because Pillow would start
+    Ghostscript for PostScript. The limit of pixels is Pillow's own, twice ``PIL.Image.MAX_IMAGE_PIXELS``.
 
     Args:
         file: a path, or a file that is open for reading.
         name: of the file, for messages.
 
     Yields:
-        The image, as the file has it: not turned, not decoded.
+        The image as it is stored: not yet decoded, not turned upright.
 
     Raises:
-        FileNotFoundError, IsADirectoryError, PermissionError: the path cannot be opened.
-        UserError: the file is no image of a format in :func:`image_formats`, or damaged, also where
-            that shows in the body of the ``with``; or has too many pixels. It names the file.
+        FileNotFoundError, IsADirectoryError, PermissionError: if the path cannot be opened.
+        UserError: if the file is not an image of one of the :func:`image_formats`, is damaged (also
+            if that shows only in the body of the ``with``), or has too many pixels. The message
+            names the file.
     """
     try:
         with warnings.catch_warnings():
@@ -106,25 +107,25 @@ def open_image(file: BinaryIO | str | os.PathLike[str], name: str) -> Iterator[I
         raise
     except UnidentifiedImageError as error:
         raise UserError(
-            f"{name!r} is no image that can be read here: the formats are "
+            f"{name!r} is not an image that can be read here; the formats are "
             f"{', '.join(image_formats())}{_heic_hint([name])}"
         ) from error
     except Image.DecompressionBombError as error:
         assert Image.MAX_IMAGE_PIXELS is not None
         raise UserError(
             f"the image {name!r} is too large to be safe: it has more than "
-            f"{2 * Image.MAX_IMAGE_PIXELS:,} pixels; where you trust it, raise the limit with "
+            f"{2 * Image.MAX_IMAGE_PIXELS:,} pixels; if you trust it, raise the limit with "
             "--max-pixels, or in Python with PIL.Image.MAX_IMAGE_PIXELS"
         ) from error
-    except Exception as error:  # Pillow's readers raise of every kind on damaged files
+    except Exception as error:  # on damaged files, Pillow's readers raise errors of every class
         raise UserError(f"the image {name!r} cannot be read: {error}") from error
 
 
 @lru_cache(maxsize=1)
 def image_formats() -> tuple[str, ...]:
-    """The formats that are read, by Pillow's names: those of pixels that it decodes itself.
+    """Returns Pillow's names of the formats that are read: rasters that it decodes itself.
 
-    HEIF is among them where pillow-heif is installed.
+    HEIF is among them if pillow-heif is installed.
     """
     try:
         import pillow_heif
@@ -138,7 +139,7 @@ def image_formats() -> tuple[str, ...]:
 
 @lru_cache(maxsize=1)
 def image_suffixes() -> frozenset[str]:
-    """The suffixes of image files, in small letters, such as ``".png"``."""
+    """Returns the suffixes of image files in lower case, such as ``".png"``."""
     formats = image_formats()  # first, since it may register more suffixes
     kinds = Image.registered_extensions().items()
     return frozenset(suffix for suffix, kind in kinds if kind in formats)
@@ -156,7 +157,7 @@ def limit_pixels(max_pixels: int) -> Iterator[None]:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file of this name in a folder is taken for an image: by its suffix, unless hidden.
+    """Returns whether a file with this name is an image: by its suffix, unless it is hidden.
 
     Names such as ``._photo.jpg``, which macOS leaves behind, are hidden.
     """
@@ -167,16 +168,16 @@ def is_image_name(name: str) -> bool:
 def list_images(
     folder: str | os.PathLike[str], recursive: bool = False, beside: Container[str] = ()
 ) -> list[Path]:
-    """The images in a folder, sorted; one warning tells what other files are there, by kind.
+    """Returns the images in a folder, sorted; one warning counts the other files by kind.
 
     Args:
-        folder: its path.
-        recursive: whether the folders in it are searched, too, hidden ones left out.
-        beside: suffixes, in small letters, of files that belong beside the images, and are no news.
+        folder: path of the folder.
+        recursive: whether to search its subfolders also, except hidden ones.
+        beside: lower-case suffixes of files that belong to the images and are not counted.
 
     Raises:
-        NotADirectoryError: it is no folder.
-        UserError: there is no image in it.
+        NotADirectoryError: if there is no such folder.
+        UserError: if there is no image in it.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -200,9 +201,9 @@ def list_images(
 
 
 def describe_skipped(names: Iterable[str]) -> str:
-    """What of these files is left out since it is no image: counted by kind, "" if there is none.
+    """Counts by kind the files that are left out because they are not images; "" if none are.
 
-    Hidden files count where their suffix is an image's.
+    Hidden files count if they have the suffix of an image.
 
     Example:
         >>> describe_skipped(["a.jpg", "b.HEIC", "notes.txt", "._a.jpg"])
@@ -212,9 +213,9 @@ def describe_skipped(names: Iterable[str]) -> str:
 
 
 def skipped_kind(name: str) -> str:
-    """What counts as one kind among the files that are left out: a suffix, or "hidden".
+    """Returns the kind of a file that is left out: its suffix, or "hidden".
 
-    "" of an image, and of a hidden file that would be none either.
+    It is "" for an image, and for a hidden file with the suffix of another kind.
     """
     path = PurePath(name)
     if path.name.startswith("."):
@@ -246,24 +247,24 @@ def _heic_hint(names: Iterable[str]) -> str:
 
 
 def load_mask(path: str | os.PathLike[str]) -> NDArray[np.bool_]:
-    """The mask that a person means by an image of one, turned upright.
+    """Returns the mask that a person means by an image of a mask, upright.
 
-    - Gray or colour: the pixels of half of the range or more, in 8 bits and 16. The brightest
-      channel of a coloured one counts.
-    - Maps of ids, as trackers and ``annotate`` write them: the ids above 0. They are told by a
-      palette of colours, or by values that all lie in the lower half of the range.
-    - Transparency: the opaque pixels where the picture behind it is of one colour or is no mask.
+    - Gray or colour: the pixels in the upper half of the range, in 8 or 16 bits. In a coloured
+      image the brightest channel counts.
+    - Maps of ids, as trackers and ``annotate`` write them: the ids above 0. An image is such a map
+      if it has a palette of colours, or if all its values are in the lower half of the range.
+    - Transparency: the opaque pixels, unless the colours are a mask of their own.
 
-    Where another reading was possible, a warning says what was taken.
+    If the image could mean another mask, a warning says which pixels were taken.
 
     Args:
-        path: of the file.
+        path: path of the file.
 
     Returns:
         (H, W) bool.
 
     Raises:
-        FileNotFoundError, IsADirectoryError, PermissionError: the path cannot be opened.
+        FileNotFoundError, IsADirectoryError, PermissionError: if the path cannot be opened.
         UserError: as :func:`open_image`.
     """
     name = os.fspath(path)
@@ -278,13 +279,13 @@ def load_mask(path: str | os.PathLike[str]) -> NDArray[np.bool_]:
 
 
 def _read_mask(image: Image.Image) -> tuple[NDArray[np.bool_], str]:
-    """The mask in an image, and what makes it doubtful, "" if nothing does."""
+    """Returns the mask in an image, and what makes it doubtful ("" if nothing does)."""
     if image.mode == "P" and "transparency" not in image.info:
         indices = np.asarray(image)
         colors = np.asarray(image.convert("RGB")).reshape(-1, 3)
         if np.ptp(colors.astype(int), axis=1).any():  # colours, not grays
             return indices > 0, ""
-    if image.mode == "F":  # probabilities, or pixels that a program has counted as it likes
+    if image.mode == "F":  # probabilities, or pixels in a range of the program that wrote them
         shares = np.asarray(image)
         highest = next((each for each in (1, 255) if shares.max() <= each), 65535)
         return shares >= highest / 2, ""

@@ -14,16 +14,16 @@ from .errors import UserError
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
-"""Of ImageNet's pixels, R, G and B in [0, 255]; SAM's images are normalised with them."""
+"""Mean and deviation of ImageNet's pixels, RGB in [0, 255], by which SAM normalises images."""
 
 MAX_COORDINATE = 2.0**24
-"""Beyond it float32, in which coordinates are encoded, does not tell neighbouring pixels apart."""
+"""Beyond it float32, in which coordinates are encoded, cannot separate neighbouring pixels."""
 MAX_VALUE = 1e4
-"""Far above any pixel or logit, and still a number in half precision."""
+"""Far above any pixel or logit, and still finite in half precision."""
 
 
 def as_pixels(image: NDArray[np.uint8] | Image.Image) -> NDArray[np.uint8]:
-    """The pixels of an image as upstream wants them.
+    """Returns the pixels of an image as segment-anything takes them.
 
     Args:
         image: (H, W, 3), (H, W, 4), (H, W, 1) or (H, W) uint8, or a PIL image.
@@ -78,10 +78,10 @@ def _from_pil(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def input_size(height: int, width: int, long_side: int) -> tuple[int, int]:
-    """The size (h, w) that upstream resizes an image to, so that its long side is as given.
+    """Returns the size (h, w) to which segment-anything resizes an image, by its long side.
 
     Raises:
-        ValueError: nothing is left of the short side.
+        UserError: if nothing is left of the short side.
     """
     scale = long_side / max(height, width)
     size = int(height * scale + 0.5), int(width * scale + 0.5)
@@ -122,16 +122,16 @@ def preprocess(image: NDArray[np.uint8], img_size: int) -> NDArray[np.float32]:
 def check_points(
     coords: ArrayLike | None, labels: ArrayLike | None, batched: bool = False
 ) -> tuple[NDArray[np.float64], NDArray[Any]]:
-    """The clicks and labels of a prompt, or of a batch of prompts.
+    """Checks and returns the points and labels of a prompt, or of a batch of prompts.
 
     Args:
-        coords: (N, 2), or (B, N, 2) where batched; XY.
-        labels: (N,) or (B, N), 1, 0 or -1.
+        coords: (N, 2), or (B, N, 2) if batched; XY in pixels of the image.
+        labels: (N,), or (B, N) if batched; 1, 0 or -1.
         batched: whether there are several prompts.
 
     Raises:
-        UserError: one without the other, other shapes or labels, or numbers that the model cannot
-            compute with.
+        UserError: if one comes without the other, if a shape or label is invalid, or if the model
+            cannot compute with a number.
     """
     if coords is None or labels is None:
         refuse_half(coords)
@@ -142,7 +142,7 @@ def check_points(
     kinds = np.asarray(labels)
     if kinds.shape != points.shape[:-1]:
         raise UserError(
-            f"point_labels must hold one label a point, {points.shape[:-1]}, not {kinds.shape}"
+            f"point_labels must hold one label per point, {points.shape[:-1]}, not {kinds.shape}"
         )
     unknown = kinds[~np.isin(kinds, (-1, 0, 1))]
     if unknown.size:
@@ -151,20 +151,20 @@ def check_points(
 
 
 def refuse_half(coords: object | None) -> NoReturn:
-    """Raises UserError: clicks or labels came without the other."""
+    """Raises the UserError for points without labels, or labels without points."""
     given, absent = ("labels", "coords") if coords is None else ("coords", "labels")
     raise UserError(f"point_{given} came without point_{absent}: give both or neither")
 
 
 def refuse_label(label: object) -> NoReturn:
-    """Raises UserError: a label of a click is none of SAM's."""
+    """Raises the UserError for a point label that SAM does not have."""
     raise UserError(
         f"point_labels must be 1 (object), 0 (background) or -1 (no point), not {label}"
     )
 
 
 def check_box(box: ArrayLike) -> NDArray[np.float64]:
-    """The box (4,) of a prompt; UserError as :func:`check_points`."""
+    """Checks and returns the box (4,) of a prompt; raises as :func:`check_points`."""
     corners = as_finite("box", box)
     if corners.size != 4:
         raise UserError(
@@ -187,22 +187,22 @@ def check_mask(
     input_size: tuple[int, int],
     batched: bool = False,
 ) -> NDArray[np.floating[Any]]:
-    """The low-res logits of a prompt, or of a batch of prompts, from logits or binary masks.
+    """Checks the mask of a prompt, or of a batch of prompts, and returns its low-res logits.
 
     Args:
         mask: low-res logits of the shape (1, *low_res_size), or a bool or uint8 mask of the shape
-            (1, *original_size), which :func:`mask_to_logits` converts; the 1 may be left out. With
-            the number of prompts before the 1 where batched.
+            (1, *original_size), which :func:`mask_to_logits` converts. The 1 may be left out. If
+            batched, the number of prompts comes before the 1.
         low_res_size: (rows, columns) of the model's low-res logits.
-        original_size: (H, W) of the image that is set.
+        original_size: (H, W) of the image.
         input_size: (h, w) to which it was resized.
         batched: whether there are several prompts.
 
     Returns:
-        (1, *low_res_size), or (B, 1, *low_res_size) where batched.
+        (1, *low_res_size), or (B, 1, *low_res_size) if batched.
 
     Raises:
-        UserError: another shape, or numbers that the model cannot compute with.
+        UserError: if the shape is another, or if the model cannot compute with a number.
     """
     given = np.asarray(mask)
     binary = given.dtype in (np.bool_, np.uint8)
@@ -228,7 +228,10 @@ def check_mask(
 
 
 def bright_half(values: NDArray[Any], highest: int) -> tuple[NDArray[np.bool_], str]:
-    """The pixels of half of the range or more, or of any id above 0 where all are in the lower."""
+    """Returns the pixels in the upper half of a range, and what makes that doubtful.
+
+    If all values are in the lower half, they are taken for ids, and those above 0 are returned.
+    """
     if values.max(initial=0) <= highest // 2:
         ids = np.unique(values)
         several = f"holds the values {ids[0]} to {ids[-1]}, which are taken for ids"
@@ -240,7 +243,7 @@ def bright_half(values: NDArray[Any], highest: int) -> tuple[NDArray[np.bool_], 
 
 
 def as_mask(pixels: NDArray[np.bool_] | NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """A mask (H, W) of bool, or of uint8: half of 255 or more, or above 0 where all are less."""
+    """Returns a bool or uint8 mask (H, W) as bool; for uint8 see :func:`bright_half`."""
     if pixels.dtype == np.bool_:
         return pixels.astype(np.bool_, copy=False)
     mask, doubt = bright_half(pixels, 255)
@@ -252,15 +255,16 @@ def as_mask(pixels: NDArray[np.bool_] | NDArray[np.uint8]) -> NDArray[np.bool_]:
 def mask_to_logits(
     mask: NDArray[np.bool_], low_res_size: tuple[int, int], input_size: tuple[int, int]
 ) -> NDArray[np.float32]:
-    """Low-res logits of a binary mask: 10 where it covers a pixel of theirs, -10 where it does not.
+    """Returns the low-res logits of a binary mask: 10 for covered pixels, -10 for others.
 
-    Where it covers a part they lie between, in proportion, so that their outline, once upscaled, is
-    the mask's. The values are those that SAM's own logits have inside of objects; how far from 0
-    they lie hardly matters, since the prompt encoder normalises them. Padding counts as uncovered.
+    A pixel that is covered in part gets a value between, in proportion, so that the outline of the
+    upscaled logits is that of the mask. SAM's own logits have such values inside of objects; their
+    distance from 0 hardly matters, because the prompt encoder normalises them. Padding counts as
+    uncovered.
 
     Args:
         mask: (H, W) bool.
-        low_res_size: (rows, columns) of the logits, a quarter of the model's input each.
+        low_res_size: (rows, columns) of the logits, each a quarter of the model's input.
         input_size: (h, w) to which the image was resized.
 
     Returns:
@@ -277,15 +281,15 @@ def mask_to_logits(
 
 
 def as_finite(name: str, values: ArrayLike, highest: float = MAX_COORDINATE) -> NDArray[np.float64]:
-    """An array of numbers that the model can compute with.
+    """Returns an array of numbers that the model can compute with.
 
     Args:
-        name: of the argument.
-        values: what it was given.
-        highest: the largest magnitude.
+        name: name of the argument, for messages.
+        values: its value.
+        highest: largest magnitude allowed.
 
     Raises:
-        UserError: no numbers, NaN, infinity or a larger one; by the name of the argument.
+        UserError: if it is not an array of numbers, or holds NaN, infinity or a larger magnitude.
     """
     try:
         array = np.asarray(values, dtype=np.float64)
@@ -325,7 +329,7 @@ def check_integer(name: str, value: int, lowest: float = -math.inf) -> None:
 
 
 def refuse_number(name: str, value: float, highest: float) -> NoReturn:
-    """Raises the UserError for a number that is not finite or above a magnitude."""
+    """Raises the UserError for a number that is not finite, or too large."""
     if not np.isfinite(value):
         raise UserError(f"{name} holds NaN or infinity: {value}")
     raise UserError(

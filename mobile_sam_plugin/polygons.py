@@ -1,4 +1,4 @@
-"""Masks as polygons: outlines along the edges of pixels, which give the mask back when filled.
+"""Masks as polygons: outlines along the edges of pixels, which restore the mask when filled.
 
 A polygon has no holes, so that those of a mask are filled. Parts that touch at a corner are one
 part, as for OpenCV, and its outline then passes that corner twice.
@@ -25,7 +25,7 @@ _NEIGHBOURS = np.array([(1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1), (0
 
 
 def outer_polygons(mask: BoolArray) -> list[NDArray[np.int64]]:
-    """The outlines of a mask's parts, along the edges of pixels.
+    """Returns the outlines of the parts of a mask, along the edges of pixels.
 
     Whatever fills a polygon by the centres of pixels gets the mask again, its holes filled;
     ``pycocotools`` does. The areas of the polygons are those of the parts in pixels.
@@ -42,7 +42,7 @@ def outer_polygons(mask: BoolArray) -> list[NDArray[np.int64]]:
 
 
 def outline(mask: BoolArray) -> NDArray[np.float64]:
-    """One polygon around all parts of a mask, as Ultralytics reads it.
+    """Returns one polygon around all parts of a mask, as Ultralytics reads it.
 
     That paints polygons with OpenCV, which takes the pixels that an outline passes for parts of it.
     So it runs through the centres of pixels. A part that has no area then, since it is as thin as
@@ -71,7 +71,7 @@ def outline(mask: BoolArray) -> NDArray[np.float64]:
 
 @dataclass
 class Losses:
-    """What polygons do not tell of masks, counted, so that it can be told.
+    """Counts what polygons lose of masks, to report it.
 
     Attributes:
         with_holes: masks with holes, which are filled.
@@ -89,16 +89,16 @@ class Losses:
         return polygons
 
     def coco_polygons(self, mask: BoolArray) -> list[list[int]]:
-        """The same as COCO's ``segmentation``: x0, y0, x1, y1 and so on of each part."""
+        """Returns the same as COCO's ``segmentation``: x0, y0, x1, y1 and so on per part."""
         return [polygon.ravel().tolist() for polygon in self.outer_polygons(mask)]
 
     def add(self, others: "Losses") -> None:
-        """Counts those of other masks in."""
+        """Adds the counts of other masks."""
         self.with_holes += others.with_holes
         self.empty += others.empty
 
     def warn(self) -> None:
-        """Tells it in a warning, if anything was lost."""
+        """Warns, if anything was lost."""
         losses = []
         if self.with_holes:
             losses.append(f"the holes of {count_masks(self.with_holes)} are filled")
@@ -114,7 +114,7 @@ def labelme_content(
     image_path: str,
     losses: Losses,
 ) -> dict[str, Any]:
-    """What labelme opens and edits: a polygon for each part of a mask.
+    """Returns what labelme opens and edits: one polygon per part of a mask.
 
     The parts of one mask share a ``group_id``. Holes are lost; masks of no pixel have no shape.
 
@@ -154,7 +154,7 @@ def labelme_content(
 
 
 def relative_path(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> str:
-    """Where a file is, as seen from a folder, with ``/``; absolute where no way leads there."""
+    """Returns the path of a file relative to a folder, with ``/``; absolute on another drive."""
     place = Path(path)
     place = place.parent.resolve() / place.name  # `..` leads out of what a link points to
     try:
@@ -164,12 +164,12 @@ def relative_path(path: str | os.PathLike[str], folder: str | os.PathLike[str]) 
 
 
 def count_masks(number: int) -> str:
-    """Such as "1 mask" and "2 masks"."""
+    """Returns "1 mask", "2 masks" and so on."""
     return f"{number} mask{'s'[: number != 1]}"
 
 
 def _contours(mask: BoolArray) -> list[NDArray[np.int32]]:
-    """The pixels, (N, 2) XY, that one comes by around each part; those in holes are left out."""
+    """Returns the pixels, (N, 2) XY, along the outside of each part; holes have none."""
     x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
     if not width:
         return []
@@ -180,7 +180,7 @@ def _contours(mask: BoolArray) -> list[NDArray[np.int32]]:
 
 
 def _walk(contour: NDArray[np.int32], reach: float) -> NDArray[np.float64]:
-    """The corners that one passes along the outer sides of a contour's pixels.
+    """Returns the corners along the outer sides of the pixels of a contour.
 
     Args:
         contour: (N, 2), each pixel a neighbour of the one before, the first of the last.
@@ -209,7 +209,7 @@ def _walk(contour: NDArray[np.int32], reach: float) -> NDArray[np.float64]:
 
 
 def _straighten(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A closed polygon without points that repeat the one before, or lie on a straight line."""
+    """Returns a closed polygon without repeated points and points on a straight line."""
     if len(points) > 1:
         points = points[(points != np.roll(points, 1, axis=0)).any(axis=1)]
     before, behind = points - np.roll(points, 1, axis=0), np.roll(points, -1, axis=0) - points

@@ -1,4 +1,4 @@
-"""The folder of results of one image or video: whose it is, and the files in it."""
+"""Folders of results: one per image or video, with the files in it and whose they are."""
 
 import io
 import itertools
@@ -22,7 +22,7 @@ from .records import Record, decode_mask
 AnyPath = TypeVar("AnyPath", bound=PurePath)
 
 SOURCE_FILE = "source.json"
-"""Which image or video the results in a folder are of."""
+"""Names the image or video that the results in a folder belong to."""
 
 _RESULTS = re.compile(
     r"mask_\d{3,}(\.png|_logits\.npy)|cutout_\d{3,}\.png|instances\.png|labelme\.json"
@@ -40,19 +40,19 @@ def write_results(
     box: ArrayLike | None = None,
     cutouts: bool = False,
 ) -> list[Path]:
-    """Writes the results of one image into a folder, in place of those of an earlier run there.
+    """Writes the results of one image into a folder, instead of those of an earlier run there.
 
     ``mask_000.png`` and so on (0 and 255), ``mask_000_logits.npy`` and so on if logits are given,
     ``overlay.png``, and ``masks.json``, a list of the records. A file appears whole or not at all,
-    ``masks.json`` after all that it tells of. Other files in the folder are left alone.
+    ``masks.json`` last. Other files in the folder are left alone.
 
     Args:
-        folder: made if need be.
+        folder: created if missing.
         image: (H, W, 3) RGB.
         records: masks of that size.
-        low_res_logits: (1, 256, 256) for each record, or nothing.
-        point_coords, point_labels, box: the prompt, as :func:`draw_overlay` takes it.
-        cutouts: whether there is ``cutout_000.png`` and so on as well, see :func:`cut_out`.
+        low_res_logits: (1, 256, 256) float32 for each record, or none.
+        point_coords, point_labels, box: the prompt, as in :func:`~mobile_sam_plugin.drawing.draw_overlay`.
+        cutouts: whether to write ``cutout_000.png`` and so on also, see :func:`cut_out`.
 
     Returns:
         The paths of the masks.
@@ -73,16 +73,16 @@ def write_results(
 def write_masks(
     folder: Path, masks: Iterable[NDArray[np.bool_]], image: NDArray[np.uint8] | None = None
 ) -> list[Path]:
-    """Writes a PNG a mask into a folder, in place of all results of an earlier run there.
+    """Writes one PNG per mask into a folder, instead of all results of an earlier run there.
 
-    Those are masks, logits, cut-outs, and the files that list them, whatever command wrote them:
+    These are masks, logits, cut-outs, and the files that list them, whatever command wrote them; so
     no list is left whose masks are gone.
 
     Args:
-        folder: made if need be.
-        masks: (H, W) each.
-        image: (H, W, 3) RGB, to write a :func:`cut_out` of each mask as well; none if None. A mask
-            of no pixel has none, which a warning tells.
+        folder: created if missing.
+        masks: (H, W) bool each.
+        image: (H, W, 3) uint8 RGB, to write a :func:`cut_out` of each mask also. A warning counts
+            the empty masks, which have none.
 
     Returns:
         The paths of the masks.
@@ -112,15 +112,14 @@ def write_masks(
 
 
 def cut_out(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """The object alone, cropped to the box of its mask.
+    """Returns the object alone, cropped to the box of its mask.
 
     Args:
         image: (H, W, 3) RGB.
-        mask: (H, W), of one pixel at least.
+        mask: (H, W) bool, not empty.
 
     Returns:
-        (h, w, 4) RGBA, opaque in the mask; all 0 outside, so that nothing of the background is
-        left.
+        (h, w, 4) uint8 RGBA, opaque in the mask, all 0 outside, so that no background is left.
     """
     x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
     place = np.s_[y : y + height, x : x + width]
@@ -129,20 +128,19 @@ def cut_out(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uin
 
 
 def claim_folder(out: Path, source: Path, name: str | None = None) -> Path:
-    """The folder in ``out`` for the results of an image or video, in which no other's are.
+    """Returns the folder in ``out`` for the results of an image or video, and of no other.
 
-    It is named after the source: by its stem, its whole name where another's results have that
-    folder, then the stem with ``_2``, ``_3`` and so on, of which a warning tells.
-    ``source.json`` in it tells whose it is, so that the same contents find their folder again, also
-    after they were moved.
+    Its name is the stem of the source. If another source has that folder, it is the whole name,
+    then the stem with ``_2``, ``_3`` and so on; a warning says so. ``source.json`` in it identifies
+    the source by its contents, so that it finds its folder again even after it was moved.
 
     Args:
-        out: made if need be.
+        out: created if missing.
         source: a file, or a folder of frames.
-        name: what to try in place of the stem.
+        name: first name to try instead of the stem.
 
     Returns:
-        The folder, which exists.
+        The folder, which exists now.
     """
     claim = {"path": str(source.resolve()), "sha256": digest_source(source)}
     content = json.dumps(claim, indent=1).encode() + b"\n"
@@ -179,7 +177,7 @@ def claim_folder(out: Path, source: Path, name: str | None = None) -> Path:
 
 
 def read_source(folder: Path) -> dict[str, str] | None:
-    """Whose results a folder holds by :func:`claim_folder`: ``path`` and ``sha256``, or None."""
+    """Returns ``path`` and ``sha256`` of the source that claimed a folder, or None."""
     try:
         content = json.loads((folder / SOURCE_FILE).read_bytes())
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -189,16 +187,16 @@ def read_source(folder: Path) -> dict[str, str] | None:
 
 
 def _is_free(folder: Path) -> bool:
-    """Whether there is nothing of that name, or a folder with no more than hidden files in it."""
+    """Whether nothing has that name, or a folder that holds hidden files at most."""
     if not folder.is_dir():
         return not folder.exists()
     return all(path.name.startswith(".") for path in folder.iterdir())
 
 
 def name_folders(paths: Sequence[AnyPath]) -> dict[AnyPath, str]:
-    """Names for the results of images that lie in one folder.
+    """Returns names for the results of images from one folder.
 
-    Stems, but whole names where images would share one, if only on some file systems.
+    These are the stems, or the whole names of images that would share one, on any file system.
     """
     stems = Counter(path.stem.casefold() for path in paths)
     names = {path.name.casefold() for path in paths}

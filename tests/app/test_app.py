@@ -515,7 +515,7 @@ def write_bad_files(folder: Path) -> dict[Path, str]:
     truncated = folder / "truncated.jpg"
     truncated.write_bytes((PHOTOGRAPHS / "flower.jpg").read_bytes()[:20_000])
     return {
-        text: "'text.jpg' is no image that can be read",
+        text: "'text.jpg' is not an image that can be read",
         write_huge_png(folder / "huge.png", 20_000, 10_000): "'huge.png' is too large",
         write_huge_png(folder / "large.png", 6_000, 5_000): "large.png is too large",
         truncated: "'truncated.jpg' cannot be read",

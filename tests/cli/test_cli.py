@@ -217,7 +217,7 @@ def test_segment_turns_photographs_upright_and_warns_in_one_line(
         (["--mask", "{tmp}/notes.txt"], "not a .npy file"),
         (["--mask", "{tmp}/other.png"], "mask_input must be low-res logits"),
         (["--point", "5,1e38"], "point_coords holds 1e+38"),
-        (["--point", "5,6", "--max-pixels", "100"], "100 pixels; where you trust it"),
+        (["--point", "5,6", "--max-pixels", "100"], "100 pixels; if you trust it"),
         (["--mask", "{tmp}/small.npy"], "(1, 256, 256)"),
         (["--point", "5,6", "--device", "warp"], "'warp'"),
         (["--point", "5,6", "--device", "cuda:99"], "'cuda:99'"),

@@ -131,7 +131,7 @@ def test_postscript_in_a_jpg_starts_no_program(
     assert started.exists(), "the test shows nothing where Pillow starts nothing"
     started.unlink()
     for read in (load_image, load_mask):
-        with pytest.raises(UserError, match=r"photo.jpg' is no image that can be read here"):
+        with pytest.raises(UserError, match=r"photo.jpg' is not an image that can be read here"):
             read(path)
     assert not started.exists()
 

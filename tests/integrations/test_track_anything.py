@@ -288,7 +288,7 @@ def test_the_caller_may_fill_its_buffer_anew(small_sam: MobileSam) -> None:
         (lambda t: t.add_object(mask=square(1, 1), label=None), TypeError, "label must be a text"),
         (lambda t: t.add_object(points=[[np.nan, 1]]), ValueError, "NaN"),
         (lambda t: t.add_object(points=5), ValueError, "shape .N, 2."),
-        (lambda t: t.add_object(points=[[1, 2]], labels=[1, 1]), ValueError, "one label a point"),
+        (lambda t: t.add_object(points=[[1, 2]], labels=[1, 1]), ValueError, "one label per point"),
         (lambda t: t.add_object(box=[1, 2, 3]), ValueError, "box must be 4 numbers"),
         (lambda t: t.correct(7, points=[[1, 2]]), KeyError, "no object 7, only .1."),
         (lambda t: t.correct(1), ValueError, "give points, a box or a mask"),

@@ -82,7 +82,8 @@ def open_image(file: BinaryIO | str | os.PathLike[str], name: str) -> Iterator[I
     """Opens an image; the only place in this package where Pillow reads a file.
 
     Only raster formats are tried, whatever the file is called, because Pillow would start
-    Ghostscript for PostScript. The limit of pixels is Pillow's own, twice ``PIL.Image.MAX_IMAGE_PIXELS``.
+    Ghostscript for PostScript. The limit of pixels is Pillow's own, which is twice
+    ``PIL.Image.MAX_IMAGE_PIXELS``.
 
     Args:
         file: a path, or a file that is open for reading.
@@ -107,8 +108,8 @@ def open_image(file: BinaryIO | str | os.PathLike[str], name: str) -> Iterator[I
         raise
     except UnidentifiedImageError as error:
         raise UserError(
-            f"{name!r} is not an image that can be read here; the formats are "
-            f"{', '.join(image_formats())}{_heic_hint([name])}"
+            f"{name!r} is not an image that can be read here{_heic_hint([name])}; the formats are "
+            f"{', '.join(image_formats())}"
         ) from error
     except Image.DecompressionBombError as error:
         assert Image.MAX_IMAGE_PIXELS is not None

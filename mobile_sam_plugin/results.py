@@ -51,7 +51,8 @@ def write_results(
         image: (H, W, 3) RGB.
         records: masks of that size.
         low_res_logits: (1, 256, 256) float32 for each record, or none.
-        point_coords, point_labels, box: the prompt, as in :func:`~mobile_sam_plugin.drawing.draw_overlay`.
+        point_coords, point_labels, box: the prompt, see
+            :func:`~mobile_sam_plugin.drawing.draw_overlay`.
         cutouts: whether to write ``cutout_000.png`` and so on also, see :func:`cut_out`.
 
     Returns:

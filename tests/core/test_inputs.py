@@ -201,7 +201,7 @@ def test_heic_is_read_where_its_library_is_and_named_where_it_is_not(
     monkeypatch.setattr("mobile_sam_plugin.images.image_suffixes", lambda: suffixes)
     told = describe_skipped(["a.jpg", "b.HEIC", "c.heic"])
     assert told.startswith("2 files are left out: 2 .heic") and "mobile-sam-plugin[heic]" in told
-    with pytest.raises(UserError, match=r"photo.heic' is no image .*mobile-sam-plugin\[heic\]"):
+    with pytest.raises(UserError, match=r"photo.heic' is not an image .*mobile-sam-plugin\[heic\]"):
         load_image(tmp_path / "photo.heic")
 
 

@@ -236,8 +236,8 @@ def test_what_is_not_known_is_left_alone(tmp_path: Path) -> None:
 def test_videos_and_folders_of_frames_are_told_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mobile_sam_plugin.results._WHOLE", 1000)
-    monkeypatch.setattr("mobile_sam_plugin.results._END", 400)
+    monkeypatch.setattr("mobile_sam_plugin.files._WHOLE", 1000)
+    monkeypatch.setattr("mobile_sam_plugin.files._END", 400)
     clip = tmp_path / "clip.mp4"
     digests = set()
     for content in (b"a" * 2000, b"b" + b"a" * 1999, b"a" * 1999 + b"b", b"a" * 2001):

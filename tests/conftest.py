@@ -19,6 +19,7 @@ import segment_anything
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from segment_anything.build_sam import _build_sam
 from torch import Tensor
 
 from mobile_sam_plugin import MobileSam, build_sam_vit_t
@@ -135,10 +136,15 @@ def own_sam(bundled_sam: MobileSam) -> MobileSam:
 
 
 @pytest.fixture(scope="session")
-def vit_b() -> segment_anything.modeling.Sam:
-    """Upstream's smallest SAM, untrained."""
+def upstream_sam() -> segment_anything.modeling.Sam:
+    """Upstream's SAM with a ViT of two narrow layers, untrained; not to be changed by a test."""
     torch.manual_seed(0)
-    return segment_anything.sam_model_registry["vit_b"]()
+    return _build_sam(
+        encoder_embed_dim=64,
+        encoder_depth=2,
+        encoder_num_heads=2,
+        encoder_global_attn_indexes=[1],
+    )
 
 
 @pytest.fixture(scope="session")

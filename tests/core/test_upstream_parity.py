@@ -59,10 +59,10 @@ def test_instances_have_upstreams_attributes(bundled_sam: MobileSam) -> None:
         assert {name for name in dir(upstream) if not name.startswith("_")} <= set(dir(ours))
 
 
-def test_our_predictor_on_upstreams_vit_b(
-    vit_b: segment_anything.modeling.Sam, coffee: NDArray[np.uint8]
+def test_our_predictor_on_upstreams_sam(
+    upstream_sam: segment_anything.modeling.Sam, coffee: NDArray[np.uint8]
 ) -> None:
-    upstream, ours = segment_anything.SamPredictor(vit_b), SamPredictor(vit_b)
+    upstream, ours = segment_anything.SamPredictor(upstream_sam), SamPredictor(upstream_sam)
     upstream.set_image(coffee)
     ours.set_image(coffee)
     torch.testing.assert_close(ours.features, upstream.features, rtol=0, atol=0)
@@ -71,8 +71,8 @@ def test_our_predictor_on_upstreams_vit_b(
         np.testing.assert_array_equal(mine, theirs)
 
 
-def test_our_generator_on_upstreams_vit_b(
-    vit_b: segment_anything.modeling.Sam, coffee: NDArray[np.uint8]
+def test_our_generator_on_upstreams_sam(
+    upstream_sam: segment_anything.modeling.Sam, coffee: NDArray[np.uint8]
 ) -> None:
     options: dict[str, Any] = {
         "points_per_side": 2,
@@ -81,9 +81,11 @@ def test_our_generator_on_upstreams_vit_b(
         "box_nms_thresh": 1.0,
         "output_mode": "uncompressed_rle",
     }
-    expected = segment_anything.SamAutomaticMaskGenerator(vit_b, **options).generate(coffee)
+    expected = segment_anything.SamAutomaticMaskGenerator(upstream_sam, **options).generate(coffee)
     assert len(expected) > 3
-    assert_same_records(SamAutomaticMaskGenerator(vit_b, **options).generate(coffee), expected)
+    assert_same_records(
+        SamAutomaticMaskGenerator(upstream_sam, **options).generate(coffee), expected
+    )
 
 
 def test_upstreams_predictor_and_generator_on_our_model(

@@ -396,8 +396,11 @@ def test_compiles_the_modules(
     encoder: TinyVitImageEncoder, images: Tensor, prepared: list[InferenceEncoder]
 ) -> None:
     compiled = torch.compile(encoder, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(images), reference(encoder, images), rtol=0, atol=TOLERANCE)
+    found = compiled(images)
+    torch.testing.assert_close(found, reference(encoder, images), rtol=0, atol=TOLERANCE)
     assert not prepared
+    torch.testing.assert_close(found, encoder(images), rtol=0, atol=TOLERANCE)
+    assert prepared
 
 
 def test_replicas_of_data_parallel(encoder: TinyVitImageEncoder, images: Tensor) -> None:

@@ -13,14 +13,17 @@ from .shapes import placement
 def take_picture(
     canvas: Canvas, rng: np.random.Generator, sensor: np.random.Generator
 ) -> NDArray[np.uint8]:
-    """The picture that a camera takes of a canvas, (H, W, 3) RGB.
+    """Takes the picture of a canvas, (H, W, 3) uint8 RGB.
 
-    ``sensor`` alone is drawn from as often as there are pixels.
+    Args:
+        canvas: with the painted scene.
+        rng: decides how the camera is set.
+        sensor: makes the noise; only its draws depend on the number of pixels.
     """
     size = (canvas.width, canvas.height)
     light = canvas.light * cv2.resize(_illumination(rng), size, interpolation=cv2.INTER_CUBIC)
     picture = canvas.colors * light[..., None]
-    # Like a camera's exposure, which aims at a middle grey and misses it.
+    # As a camera's exposure, which only comes close to a middle grey.
     brightness = max(float(np.mean(picture[::4, ::4])), 8.0)
     exposure = (np.clip(rng.normal(115, 28), 55, 190) / brightness) ** 0.9
     picture *= (exposure * np.exp(rng.normal(0, 0.07, 3))).astype(np.float32)
@@ -53,7 +56,7 @@ def take_picture(
 
 
 def _illumination(rng: np.random.Generator) -> NDArray[np.float32]:
-    """Light whatever it falls on, (64, 64): from one side, in patches, less in the corners."""
+    """Returns the light on the whole scene, (64, 64): from one side, in patches, vignetted."""
     y, x = np.mgrid[-1:1:64j, -1:1:64j]
     angle = rng.uniform(0, 2 * np.pi)
     light = 1 + rng.uniform(0, 0.35) * (np.cos(angle) * x + np.sin(angle) * y)

@@ -16,8 +16,8 @@ from .shapes import Outline
 _MINIMUM_AREA = 0.0015  # of the picture
 _MAXIMUM_AREA = 0.9
 _MINIMUM_PIXELS = 12
-_MINIMUM_LENGTH = 0.015  # of what is painted, in picture units
-_MINIMUM_VISIBLE = 0.12  # of what a thing would cover if nothing were in front of it
+_MINIMUM_LENGTH = 0.015  # of a painted outline, in picture units
+_MINIMUM_VISIBLE = 0.12  # of the area of a thing
 
 
 class Window(NamedTuple):
@@ -37,7 +37,7 @@ class Window(NamedTuple):
         return slice(self.y0, self.y1), slice(self.x0, self.x1)
 
     def within(self, other: "Window") -> tuple[slice, slice]:
-        """Where it lies in the other, which holds it."""
+        """Returns its rows and columns in another window, which contains it."""
         return (
             slice(self.y0 - other.y0, self.y1 - other.y0),
             slice(self.x0 - other.x0, self.x1 - other.x0),
@@ -64,12 +64,12 @@ class Window(NamedTuple):
 
 @dataclass
 class Thing:
-    """What owns pixels.
+    """An owner of pixels.
 
     Attributes:
-        parent: the index of what it is a part of, or -1.
-        annotated: it has a mask of its own.
-        area: the pixels that were painted of it, be they visible or not.
+        parent: the index of the thing that it is a part of, or -1.
+        annotated: whether it has a mask of its own.
+        area: number of its pixels that were painted, visible or not.
         window: where it and its parts were painted.
     """
 
@@ -80,7 +80,7 @@ class Thing:
 
 
 class Canvas:
-    """The picture in the making. Lengths are in picture units, of which it has one in area."""
+    """The scene while it is painted. Lengths are in picture units: 1 is sqrt(H * W) pixels."""
 
     def __init__(self, height: int, width: int) -> None:
         self.height, self.width = height, width
@@ -103,10 +103,10 @@ class Canvas:
 
         Args:
             part: with its outlines in picture units.
-            light_from: XY, the direction in which the light is, and how much lower it stands.
-            blur: how far it is out of focus, in picture units.
+            light_from: XY, the direction of the light; the longer, the lower the light.
+            blur: by which it is out of focus, in picture units.
             parent: the index of the thing that it is a part of.
-            inside: the coverage of that thing, which cuts it, and where in the picture that is.
+            inside: the window and the coverage of that thing, which cut it.
         """
         index = parent
         if part.annotated or parent < 0:
@@ -124,7 +124,7 @@ class Canvas:
             self.paint(child, light_from, blur, index, covered)
 
     def cast(self, outlines: Sequence[Outline], blur: float, strength: float) -> None:
-        """Darkens what lies under outlines, with soft edges ``blur`` wide."""
+        """Casts a shadow: darkens the inside of outlines, with soft edges ``blur`` wide."""
         contours = [contour for outline in outlines for contour in outline]
         window = self._window(contours, 2.5 * blur)
         if window.empty:
@@ -147,7 +147,7 @@ class Canvas:
         self.light[window.slices] *= cv2.resize(factor, size, interpolation=cv2.INTER_LINEAR)
 
     def masks(self) -> NDArray[np.bool_]:
-        """(N, H, W): of the annotated things those of which enough is visible, one at least."""
+        """Returns the masks (N, H, W) of the annotated things that show enough, at least one."""
         count = len(self.things)
         members = np.eye(count, dtype=bool)
         visible = np.bincount(self.owner.ravel(), minlength=count)
@@ -169,7 +169,7 @@ class Canvas:
         for index, thing in enumerate(self.things):
             enough = max(fewest, _MINIMUM_VISIBLE * total[index])
             if thing.parent >= 0 and self.things[thing.parent].annotated:
-                # A part that is all that one sees of the whole is the whole.
+                # A part that is nearly all of the visible whole stands for the whole.
                 most_of_part = 0.93 * visible[thing.parent]
             else:
                 most_of_part = most
@@ -184,7 +184,7 @@ class Canvas:
         return masks
 
     def _window(self, contours: Sequence[NDArray[np.float64]], margin: float) -> Window:
-        """What bounds contours, with a margin in picture units and one of a pixel."""
+        """Returns the box of contours, with a margin in picture units and one of a pixel."""
         bounds = np.array(shapes.bounds(contours)) + (-margin, -margin, margin, margin)
         x0, y0, x1, y1 = (bounds * self.unit).tolist()
         window = Window(floor(x0) - 1, floor(y0) - 1, ceil(x1) + 1, ceil(y1) + 1)
@@ -193,7 +193,7 @@ class Canvas:
     def _cover(
         self, outline: Outline, blur: float, inside: tuple[Window, NDArray[np.uint8]] | None
     ) -> tuple[Window, NDArray[np.uint8]] | None:
-        """How much an outline covers each pixel of a window, 0 to 255; None if it is small."""
+        """Returns the coverage, 0 to 255, of the pixels of a window; None for a small outline."""
         sigma = blur * self.unit
         soft = sigma > 0.4
         x0, y0, x1, y1 = shapes.bounds(outline)
@@ -265,7 +265,7 @@ class Canvas:
 def _model(
     coverage: NDArray[np.uint8], roundness: float, light_from: tuple[float, float]
 ) -> NDArray[np.float32]:
-    """The light (H, W) on a surface that falls off towards its edges; 1 where it is flat."""
+    """Returns the light (H, W) on a surface that is lower at its edges; 1 where it is flat."""
     height, width = coverage.shape
     scale = min(1.0, 28 / max(height, width))
     size = (max(2, round(width * scale)), max(2, round(height * scale)))

@@ -67,7 +67,7 @@ class Composer:
             self._paint_lumps()
 
     def _paint_land(self) -> None:
-        """Sky, hills, ground: each lower edge before the one behind it."""
+        """Paints sky, hills and ground: each lower edge in front of the one above."""
         rng = self.rng
         edges = np.sort(rng.uniform(0.1, 0.85, rng.integers(1, 5))) * self.height
         for edge in edges:
@@ -83,7 +83,7 @@ class Composer:
         self.horizon = float(edges[-1])
 
     def _paint_room(self) -> None:
-        """Walls that meet in corners, and a floor or a table."""
+        """Paints walls that meet in corners, and a floor or a table."""
         rng = self.rng
         edge = rng.uniform(0.3, 0.9) * self.height
         corner = rng.uniform(-0.3, 1.3) * self.width
@@ -108,7 +108,7 @@ class Composer:
         self.horizon = float(edge)
 
     def _paint_patchwork(self) -> None:
-        """The picture cut by lines and curves, like fields from above."""
+        """Cuts the image by lines and curves, like fields from above."""
         rng = self.rng
         for _ in range(rng.integers(1, 7)):
             x, y = rng.uniform(0, self.width), rng.uniform(0, self.height)
@@ -121,7 +121,7 @@ class Composer:
             self._paint_region(outline, self.materials.texture(rng.uniform(0.2, 1.0)))
 
     def _paint_lumps(self) -> None:
-        """Large irregular patches, like a thicket or a rock face."""
+        """Paints large irregular patches, like a thicket or a rock face."""
         rng = self.rng
         for _ in range(rng.integers(2, 8)):
             matrix = placement(
@@ -131,7 +131,7 @@ class Composer:
             self._paint_region(outline, self.materials.texture(rng.uniform(0.2, 1.0)))
 
     def _receding(self, edge: float) -> Texture:
-        """A texture that runs from the viewer to a height of the picture, or just a texture."""
+        """Makes a texture, at random in perspective, receding towards a height of the image."""
         rng = self.rng
         texture = self.materials.texture(rng.uniform(0.2, 1.0))
         if rng.random() < 0.5 or texture.image:
@@ -148,13 +148,13 @@ class Composer:
         return replace(texture, layers=layers)
 
     def _defocus(self) -> None:
-        """What has been painted so far is out of focus."""
+        """Puts everything painted so far out of focus."""
         sigma = self.rng.uniform(0.002, 0.012) * self.canvas.unit
         self.canvas.colors = cv2.GaussianBlur(self.canvas.colors, (0, 0), sigma)
 
     def _paint_objects(self) -> None:
         rng = self.rng
-        budget = rng.uniform(0.4, 2.4)  # the sum of their areas, of the picture
+        budget = rng.uniform(0.4, 2.4)  # sum of their areas, relative to the image
         largest = shapes.log_uniform(rng, 0.2, 1.2)
         placed: list[tuple[float, float, float]] = []
         while budget > 0 and len(placed) < 30:
@@ -166,7 +166,7 @@ class Composer:
                 y = self.horizon + (self.height - self.horizon) * nearness - 0.3 * size
             placed.append((size, x, y))
             budget -= 0.5 * size**2
-        if rng.random() < 0.35:  # something that the picture is of
+        if rng.random() < 0.35:  # the subject of the image
             placed.append(
                 (rng.uniform(0.6, 1.1), *rng.normal(0.5, 0.1, 2) * (self.width, self.height))
             )
@@ -198,7 +198,7 @@ class Composer:
         _, _, _, bottom = part.bounds()
         away = -np.array(self.light_from) * self.shadow_length * size * 1.5
         if self.horizon is not None and rng.random() < 0.7:
-            # On the ground: sheared away from the light, and flat.
+            # On the ground: flat, and sheared away from the light.
             shear = -self.light_from[0] * rng.uniform(0.3, 1.0)
             flat = rng.uniform(0.1, 0.4)
             matrix = np.array([[1, -shear, shear * bottom], [0, flat, bottom * (1 - flat)]])
@@ -208,7 +208,7 @@ class Composer:
         self.canvas.cast(outlines, self.shadow_blur * max(size, 0.1) * 2, self.shadow)
 
     def _paint_foreground(self) -> None:
-        """Something close to the camera, cut by the edge of the picture, out of focus."""
+        """Paints things close to the camera, cut by the edge of the image, out of focus."""
         rng = self.rng
         for _ in range(rng.integers(1, 4)):
             size = rng.uniform(0.4, 1.2)

@@ -14,7 +14,7 @@ from .textures import Materials, Texture
 
 
 def figure(materials: Materials, size: float) -> Part:
-    """A person, more or less: head, body and limbs, clothed."""
+    """Makes a rough person: head, body and limbs, clothed."""
     rng = materials.rng
     skin, top, bottom = (materials.texture(size * factor) for factor in (0.2, 0.4, 0.4))
     width = rng.uniform(0.16, 0.32)
@@ -73,7 +73,7 @@ def figure(materials: Materials, size: float) -> Part:
 
 
 def _head(materials: Materials, skin: Texture, size: float) -> Part:
-    """A face with eyes and a mouth, and hair or a hat behind and above."""
+    """Makes a face with eyes and a mouth, and hair or a hat behind and above."""
     rng = materials.rng
     features: list[Part] = []
     eyes = rng.uniform(0.3, 0.45)
@@ -107,7 +107,7 @@ def _head(materials: Materials, skin: Texture, size: float) -> Part:
 
 
 def creature(materials: Materials, size: float) -> Part:
-    """An animal, more or less: a body on legs, a head, a tail."""
+    """Makes a rough animal: a body on legs, a head, a tail."""
     rng = materials.rng
     fur = materials.texture(size)
     roundness = materials.roundness
@@ -185,7 +185,7 @@ def creature(materials: Materials, size: float) -> Part:
 
 
 def plant(materials: Materials, size: float) -> Part:
-    """Stems with leaves or blossoms, perhaps in a pot."""
+    """Makes stems with leaves or blossoms, perhaps in a pot."""
     rng = materials.rng
     green = materials.texture(size * 0.2)
     stems: list[Part] = []
@@ -225,7 +225,7 @@ def plant(materials: Materials, size: float) -> Part:
 
 
 def tree(materials: Materials, size: float) -> Part:
-    """A trunk under a ragged crown of one or several lumps."""
+    """Makes a trunk under a ragged crown of one or several lumps."""
     rng = materials.rng
     trunk = shapes.capsule(
         np.array((0.0, 1.0)), np.array((rng.normal(0, 0.1), -0.1)), rng.uniform(0.06, 0.14), 0.05

@@ -19,7 +19,7 @@ from .textures import Materials
 
 
 def make_object(materials: Materials, size: float) -> Part:
-    """Any object."""
+    """Makes any object."""
     rng = materials.rng
     if size < SMALL:
         made = _SINGLES[rng.integers(len(_SINGLES))](materials, size)
@@ -31,7 +31,7 @@ def make_object(materials: Materials, size: float) -> Part:
 
 
 def _simple(materials: Materials, size: float) -> Part:
-    """A shape, plain or decorated."""
+    """Makes a shape, plain or decorated."""
     rng = materials.rng
     shape = shapes.transform(
         shapes.silhouette(rng),
@@ -42,7 +42,7 @@ def _simple(materials: Materials, size: float) -> Part:
 
 
 def _lathed(materials: Materials, size: float) -> Part:
-    """A vase, a bottle, a lamp: bands across, perhaps a handle behind."""
+    """Makes a vase, a bottle, a lamp: bands across, perhaps a handle behind."""
     rng = materials.rng
     body = surface(materials, shapes.profile(rng), size)
     if rng.random() < 0.8:
@@ -66,7 +66,7 @@ def _lathed(materials: Materials, size: float) -> Part:
 
 
 def _cuboid(materials: Materials, size: float) -> Part:
-    """A box that shows three faces: of one material, lit differently, or of three."""
+    """Makes a box that shows three faces: of one material, lit differently, or of three."""
     rng = materials.rng
     right = np.array((rng.uniform(0.3, 0.9), rng.uniform(-0.35, 0.05)))
     left = np.array((-rng.uniform(0.3, 0.9), rng.uniform(-0.35, 0.05)))
@@ -95,7 +95,7 @@ def _skewed(
     second: NDArray[np.float64],
     size: float,
 ) -> Part:
-    """A label, door or window on the face of a box."""
+    """Makes a label, door or window on the face of a box."""
     rng = materials.rng
     shape = shapes.superellipse(rng) if rng.random() < 0.7 else shapes.silhouette(rng)
     scale = rng.uniform(0.2, 0.8) / 2
@@ -106,7 +106,7 @@ def _skewed(
 
 
 def _vehicle(materials: Materials, size: float) -> Part:
-    """A body on wheels, with windows."""
+    """Makes a body on wheels, with windows."""
     rng = materials.rng
     paint = materials.texture(size)
     height = rng.uniform(0.25, 0.5)
@@ -155,7 +155,7 @@ def _vehicle(materials: Materials, size: float) -> Part:
 
 
 def _facade(materials: Materials, size: float) -> Part:
-    """A building, a shelf or a cupboard: a front with rows of openings, perhaps a roof."""
+    """Makes a building, a shelf or a cupboard: a front with rows of openings, perhaps a roof."""
     rng = materials.rng
     width = rng.uniform(0.4, 1.0)
     front = surface(materials, shapes.rectangle(2 * width, 2), size, attached=True)
@@ -169,7 +169,7 @@ def _facade(materials: Materials, size: float) -> Part:
 
 
 def _furniture(materials: Materials, size: float) -> Part:
-    """A slab on legs, perhaps with a back: a table, a chair, a bench."""
+    """Makes a slab on legs, perhaps with a back: a table, a chair, a bench."""
     rng = materials.rng
     wood = materials.texture(size)
     slant = rng.uniform(0, 0.3)
@@ -204,7 +204,7 @@ def _furniture(materials: Materials, size: float) -> Part:
 
 
 def _cup(materials: Materials, size: float) -> Part:
-    """A vessel seen from above at an angle: outside, inside, what it holds, a handle."""
+    """Makes a vessel seen from above at an angle: outside, inside, contents, a handle."""
     rng = materials.rng
     clay = materials.texture(size)
     tilt = rng.uniform(0.15, 0.5)
@@ -235,7 +235,7 @@ def _cup(materials: Materials, size: float) -> Part:
 
 
 def _sign(materials: Materials, size: float) -> Part:
-    """A board, book, screen or bottle's label with writing on it."""
+    """Makes a board, book, screen or bottle's label with writing on it."""
     rng = materials.rng
     board = surface(materials, shapes.superellipse(rng), size, texture=materials.flat())
     parts: list[Part] = []
@@ -247,14 +247,14 @@ def _sign(materials: Materials, size: float) -> Part:
 
 
 def _line(materials: Materials, size: float) -> Part:
-    """A rope, branch, pole, cable or snake."""
+    """Makes a rope, branch, pole, cable or snake."""
     rng = materials.rng
     shape = shapes.transform(shapes.stroke(rng), placement((0, 0), 1, rng.uniform(0, np.pi)))
     return surface(materials, shape, size * 0.2)
 
 
 def _writing(materials: Materials, size: float) -> Part:
-    """Letters that stand by themselves."""
+    """Makes letters that stand by themselves."""
     rng = materials.rng
     count = int(rng.integers(1, 7))
     return letters(materials, count, size / count).moved(
@@ -263,7 +263,7 @@ def _writing(materials: Materials, size: float) -> Part:
 
 
 def _heap(materials: Materials, size: float) -> Part:
-    """Several of a kind, close together: fruit, books, people, tiles."""
+    """Makes several of a kind, close together: fruit, books, people, tiles."""
     rng = materials.rng
     count = int(rng.integers(3, 13))
     makers = _SINGLES if size > 3 * SMALL else _SINGLES[:4]

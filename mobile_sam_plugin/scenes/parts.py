@@ -25,13 +25,13 @@ class Part:
     """An object, a part of one, or a group of objects.
 
     Attributes:
-        outline: its own surface; empty for a group, which only has parts.
+        outline: of its own surface; empty for a group, which only has parts.
         texture: of the surface.
         parts: in the order in which they are painted, over the surface.
-        attached: it may reach beyond the outline of what it is a part of, which does not cut it.
-        annotated: it has a mask of its own, which its parts belong to.
-        roundness: 0 for flat, 1 for what light and shade make look round.
-        border: the colour of a line around it, or None.
+        attached: whether it may reach beyond the outline of the whole that it is a part of.
+        annotated: whether it has a mask of its own, which includes its parts.
+        roundness: 0 if it is shaded as flat, 1 if as round.
+        border: colour of a line around it, or None.
     """
 
     outline: Outline
@@ -43,19 +43,19 @@ class Part:
     border: Color | None = None
 
     def moved(self, matrix: NDArray[np.float64]) -> "Part":
-        """The same at another place: the outlines transformed by a (2, 3) matrix."""
+        """Returns the same with its outlines transformed by a (2, 3) matrix."""
         outline = shapes.transform(self.outline, matrix)
         return self._changed(outline, self.texture, [part.moved(matrix) for part in self.parts])
 
     def varied(self, rng: np.random.Generator, amount: float) -> "Part":
-        """Another of its kind: colours shifted, textures from elsewhere."""
+        """Returns another of its kind: colours shifted, patterns from elsewhere."""
         texture = self.texture and self.texture.varied(rng, amount)
         return self._changed(
             self.outline, texture, [part.varied(rng, amount) for part in self.parts]
         )
 
     def _changed(self, outline: Outline, texture: Texture | None, parts: "list[Part]") -> "Part":
-        """As dataclasses.replace, which takes thrice the time."""
+        """Does what dataclasses.replace does, in a third of the time."""
         return Part(
             outline,
             texture,
@@ -67,7 +67,7 @@ class Part:
         )
 
     def outlines(self) -> list[Outline]:
-        """The outlines that together make its silhouette."""
+        """Returns the outlines that together make its silhouette."""
         own = [self.outline] if self.outline else []
         return own + [
             outline
@@ -77,12 +77,12 @@ class Part:
         ]
 
     def bounds(self) -> tuple[float, float, float, float]:
-        """XYXY of the silhouette."""
+        """Returns the silhouette's box, XYXY."""
         return shapes.bounds([contour for outline in self.outlines() for contour in outline])
 
 
 def decorate(materials: Materials, part: Part, size: float, depth: int) -> Part:
-    """Adds parts within the outline of one: patches, bands, a cut, an inset, a grid or letters."""
+    """Adds parts inside an outline: patches, bands, a cut, an inset, a grid, letters or spots."""
     rng = materials.rng
     if not part.outline or depth <= 0 or size < SMALL:
         return part
@@ -107,7 +107,7 @@ def surface(
     attached: bool = False,
     texture: Texture | None = None,
 ) -> Part:
-    """A part with a texture, and perhaps roundness and a border."""
+    """Makes a part with a texture, at random with roundness and a border."""
     rng = materials.rng
     return Part(
         outline,
@@ -120,7 +120,7 @@ def surface(
 
 
 def _inside(rng: np.random.Generator, outline: Outline) -> tuple[float, float]:
-    """A point within an outline, or near it where none is found."""
+    """Returns a random point inside an outline, or the middle of its box if none is found."""
     x0, y0, x1, y1 = shapes.bounds(outline)
     contour = outline[0].astype(np.float32)
     for _ in range(12):
@@ -147,7 +147,7 @@ def _patches(materials: Materials, outline: Outline, size: float) -> list[Part]:
 
 
 def _spots(materials: Materials, outline: Outline, size: float) -> list[Part]:
-    """Several alike: buttons, eyes, holes, wheels."""
+    """Makes several parts of one kind: buttons, eyes, holes, wheels."""
     rng = materials.rng
     x0, y0, x1, y1 = shapes.bounds(outline)
     radius = max(x1 - x0, y1 - y0) / 2
@@ -186,7 +186,7 @@ def _bands(materials: Materials, outline: Outline, size: float) -> list[Part]:
 
 
 def _cut(materials: Materials, outline: Outline, size: float) -> list[Part]:
-    """One side of a line across: a roof, a cap, a shadow-coloured half."""
+    """Makes one side of a line across: a roof, a cap, a half."""
     rng = materials.rng
     x0, y0, x1, y1 = shapes.bounds(outline)
     angle = rng.choice((0.0, np.pi, rng.uniform(0, 2 * np.pi)))
@@ -195,7 +195,7 @@ def _cut(materials: Materials, outline: Outline, size: float) -> list[Part]:
 
 
 def inset(materials: Materials, outline: Outline, size: float) -> list[Part]:
-    """The same shape smaller: what a frame, a plate or a tyre holds."""
+    """Makes a smaller copy of the shape: the inside of a frame, a plate or a tyre."""
     rng = materials.rng
     factor = rng.uniform(0.45, 0.9)
     x0, y0, x1, y1 = shapes.bounds(outline)
@@ -206,7 +206,7 @@ def inset(materials: Materials, outline: Outline, size: float) -> list[Part]:
 
 
 def grid(materials: Materials, outline: Outline, size: float) -> list[Part]:
-    """Rows and columns of one shape: windows, keys, drawers."""
+    """Makes rows and columns of one shape: windows, keys, drawers."""
     rng = materials.rng
     x0, y0, x1, y1 = shapes.bounds(outline)
     columns, rows = int(rng.integers(1, 6)), int(rng.integers(1, 6))

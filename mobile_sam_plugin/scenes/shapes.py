@@ -1,8 +1,7 @@
 """The outlines of synthetic scenes: ellipses, polygons, blobs, rings, strokes, letters and others.
 
 An outline is a list of closed contours, each (K, 2) XY with y downwards, filled by the even-odd
-rule, so that a contour within another is a hole. Shapes are made around the origin, their radius
-about 1.
+rule: a contour inside another is a hole. Shapes are centred on the origin, their radius about 1.
 """
 
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ _FONTS = (
 
 
 def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    """A number whose logarithm is spread evenly: as often below as above sqrt(low * high)."""
+    """Draws a number whose logarithm is uniform: the median is sqrt(low * high)."""
     return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
 
@@ -43,14 +42,14 @@ def placement(
     aspect: float = 1.0,
     shear: float = 0.0,
 ) -> NDArray[np.float64]:
-    """The (2, 3) matrix that stretches x by ``aspect``, shears, turns, scales, and moves to XY."""
+    """Returns the (2, 3) matrix that stretches x by ``aspect``, shears, turns, scales and moves."""
     cos, sin = np.cos(angle), np.sin(angle)
     linear = scale * np.array([[cos, -sin], [sin, cos]]) @ [[aspect, shear], [0, 1]]
     return np.column_stack([linear, at])
 
 
 def bounds(outline: Sequence[Contour]) -> tuple[float, float, float, float]:
-    """XYXY."""
+    """Returns the box of contours, XYXY."""
     points = np.concatenate(outline)
     x0, y0 = points.min(axis=0)
     x1, y1 = points.max(axis=0)
@@ -58,25 +57,25 @@ def bounds(outline: Sequence[Contour]) -> tuple[float, float, float, float]:
 
 
 def ellipse(rng: np.random.Generator, aspect: float | None = None) -> Outline:
-    """An ellipse, upright, its width 2 and its height at most that."""
+    """Makes an ellipse, upright, its width 2 and its height at most that."""
     height = rng.uniform(0.35, 1.0) if aspect is None else aspect
     return [_circle(64) * (1, height)]
 
 
 def superellipse(rng: np.random.Generator) -> Outline:
-    """A rectangle with round corners."""
+    """Makes a rectangle with round corners."""
     power = 2 / rng.uniform(2.6, 10)
     circle = _circle(96)
     return [np.sign(circle) * np.abs(circle) ** power * (1, rng.uniform(0.25, 1.0)) * 0.9]
 
 
 def rectangle(width: float, height: float) -> Outline:
-    """Around the origin."""
+    """Makes a rectangle around the origin."""
     return [np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * (width / 2, height / 2)]
 
 
 def polygon(rng: np.random.Generator) -> Outline:
-    """A regular or irregular polygon of 3 to 8 corners, or a star."""
+    """Makes a regular or irregular polygon of 3 to 8 corners, or a star."""
     corners = int(rng.integers(3, 9))
     angles = 2 * np.pi * (np.arange(corners) + rng.random()) / corners
     kind = rng.random()
@@ -93,7 +92,7 @@ def polygon(rng: np.random.Generator) -> Outline:
 
 
 def blob(rng: np.random.Generator, roughness: float | None = None) -> Outline:
-    """A closed smooth curve; the rougher, the more it looks like a tree's crown or a cloud."""
+    """Makes a closed smooth curve; a rough one looks like a tree's crown or a cloud."""
     rough = rng.uniform(0, 1) ** 2 if roughness is None else roughness
     angles = 2 * np.pi * np.arange(160) / 160
     harmonics = np.arange(1, 24)
@@ -105,21 +104,21 @@ def blob(rng: np.random.Generator, roughness: float | None = None) -> Outline:
 
 
 def spline(rng: np.random.Generator) -> Outline:
-    """A smooth closed curve through scattered points, with bays and horns."""
+    """Makes a smooth closed curve through scattered points, with bays and horns."""
     corners = int(rng.integers(5, 10))
     angles = 2 * np.pi * (np.arange(corners) + rng.uniform(-0.3, 0.3, corners)) / corners
     return [smooth(_polar(angles, rng.uniform(0.3, 1.0, corners)), rounds=3)]
 
 
 def flower(rng: np.random.Generator) -> Outline:
-    """Petals, or the teeth of a gear."""
+    """Makes petals, or the teeth of a gear."""
     angles = 2 * np.pi * np.arange(240) / 240
     wave = np.tanh(rng.uniform(0.6, 6) * np.sin(int(rng.integers(3, 13)) * angles))
     return [_polar(angles, 1 - rng.uniform(0.06, 0.3) * (1 + wave / np.abs(wave).max()) / 2 * 2)]
 
 
 def ring(rng: np.random.Generator) -> Outline:
-    """A band around a hole, of an ellipse, a rectangle or a polygon."""
+    """Makes a band around a hole, of an ellipse, a rectangle or a polygon."""
     kind = rng.integers(4)
     outer = (ellipse, superellipse, polygon, ellipse)[kind](rng)[0]
     inner = outer * rng.uniform(0.35, 0.85)
@@ -129,7 +128,7 @@ def ring(rng: np.random.Generator) -> Outline:
 
 
 def arc(rng: np.random.Generator) -> Outline:
-    """A part of a ring, such as a handle or a crescent."""
+    """Makes a part of a ring, such as a handle or a crescent."""
     angles = np.linspace(0, rng.uniform(1.6, 5.2), 48) + rng.uniform(0, 2 * np.pi)
     width = rng.uniform(0.08, 0.4)
     taper = np.sin(np.linspace(0, np.pi, 48)) if rng.random() < 0.3 else np.ones(48)
@@ -139,7 +138,7 @@ def arc(rng: np.random.Generator) -> Outline:
 
 
 def stroke(rng: np.random.Generator, width: float | None = None) -> Outline:
-    """A curved line about 2 long, tapering or not: a rope, a branch, a pole, a snake."""
+    """Makes a curved line about 2 long, tapering or not: a rope, a branch, a pole, a snake."""
     thickness = log_uniform(rng, 0.015, 0.22) if width is None else width
     points = 60
     along = np.linspace(-1, 1, points)
@@ -155,7 +154,7 @@ def stroke(rng: np.random.Generator, width: float | None = None) -> Outline:
 
 
 def leaf(rng: np.random.Generator) -> Outline:
-    """Two arcs that meet in two points."""
+    """Makes two arcs that meet in two points."""
     along = np.linspace(-1, 1, 32)
     half = (1 - np.abs(along) ** rng.uniform(1.5, 3)) * rng.uniform(0.15, 0.45)
     bend = rng.uniform(-0.3, 0.3) * (1 - along**2)
@@ -165,7 +164,7 @@ def leaf(rng: np.random.Generator) -> Outline:
 
 
 def heart(rng: np.random.Generator) -> Outline:
-    """A heart or, upside down, a spade."""
+    """Makes a heart or, upside down, a spade."""
     t = 2 * np.pi * np.arange(80) / 80
     x = np.sin(t) ** 3
     y = -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)) / 17
@@ -190,25 +189,25 @@ def profile(rng: np.random.Generator) -> Outline:
 
 
 def capsule(start: Contour, end: Contour, first: float, last: float) -> Outline:
-    """A limb: the hull of a disc of radius ``first`` at a point and one of ``last`` at another."""
+    """Makes a limb: the hull of two discs with the radii ``first`` and ``last``."""
     discs = [_circle(20) * first + start, _circle(20) * last + end]
     hull = cv2.convexHull(np.concatenate(discs).astype(np.float32))
     return [hull[:, 0].astype(np.float64)]
 
 
 def half_plane(x: float, y: float, angle: float, reach: float) -> Outline:
-    """All that lies on one side of a line through a point, as far as ``reach``."""
+    """Makes one side of a line through a point, as far as ``reach``."""
     return transform([_CUT], placement((x, y), reach, angle))
 
 
 def letter(rng: np.random.Generator) -> Outline:
-    """A letter or digit of one of several fonts and weights."""
+    """Makes a letter or digit of one of several fonts and weights."""
     character = LETTERS[rng.integers(len(LETTERS))]
     return _glyph(character, int(rng.integers(len(_FONTS))), int(rng.integers(0, 4)))
 
 
 def silhouette(rng: np.random.Generator) -> Outline:
-    """Any of the compact shapes, upright."""
+    """Makes any of the compact shapes, upright."""
     return _SILHOUETTES[rng.choice(len(_SILHOUETTES), p=_SHARES)](rng)
 
 

@@ -1,8 +1,8 @@
 """The surfaces of synthetic scenes: colours, and textures that mix them by periodic patterns.
 
 A texture reads a value from one or two tiles, which are patterns that repeat without a seam, and
-gives it a colour from a ramp. The tiles are made once a process; turned, stretched and combined,
-they give endless different surfaces at the cost of two image warps.
+gives it a colour from a ramp. The tiles are made once per process. Turned, stretched and combined,
+they give endless different surfaces for two image warps each.
 """
 
 import colorsys
@@ -29,10 +29,10 @@ _IMAGE_SIDE = 1024  # texture images are reduced to this
 
 @dataclass(frozen=True)
 class Texture:
-    """A surface, endless in the plane of the picture.
+    """A surface, endless in the plane of the image.
 
     Attributes:
-        layers: of each pattern its tile, the (2, 3) or (3, 3) matrix from picture units to tiles,
+        layers: for each pattern its tile, the (2, 3) or (3, 3) matrix from picture units to tiles,
             and its weight.
         ramp: (256, 1, 3) uint8 RGB, the colour of each value of the pattern; with `image`, the
             output for each value of a channel.
@@ -45,11 +45,11 @@ class Texture:
     image: Path | None = None
 
     def render(self, x: int, y: int, width: int, height: int, unit: float) -> NDArray[np.uint8]:
-        """Paints a window of the picture.
+        """Paints a window of the image.
 
         Args:
             x, y, width, height: the window, in pixels.
-            unit: pixels that make one picture unit.
+            unit: pixels per picture unit.
 
         Returns:
             (height, width, 3) RGB.
@@ -68,14 +68,14 @@ class Texture:
             if values is None:
                 values, weight = layer, share
             else:
-                # Sums of patterns are paler than each: the contrast is restored about the middle.
+                # A sum of patterns has less contrast than each: it is restored about the middle.
                 total = float(np.hypot(weight, share))
                 offset = 127.5 * (1 - (weight + share) / total)
                 values = cv2.addWeighted(values, weight / total, layer, share / total, offset)
         return cv2.applyColorMap(values, self.ramp)
 
     def varied(self, rng: np.random.Generator, amount: float) -> "Texture":
-        """The same kind of surface from elsewhere, its colours shifted by up to ``amount``."""
+        """Returns a surface of the same kind, elsewhere in its pattern, with shifted colours."""
         layers = tuple(
             (tile, matrix + _shift(rng, matrix), share) for tile, matrix, share in self.layers
         )
@@ -84,7 +84,7 @@ class Texture:
         return replace(self, layers=layers, ramp=ramp)
 
     def shaded(self, factor: float) -> "Texture":
-        """The same surface darker or brighter."""
+        """Returns the same surface, darker or brighter."""
         ramp = np.clip(self.ramp * factor, 0, 255).astype(np.uint8)
         return replace(self, ramp=ramp)
 
@@ -93,8 +93,8 @@ class Materials:
     """Makes the textures of one scene, whose colours go together.
 
     Args:
-        rng: what decides.
-        texture_images: files of which patches become surfaces; may be empty.
+        rng: the random generator of the scene.
+        texture_images: image files whose patches become surfaces; may be empty.
     """
 
     def __init__(self, rng: np.random.Generator, texture_images: Items[Path]) -> None:
@@ -109,7 +109,7 @@ class Materials:
         self.border_share = rng.choice((0.0, 0.0, 0.0, 0.1, 0.8))
 
     def color(self) -> Color:
-        """A colour near one of the scene's, sometimes another."""
+        """Makes a colour, mostly close to one of the scene's."""
         rng = self.rng
         if rng.random() < 0.25:
             return _natural_color(rng)
@@ -117,15 +117,15 @@ class Materials:
         return np.clip(base * rng.uniform(0.55, 1.5) + rng.normal(0, 14, 3), 4, 252)
 
     def texture(self, extent: float) -> Texture:
-        """A texture for something of a size.
+        """Makes a texture.
 
         Args:
-            extent: its diameter in picture units, which patterns are scaled by.
+            extent: diameter of the thing in picture units, which patterns are scaled by.
         """
         rng = self.rng
         if len(self.texture_images) and rng.random() < self.image_share:
             return self._image_patch(extent)
-        if self.used and rng.random() < 0.12:  # the same stuff again, hard to tell from the first
+        if self.used and rng.random() < 0.12:  # the same material again, which makes edges weak
             return self.used[rng.integers(len(self.used))].varied(rng, 0.15)
         kinds = (self._plain, self._rough, self._patterned)
         rest = 1 - self.plainness
@@ -134,11 +134,11 @@ class Materials:
         return made
 
     def flat(self) -> Texture:
-        """One colour."""
+        """Makes a texture of one colour."""
         return Texture(((NOISE[0], _turned(self.rng, 1.0), 1.0),), _ramp([self.color()] * 2))
 
     def _plain(self, extent: float) -> Texture:
-        """One colour that changes a little over the surface."""
+        """Makes a texture of one colour that changes a little over the surface."""
         rng = self.rng
         color = self.color()
         end = np.clip(color * rng.uniform(0.85, 1.15) + rng.normal(0, 5, 3), 0, 255)
@@ -147,7 +147,7 @@ class Materials:
         return Texture((smooth, fine), _ramp([color, end]))
 
     def _rough(self, extent: float) -> Texture:
-        """Noise at two scales."""
+        """Makes a texture of noise at two scales."""
         rng = self.rng
         coarse = (
             _pick(rng, NOISE + ROUGH),
@@ -162,7 +162,7 @@ class Materials:
         return Texture((coarse, fine), self._shades())
 
     def _patterned(self, extent: float) -> Texture:
-        """Stripes, checks, dots, bricks and the like, with some noise."""
+        """Makes a texture of stripes, checks, dots, bricks or the like, with some noise."""
         rng = self.rng
         span = extent * log_uniform(rng, 0.3, 1.6)
         pattern = (_pick(rng, PATTERNS), _turned(rng, span, stretch=0.3), 1.0)
@@ -171,7 +171,7 @@ class Materials:
         return Texture((pattern, noise), self._shades())
 
     def _image_patch(self, extent: float) -> Texture:
-        """A patch, so small that it shows no whole thing."""
+        """Makes a texture from a patch of an image, too small to show a whole thing."""
         rng = self.rng
         path = self.texture_images[int(rng.integers(len(self.texture_images)))]
         span = extent * log_uniform(rng, 1.3, 5)
@@ -179,7 +179,7 @@ class Materials:
         return Texture(((0, _turned(rng, span), 1.0),), as_it_is, path)
 
     def _shades(self) -> NDArray[np.uint8]:
-        """A ramp of two to four colours, more often shades of one than different ones."""
+        """Makes a ramp of two to four colours, mostly shades of one."""
         rng = self.rng
         first = self.color()
         colors = [first]
@@ -234,7 +234,7 @@ class TextureImages:
 
 
 def _natural_color(rng: np.random.Generator) -> Color:
-    """Photographs hold more earth, leaf and sky than the colour circle does, and few vivid ones."""
+    """Draws a colour as in photographs: mostly earth, leaf and sky, and few vivid ones."""
     family = rng.random()
     if family < 0.45:
         hue = rng.uniform(0.01, 0.14)
@@ -250,7 +250,7 @@ def _natural_color(rng: np.random.Generator) -> Color:
 
 
 def _ramp(colors: Sequence[Color], sharpness: float = 0.0) -> NDArray[np.uint8]:
-    """(256, 1, 3): the colours spread evenly; ``sharpness`` makes steps of the slopes."""
+    """Returns (256, 1, 3): the colours evenly spread; ``sharpness`` turns slopes into steps."""
     position = np.linspace(0, len(colors) - 1, 256)
     if sharpness:
         stop = np.round(position)
@@ -268,9 +268,9 @@ def _pick(rng: np.random.Generator, tiles: Sequence[int]) -> int:
 
 
 def _turned(rng: np.random.Generator, span: float, stretch: float = 0.0) -> NDArray[np.float64]:
-    """(2, 3) from picture units to tiles, of which one covers ``span``, turned and moved."""
+    """Returns the (2, 3) matrix from picture units to tiles, each ``span`` wide, turned, moved."""
     angle = rng.uniform(0, 2 * np.pi)
-    if rng.random() < 0.35:  # what people build is upright
+    if rng.random() < 0.35:  # as most built things are
         angle = rng.choice((0, np.pi / 2)) + rng.normal(0, 0.03)
     factors = np.exp(rng.normal(0, 1, 2) * stretch) / span
     cos, sin = np.cos(angle), np.sin(angle)
@@ -290,7 +290,7 @@ def _square(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _sample(tile: int, matrix: NDArray[np.float64], width: int, height: int) -> NDArray[np.uint8]:
-    """Values of a tile (height, width), from the reduction of it that the scale asks for."""
+    """Returns values of a tile, (height, width), from its reduction that fits the scale."""
     (a, b, _), (c, d, _), (e, f, g) = matrix.tolist()
     depth = e * width / 2 + f * height / 2 + g
     texels = SIDE * math.sqrt(abs(a * d - b * c)) / abs(depth)
@@ -298,7 +298,7 @@ def _sample(tile: int, matrix: NDArray[np.float64], width: int, height: int) -> 
     side = SIDE >> level
     scaled = matrix * [[side], [side], [1]]
     if not e and not f:
-        # Within the repeated margin of the tile OpenCV is five times as fast as around its border.
+        # OpenCV is five times as fast inside the repeated tile as across its border.
         left = min(0.0, a * width) + min(0.0, b * height)
         top = min(0.0, c * width) + min(0.0, d * height)
         scaled[0, 2] -= side * math.floor(scaled[0, 2] / side + left)

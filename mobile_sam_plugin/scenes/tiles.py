@@ -68,7 +68,7 @@ def make_tiles() -> tuple[NDArray[np.uint8], ...]:
 def _noise(
     rng: np.random.Generator, low: float, high: float, slope: float, stretch: float = 1.0
 ) -> NDArray[np.float64]:
-    """Periodic noise: amplitudes fall with the frequency to the power ``slope``."""
+    """Makes periodic noise, whose amplitudes fall with the frequency to the power ``slope``."""
     frequencies = np.fft.fftfreq(SIDE, 1 / SIDE)
     radius = np.hypot(frequencies[:, None] * stretch, frequencies[None, : SIDE // 2 + 1])
     amplitude = np.zeros_like(radius)
@@ -87,7 +87,7 @@ def _even(field: NDArray[np.float64]) -> NDArray[np.float64]:
 def _leaves(
     rng: np.random.Generator, small: float, large: float, aspect: float, count: int
 ) -> NDArray[np.float64]:
-    """The dead leaves model, whose statistics are those of natural images: things on things."""
+    """Makes a dead leaves model, things on things, with the statistics of natural images."""
     tile = np.full((SIDE, SIDE), 128, np.uint8)
     for radius in np.sort(np.exp(rng.uniform(np.log(small), np.log(large), count)))[::-1]:
         x, y = rng.integers(0, SIDE, 2)
@@ -104,7 +104,7 @@ def _leaves(
 
 
 def _cells(rng: np.random.Generator, count: int, jointed: bool) -> NDArray[np.float64]:
-    """Cells around random points, each of one shade, with dark joints or without."""
+    """Makes cells around random points, each of one shade, with or without dark joints."""
     points = rng.integers(0, SIDE, (count, 2))
     big = np.full((2 * SIDE, 2 * SIDE), 255, np.uint8)
     half = SIDE // 2

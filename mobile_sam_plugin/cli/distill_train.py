@@ -277,7 +277,11 @@ def _run(ctx: typer.Context, out: Path, restart: bool, objective: str) -> None:
     from ..distill.training import train as train_student
 
     names = {option.name for option in fields(TrainingOptions)}
-    given = {name: value for name, value in ctx.params.items() if name in names}
+    given = {
+        name: value.value if isinstance(value, Enum) else value
+        for name, value in ctx.params.items()
+        if name in names
+    }
     try:
         best = train_student(TrainingOptions(**given | {"objective": objective}), out, restart)
     except FloatingPointError as error:

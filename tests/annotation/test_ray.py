@@ -44,7 +44,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cluster() -> Iterator[str]:
     """Its address."""
     context = ray.init(
-        num_cpus=2,
+        num_cpus=1,  # that two actors share; with more, Ray starts more workers for reading
         include_dashboard=False,
         log_to_driver=False,
         # Idle workers are kept, since to start one imports torch, which takes seconds.

@@ -1,8 +1,8 @@
 """A folder of results, on this machine or wherever fsspec can write.
 
 A file appears whole or not at all. On a disk it is written under another name and then renamed; an
-object store shows an object only when it is complete. Unlike those of :mod:`..files`, incomplete files
-have a folder of their own: after a kill they are found without a search through a million files, and
+object store shows an object only when it is complete. Unlike those of :mod:`..files`, incomplete
+files have a folder of their own: after a kill they are found without searching a million files, and
 the names of results may be as long as the file system allows.
 """
 

@@ -236,7 +236,7 @@ def describe_kinds(kinds: Counter[str], noun: str = "file") -> str:
 
 def join_counts(kinds: Counter[str]) -> str:
     """Joins counts and kinds, the most frequent first: "3 .txt, 1 hidden"."""
-    return ", ".join(f"{count} {kind}" for kind, count in kinds.most_common() if count)
+    return ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common() if count)
 
 
 def _heic_hint(names: Iterable[str]) -> str:

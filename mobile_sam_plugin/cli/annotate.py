@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import generator_options
-from .inputs import BoxThreshold, Checkpoint, Detector, Device, MaxPixels, ModelType, load_sam
+from .inputs import (
+    BoxThreshold,
+    Checkpoint,
+    Detector,
+    Device,
+    MaxPixels,
+    ModelType,
+    NmsThresh,
+    TextThreshold,
+    load_sam,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -86,19 +96,8 @@ def annotate(
     ] = None,
     detector: Detector = None,
     box_threshold: BoxThreshold = 0.25,
-    text_threshold: Annotated[
-        float,
-        typer.Option(min=0, max=1, help="Drop words with a lower score from labels."),
-    ] = 0.25,
-    nms_thresh: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            max=1,
-            help="If two boxes of a class have an IoU above this, drop the one with the lower "
-            "score.",
-        ),
-    ] = 0.8,
+    text_threshold: TextThreshold = 0.25,
+    nms_thresh: NmsThresh = 0.8,
     overlay_every: Annotated[
         int,
         typer.Option(min=1, metavar="N", help="With --format overlay: only for every N-th image."),

@@ -47,6 +47,18 @@ BoxThreshold = Annotated[
         min=0, max=1, help="Drop detections with a lower score; 0.1 suits OWLv2 detectors."
     ),
 ]
+TextThreshold = Annotated[
+    float,
+    typer.Option(min=0, max=1, help="Drop words with a lower score from labels."),
+]
+NmsThresh = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        max=1,
+        help="If two boxes of a class have an IoU above this, drop the one with the lower score.",
+    ),
+]
 MinArea = Annotated[
     int,
     typer.Option(metavar="PIXELS", min=0, help="Ignore detected objects with fewer pixels."),

@@ -15,7 +15,7 @@ from PIL import ExifTags
 
 from ..errors import UserError
 from ..files import encode_image, write_file
-from ..images import is_image_name, list_images, load_mask, open_image, opened_pixels
+from ..images import is_image_name, join_counts, list_images, load_mask, open_image, opened_pixels
 from ..records import encode_mask
 from .annotated import AnnotatedImage, AnnotatedImages, Encoded, Labelled
 from .segmentations import encode_segmentation
@@ -271,9 +271,8 @@ def _list_masks(folder: Path) -> list[Path]:
 
 def _tell_left_out(source: Path, kinds: Counter[str]) -> None:
     """Warns of what is left out of a source, by kind."""
-    told = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common() if count)
-    if told:
-        warnings.warn(f"left out of {str(source)!r}: {told}", stacklevel=4)
+    if kinds.total():
+        warnings.warn(f"left out of {str(source)!r}: {join_counts(kinds)}", stacklevel=4)
 
 
 def _read_annotated(path: Path, folder: Path, image: Any, annotations: Any) -> AnnotatedImage:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
+from ..images import join_counts
 from ..inputs import input_size
 
 _TOLD = 5  # warnings with a reason; further items are only counted
@@ -110,9 +111,8 @@ class Skipped:
         kinds = Counter({kind: states.count(code) for code, kind in _KINDS.items()})
         parts = []
         if len(self):
-            by_kind = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common() if count)
             items = f"{self._what}s are" if len(states) > 1 else f"{self._what} is"
-            parts.append(f"{len(self):,} of {len(states):,} {items} left out: {by_kind}")
+            parts.append(f"{len(self):,} of {len(states):,} {items} left out: {join_counts(kinds)}")
         if empty := sum(self._empty_masks):
             parts.append(f"masks without a pixel are left out: {empty:,}")
         return "; ".join(parts)

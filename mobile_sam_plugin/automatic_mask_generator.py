@@ -1,4 +1,4 @@
-"""Everything mode: upstream's records for every option, in a fraction of the time and memory."""
+"""Everything mode with torch: upstream's records, in a fraction of the time and memory."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -27,13 +27,13 @@ _PROMPTS_AT_ONCE = 8  # the fastest of upstream's decoder on a CPU
 class SamAutomaticMaskGenerator(MaskGenerator, segment_anything.SamAutomaticMaskGenerator):
     """Segments everything in an image; subclass of upstream's, same options and records.
 
-    Works with any ``segment_anything.modeling.Sam``. Memory does not grow with the number of
-    points, and hardly with the image; several threads may share a generator. ``points_per_batch``
-    is how often progress is reported; it changes neither speed nor memory much.
+    Works with any ``segment_anything.modeling.Sam``. Memory does not depend on the number of
+    points, and hardly on the image; several threads may share a generator. ``points_per_batch`` is
+    the number of points between two progress reports and hardly affects speed or memory.
 
-    A mask decoder with upstream's code is computed by :class:`.model.MaskDecoder`. Any other is
-    called as the module it is, which takes longer: an adapted, compiled or patched one, or one with
-    forward hooks.
+    :class:`.model.MaskDecoder` takes the place of a mask decoder with upstream's code. Any other
+    decoder is called as a module, which takes longer: one that is adapted, compiled or patched, or
+    has forward hooks.
 
     Example:
         >>> generator = SamAutomaticMaskGenerator(sam_model_registry["vit_t"]("mobile_sam.pt"))
@@ -110,12 +110,12 @@ class SamAutomaticMaskGenerator(MaskGenerator, segment_anything.SamAutomaticMask
     def postprocess_small_regions(
         mask_data: MaskData, min_area: int, nms_thresh: float
     ) -> MaskData:
-        """As upstream's, one mask at a time: fills small holes, drops small islands, runs NMS.
+        """Fills small holes, drops small islands and runs NMS, as upstream's, one mask at a time.
 
         Args:
-            mask_data: ``rles`` and ``boxes`` (N, 4), XYXY, and any lists beside; changed in place.
-            min_area: in pixels; smaller holes and islands go.
-            nms_thresh: the box IoU above which the one of two masks that was changed goes.
+            mask_data: ``rles`` and ``boxes`` (N, 4), XYXY, and any other lists; changed in place.
+            min_area: in pixels; smaller holes and islands are removed.
+            nms_thresh: if two boxes have an IoU above it, one is dropped, preferably a changed one.
         """
         boxes = torch.as_tensor(mask_data["boxes"]).tolist()
         kept = remove_small_regions(mask_data["rles"], boxes, min_area, nms_thresh)
@@ -139,7 +139,7 @@ class _CropDecoder:
         if encoded is not None and tuple(encoded.original_size) == pixels.shape[:2]:
             self._predictor = encoded  # a crop of that size is the whole image
         else:
-            # One of its own, so that threads do not meet, nor a client's generator.predictor.
+            # A new one: neither other threads nor a client's generator.predictor may share it.
             self._predictor = SamPredictor(model)
             self._predictor.set_image(pixels)
         self.mask_threshold: float = model.mask_threshold

@@ -18,7 +18,7 @@ def build_sam_vit_t(
     """Builds MobileSAM, as segment_anything's ``build_sam_vit_b`` builds SAM.
 
     Args:
-        checkpoint: the weights: a path (.pt, .pth, .bin, .safetensors), ``"hf://owner/repo"``,
+        checkpoint: weights: a path (.pt, .pth, .bin, .safetensors), ``"hf://owner/repo"``,
             ``"hf://owner/repo/file@revision"``, ``"bundled"``, or None for untrained ones. The
             default is the Hub's ``nielsr/mobilesam``; ``MOBILE_SAM_CHECKPOINT`` in the environment
             overrides the default, and nothing else.
@@ -28,17 +28,18 @@ def build_sam_vit_t(
         backbone that a student's checkpoint names.
 
     Raises:
-        FileNotFoundError: no such path, or no such repository, file or revision on the Hub.
-        IsADirectoryError: the path is a folder.
-        PermissionError: the repository is gated.
-        ConnectionError: the Hub cannot be reached, and the file is not in its cache.
-        ValueError: the file holds no MobileSAM that is whole and finite, or names a backbone that
-            the installed timm does not have.
+        FileNotFoundError: if there is no such path, or no such repository, file or revision on the
+            Hub.
+        IsADirectoryError: if the path is a folder.
+        PermissionError: if the repository is gated.
+        ConnectionError: if the Hub cannot be reached, and the file is not in its cache.
+        UserError: if the file does not hold a complete and finite MobileSAM, or names a backbone
+            that the installed timm does not have.
 
     Example:
         >>> predictor = SamPredictor(build_sam_vit_t("mobile_sam.pt"))
     """
-    # Late, since upstream's registry learns of this function while segment_anything is imported.
+    # Late: this module is imported while segment_anything is, to register this function.
     from .mobile_sam import MobileSam
 
     if checkpoint is None:
@@ -50,11 +51,10 @@ def build_sam_vit_t(
 
 
 def builder_for(module: ModuleType) -> "Callable[..., MobileSam]":
-    """The builder for the registry of a copy of segment_anything.
+    """Returns the builder for the registry of a copy of segment_anything.
 
-    Returns:
-        :func:`build_sam_vit_t`, or where the installed segment_anything is for SAM-HQ and the copy
-        is not, or the other way round, one whose models suit the predictors of the copy.
+    That is :func:`build_sam_vit_t`. If only one of the copy and the installed segment_anything is
+    for SAM-HQ, it is a builder whose models suit the predictors of the copy.
     """
     import segment_anything
 

@@ -3,8 +3,8 @@
 A checkpoint is named by
 
 - a path to a ``.pt``, ``.pth``, ``.bin`` or ``.safetensors`` file,
-- ``"hf://owner/repo"``, ``"hf://owner/repo/file"`` or either with ``"@revision"`` behind it: a file
-  on the Hugging Face Hub, by default ``model.safetensors``,
+- ``"hf://owner/repo"``, ``"hf://owner/repo/file"`` or either followed by ``"@revision"``: a file on
+  the Hugging Face Hub, by default ``model.safetensors``,
 - ``"bundled"``: the checkpoint that comes with this package.
 
 Only this module opens files of weights. It never unpickles objects, and what it hands out has been
@@ -37,14 +37,15 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from .errors import UserError
+from .files import replaced
 
 logger = logging.getLogger(__name__)
 
 HUB_FILE = "model.safetensors"
 BUNDLED_FILE = Path(__file__).parent / "weights" / "mobile_sam.safetensors"
 
-# What a transfer ends with when it breaks off: the Hub's own error, the root of those of the HTTP
-# library that it builds on (httpx or requests, by its release), and what hf_xet raises.
+# What an interrupted transfer raises: the Hub's own error, the root of those of the HTTP library
+# below it (httpx or requests, by its release), and what hf_xet raises.
 _TRANSFER_ERRORS: tuple[type[Exception], ...] = (
     *(kind for kind in HfHubHTTPError.__mro__ if kind.__module__ != "builtins"),
     RuntimeError,
@@ -62,15 +63,15 @@ _HEAD_SHAPES = {
 
 
 class _DefaultCheckpoint(str):
-    """A name that gives way to the environment, where the same name written out does not."""
+    """A name that ``MOBILE_SAM_CHECKPOINT`` overrides; the same name as a plain str is not."""
 
 
 DEFAULT_CHECKPOINT = _DefaultCheckpoint("hf://nielsr/mobilesam")
-"""Upstream's weights on the Hub, unless ``MOBILE_SAM_CHECKPOINT`` names others."""
+"""MobileSAM's weights on the Hub, unless ``MOBILE_SAM_CHECKPOINT`` names others."""
 
 
 def resolve_default(checkpoint: str | os.PathLike[str]) -> str | os.PathLike[str]:
-    """The name of the checkpoint that a name stands for: another one only for the default.
+    """Returns the name of a checkpoint; for the default, the one in the environment if it is set.
 
     Args:
         checkpoint: any name of a checkpoint, or :data:`DEFAULT_CHECKPOINT`.
@@ -81,7 +82,7 @@ def resolve_default(checkpoint: str | os.PathLike[str]) -> str | os.PathLike[str
 
 
 def locate_checkpoint(checkpoint: str | os.PathLike[str] = DEFAULT_CHECKPOINT) -> Path:
-    """Finds the file that a checkpoint's name stands for, and downloads it where need be.
+    """Returns the file that a checkpoint's name stands for, downloaded if necessary.
 
     Args:
         checkpoint: a path, ``"hf://owner/repo[/file][@revision]"`` or ``"bundled"``.
@@ -90,11 +91,11 @@ def locate_checkpoint(checkpoint: str | os.PathLike[str] = DEFAULT_CHECKPOINT) -
         The path of an existing file.
 
     Raises:
-        FileNotFoundError: no such path, repository, file or revision.
-        IsADirectoryError: the path is a folder.
-        PermissionError: the repository is gated, or the file may not be read.
-        ConnectionError: the Hub cannot be reached and the file is not in its cache.
-        ValueError: a malformed ``hf://`` name.
+        FileNotFoundError: if there is no such path, repository, file or revision.
+        IsADirectoryError: if the path is a folder.
+        PermissionError: if the repository is gated, or the file may not be read.
+        ConnectionError: if the Hub cannot be reached and the file is not in its cache.
+        UserError: if an ``hf://`` name is malformed.
     """
     checkpoint = resolve_default(checkpoint)
     if checkpoint == "bundled":
@@ -123,7 +124,7 @@ def locate_checkpoint(checkpoint: str | os.PathLike[str] = DEFAULT_CHECKPOINT) -
 def download(
     repo_id: str, filename: str = HUB_FILE, revision: str | None = None, **hub_options: Any
 ) -> Path:
-    """Fetches one file through huggingface_hub: its cache, resumption, variables, offline mode.
+    """Downloads one file with huggingface_hub: its cache, resumption, variables, offline mode.
 
     Args:
         repo_id: ``"owner/repo"``.
@@ -135,10 +136,10 @@ def download(
         The path of the file in the Hub's cache.
 
     Raises:
-        FileNotFoundError: no such repository, file or revision.
-        PermissionError: the repository is gated.
-        ConnectionError: the Hub cannot be reached, or the transfer broke off.
-        ValueError: a malformed name.
+        FileNotFoundError: if there is no such repository, file or revision.
+        PermissionError: if the repository is gated.
+        ConnectionError: if the Hub cannot be reached, or the transfer was interrupted.
+        UserError: if a name is malformed.
     """
     at = f" at revision {revision!r}" if revision else ""
     try:
@@ -187,8 +188,8 @@ def download(
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Reads the tensors of a checkpoint file, whatever its layout, without running code from it.
 
-    The kind is told by the content, not by the suffix. Tensors wrapped in ``model`` or
-    ``state_dict`` are unwrapped, and a ``module.`` before every key is taken off.
+    The content decides on the kind, not the suffix. Tensors wrapped in ``model`` or ``state_dict``
+    are unwrapped, and a ``module.`` in front of every key is removed.
 
     Args:
         path: a file that ``torch.save`` or safetensors wrote.
@@ -197,10 +198,10 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         Key to tensor, on the CPU, in the file's order, dtypes and shapes.
 
     Raises:
-        ValueError: the file is empty, damaged, no checkpoint (a web page, say), or a pickle that
-            holds more than tensors.
-        OSError: the file cannot be read.
-        MemoryError: there is too little memory for its tensors.
+        UserError: if the file is empty, damaged, not a checkpoint (a web page, for example), or a
+            pickle that holds more than tensors.
+        OSError: if the file cannot be read.
+        MemoryError: if there is too little memory for its tensors.
     """
     path = Path(path)
     with open(path, "rb") as file:
@@ -248,18 +249,16 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def read_backbone(path: str | os.PathLike[str]) -> str | None:
-    """Reads from a checkpoint file's metadata which timm backbone its image encoder has.
-
-    Only safetensors files have metadata.
+    """Returns the timm backbone that a checkpoint file's metadata names.
 
     Args:
-        path: a file, as :func:`read_checkpoint` takes it.
+        path: a file, as :func:`read_checkpoint` takes it. Only safetensors files have metadata.
 
     Returns:
-        The name; None where there is none, as for TinyViT and for files that are no checkpoint.
+        The name; None if there is none, as for TinyViT and for files of other kinds.
 
     Raises:
-        ValueError: the file is damaged.
+        UserError: if the file is damaged.
     """
     path = Path(path)
     with open(path, "rb") as file:
@@ -275,12 +274,15 @@ def read_backbone(path: str | os.PathLike[str]) -> str | None:
 def verify_checkpoint(
     tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], name: str
 ) -> None:
-    """Raises ValueError unless the tensors are whole, finite, and those that a model expects.
+    """Checks that tensors are complete, finite, and those that a model expects.
 
     Args:
-        tensors: what a checkpoint holds, the unused classification head allowed.
+        tensors: those of a checkpoint; the unused classification head is allowed.
         expected: the model's own ``state_dict()``.
-        name: the checkpoint's name for the messages.
+        name: of the checkpoint, for messages.
+
+    Raises:
+        UserError: if they are not.
     """
     position_embedding = tensors.get("image_encoder.pos_embed")
     if position_embedding is not None:
@@ -336,8 +338,8 @@ def load_checkpoint(model: torch.nn.Module, path: str | os.PathLike[str]) -> Non
         path: see :func:`read_checkpoint`; any float dtype, converted to the model's.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: as :func:`read_checkpoint` and :func:`verify_checkpoint`.
+        FileNotFoundError: if there is no such file.
+        UserError: if :func:`read_checkpoint` or :func:`verify_checkpoint` rejects it.
     """
     tensors = read_checkpoint(path)
     verify_checkpoint(tensors, model.state_dict(), str(path))
@@ -346,7 +348,7 @@ def load_checkpoint(model: torch.nn.Module, path: str | os.PathLike[str]) -> Non
 
 
 def require_suffix(path: Path) -> None:
-    """Raises ValueError unless :func:`save_checkpoint` can write a file of that name."""
+    """Raises UserError unless :func:`save_checkpoint` can write a file of that name."""
     if path.suffix not in _SUFFIXES:
         raise UserError(
             f"{str(path)!r} has no suffix of a checkpoint: end it in {', '.join(_SUFFIXES)}"
@@ -360,22 +362,19 @@ def save_checkpoint(
     for_upstream: bool = False,
     backbone: str | None = None,
 ) -> None:
-    """Writes tensors as ``.safetensors``, or as ``torch.save`` does under any suffix it uses.
-
-    The file appears whole or not at all.
+    """Writes tensors to a file, which appears whole or not at all.
 
     Args:
         tensors: key to tensor, in upstream's layout.
-        path: where to write; the suffix chooses the format.
-        dtype: convert floating-point tensors to this; as they are if None.
-        for_upstream: add the classification head, zeros but for its norm, that the strict loader
-            of the original ``mobile_sam`` wants and nothing uses.
-        backbone: the timm backbone of the image encoder, which the metadata is to name; None for
-            TinyViT.
+        path: of the file: ``.safetensors``, or ``.pt``, ``.pth`` or ``.bin`` for ``torch.save``.
+        dtype: that floating-point tensors are converted to; None keeps theirs.
+        for_upstream: whether to add the unused classification head, zeros but for its norm, without
+            which the strict loader of the original ``mobile_sam`` refuses a file.
+        backbone: the timm backbone of the image encoder, for the metadata; None for TinyViT.
 
     Raises:
-        ValueError: an unknown suffix, a value too large for the dtype, or a backbone where the
-            format cannot name one or the original ``mobile_sam`` cannot have one.
+        UserError: if the suffix is unknown, a value is too large for the dtype, or there is a
+            backbone that the format or the original ``mobile_sam`` cannot have.
     """
     path = Path(path)
     require_suffix(path)
@@ -406,20 +405,15 @@ def save_checkpoint(
         for key, value in tensors.items()
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with replaced(path) as partial:
         if path.suffix == ".safetensors":
             safetensors.torch.save_file(tensors, partial, metadata=metadata)
         else:
             torch.save(tensors, partial)
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """Returns a checksum by which the same weights are known wherever they came from.
+    """Returns a checksum that depends on the weights alone, not on the file they came from.
 
     Args:
         tensors: key to tensor, as ``state_dict()`` returns them, in any order, on any device.
@@ -459,7 +453,7 @@ def _read_torch(path: Path) -> Any:
             raise UserError(_damaged(path, error)) from error
         raise UserError(
             f"checkpoint {str(path)!r} is a pickle that holds code or objects ({found[1]}), which "
-            "is not loaded: save its state_dict() alone where you trust it, best as .safetensors"
+            "is not loaded: if you trust it, save its state_dict() alone, best as .safetensors"
         ) from error
     except Exception as error:  # a damaged pickle makes the reader stumble in any way
         failure = error.with_traceback(None)  # lets go of the tensors that were read
@@ -472,7 +466,7 @@ def _read_torch(path: Path) -> Any:
 
 
 def _fits_memory(path: Path) -> bool:
-    """Whether there is memory for the file's tensors, which no class of torch's errors tells.
+    """Whether there is memory for the file's tensors: torch has no error class of its own for it.
 
     A damaged file may ask for any amount, a whole one for its size, and for a part once more.
     """

@@ -1,7 +1,7 @@
-"""Everything mode without a model: grids of clicks, crops, thresholds, duplicates and records.
+"""Everything mode without a model: grids of points, crops, thresholds, duplicates and records.
 
-The torch and the ONNX generator share it; only how they decode clicks is their own. numpy and
-OpenCV alone, and results equal to those of ``segment_anything.SamAutomaticMaskGenerator``.
+The torch and the ONNX generator share it; only their decoding of points differs. It needs numpy and
+OpenCV alone, and its results equal those of ``segment_anything.SamAutomaticMaskGenerator``.
 """
 
 import math
@@ -33,8 +33,8 @@ Progress = Callable[[int, int], None]
 """Called with the number of points done and of all points."""
 
 _OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
-_MOST_POINTS = 10_000  # a side; the millions of clicks of more would take days
-_EDGE = 20  # pixels; a mask as near as this to the edge of a crop is cut off by it
+_MOST_POINTS = 10_000  # per side; more would take days
+_EDGE = 20  # pixels; a mask this close to the edge of a crop counts as cut off
 
 
 class CropDecoder(Protocol):
@@ -46,15 +46,15 @@ class CropDecoder(Protocol):
     def masks_above(
         self, points: NDArray[np.float64], pred_iou_thresh: float
     ) -> Iterator[tuple[int, float, FloatArray]]:
-        """Decodes clicks, each a prompt of its own with three masks.
+        """Decodes points, each a prompt of its own with three masks.
 
         Args:
             points: (N, 2), XY in pixels of the crop.
-            pred_iou_thresh: only masks of a higher predicted IoU are of interest; all of them if
-                it is 0 or less.
+            pred_iou_thresh: only masks with a higher predicted IoU are decoded; all of them if it
+                is 0 or less.
 
         Yields:
-            Of each such mask the index of its click, its predicted IoU and its low-res logits.
+            For each such mask the index of its point, its predicted IoU and its low-res logits.
         """
 
 
@@ -76,7 +76,7 @@ class _Candidate:
 
 
 class MaskGenerator:
-    """The options and the procedure of everything mode."""
+    """Options and procedure of everything mode; subclasses bring the model."""
 
     def __init__(
         self,
@@ -98,28 +98,28 @@ class MaskGenerator:
         """Keeps the options.
 
         Args:
-            predictor: with the model.
-            points_per_side: clicks along a side of the image; None if point_grids are given.
-            points_per_batch: how many clicks are decoded before progress is reported.
-            pred_iou_thresh: masks of a lower predicted IoU are dropped; 1 at most, none is dropped
-                where it is 0 or less.
-            stability_score_thresh: masks are dropped that change more when the cutoff is shifted;
-                as pred_iou_thresh.
-            stability_score_offset: by how much the cutoff is shifted for that.
-            box_nms_thresh: the box IoU above which two masks are duplicates.
-            crop_n_layers: search crops, too; layer N has 2^N a side of the image.
-            crop_nms_thresh: as box_nms_thresh, between crops.
-            crop_overlap_ratio: overlap of crops, as a fraction of the image's short side, 0 to 1.
+            predictor: holds the model.
+            points_per_side: points along each side of the image; None if point_grids is given.
+            points_per_batch: number of points between two calls of ``progress``.
+            pred_iou_thresh: masks with this predicted IoU or a lower one are dropped; at most 1.
+                0 or less drops none.
+            stability_score_thresh: masks with a lower stability score are dropped; at most 1. 0 or
+                less drops none.
+            stability_score_offset: shift of the mask threshold, in logits, for that score.
+            box_nms_thresh: box IoU above which two masks of a crop are duplicates.
+            crop_n_layers: number of layers of crops; layer N splits each side into 2^N.
+            crop_nms_thresh: box IoU above which two masks from different crops are duplicates.
+            crop_overlap_ratio: overlap of the crops in layer 1, as a fraction of the image's
+                shorter side, 0 to 1; smaller in later layers.
             crop_n_points_downscale_factor: in layer N points_per_side is divided by this^N.
-            point_grids: for the image and each layer of crops the clicks, (N, 2), XY in [0, 1].
-            min_mask_region_area: islands and holes of fewer pixels are removed.
-            output_mode: of the records' segmentation: "binary_mask", "uncompressed_rle" or
-                "coco_rle".
+            point_grids: points for the image and for each layer of crops, (N, 2), XY in [0, 1].
+            min_mask_region_area: islands and holes with fewer pixels are removed.
+            output_mode: form of the segmentations: "binary_mask", "uncompressed_rle" or "coco_rle".
 
         Raises:
-            TypeError: a number that is none.
-            UserError: both or none of points_per_side and point_grids, or an option that cannot
-                work; by its name.
+            TypeError: if an option that must be a number is not one.
+            UserError: if both or neither of points_per_side and point_grids are given, or an option
+                is out of range. The message gives its name.
         """
         if (points_per_side is None) == (point_grids is None):
             raise UserError("give either points_per_side or point_grids, and None for the other")
@@ -204,7 +204,7 @@ class MaskGenerator:
         img_size: int,
         progress: Progress,
     ) -> list[_Candidate]:
-        """The masks of all crops without duplicates."""
+        """Returns the masks of all crops without duplicates."""
         height, width = pixels.shape[:2]
         crops = [
             (crop_box, layer)
@@ -244,7 +244,7 @@ class MaskGenerator:
         crop_box: list[int],
         image_size: tuple[int, int],
     ) -> Iterator[_Candidate]:
-        """The masks at some clicks, (N, 2) in pixels of the crop, that pass the thresholds."""
+        """Yields the masks at points (N, 2), in pixels of the crop, that pass the thresholds."""
         for prompt, score, logits in decoder.masks_above(points, self.pred_iou_thresh):
             mask = decoder.upscaler.extract_mask(
                 logits,
@@ -272,8 +272,8 @@ def remove_small_regions(
     Args:
         rles: the masks; changed in place.
         boxes: their boxes (N, 4), XYXY; changed in place.
-        min_area: in pixels; smaller holes and islands go.
-        nms_thresh: the box IoU above which the one of two masks that was changed goes.
+        min_area: in pixels; smaller holes and islands are removed.
+        nms_thresh: if two boxes have an IoU above it, one is dropped, preferably a changed one.
 
     Returns:
         The indices of the masks to keep.
@@ -288,14 +288,14 @@ def remove_small_regions(
         if not unchanged[-1]:
             rles[index] = rle_from_mask(mask)
             boxes[index] = cleaned[-1]
-    # Prefer masks that did not need it.
+    # Prefer masks that were not changed.
     return nms(cleaned, unchanged, nms_thresh)
 
 
 def _without_small_regions(mask: BoolArray, min_area: int, holes: bool) -> tuple[BoolArray, bool]:
-    """Upstream's ``remove_small_regions``: the mask, and whether it was changed.
+    """Returns the mask and whether it was changed, as upstream's ``remove_small_regions``.
 
-    Of a mask that has but small islands the largest stays.
+    If all islands are small, the largest one stays.
     """
     count, regions, stats, _ = cv2.connectedComponentsWithStats((holes ^ mask).astype(np.uint8), 8)
     areas = stats[1:, cv2.CC_STAT_AREA]  # the first is what lies around the regions
@@ -313,9 +313,9 @@ def nms(boxes: ArrayLike, scores: Sequence[float], iou_threshold: float) -> list
 
     Args:
         boxes: (N, 4), XYXY.
-        scores: (N,); of two boxes that overlap, the one with the higher score stays, of equal
-            scores the first.
-        iou_threshold: boxes overlap where their IoU is above it.
+        scores: (N,); if two boxes overlap, the one with the higher score is kept, or the first one
+            if the scores are equal.
+        iou_threshold: boxes overlap if their IoU is above it.
 
     Returns:
         The indices of the boxes to keep, best first.
@@ -337,7 +337,7 @@ def nms(boxes: ArrayLike, scores: Sequence[float], iou_threshold: float) -> list
 
 
 def _grid_sides(points_per_side: float | None, layers: int, downscale_factor: float) -> list[int]:
-    """The clicks along a side of the image, and of the crops of each layer, as upstream's."""
+    """Returns the points along each side of the image, and of the crops of each layer."""
     assert points_per_side is not None
     check_number("points_per_side", points_per_side, 1, _MOST_POINTS)
     check_number("crop_n_points_downscale_factor", downscale_factor)
@@ -346,15 +346,15 @@ def _grid_sides(points_per_side: float | None, layers: int, downscale_factor: fl
     sides = [int(points_per_side / downscale_factor**layer) for layer in range(layers + 1)]
     if min(sides) < 1:
         raise UserError(
-            f"no click is left in layer {sides.index(0)} of the crops: points_per_side is "
-            f"{points_per_side}, crop_n_points_downscale_factor {downscale_factor}; raise the "
-            "one, or lower the other or crop_n_layers"
+            f"no point is left in layer {sides.index(0)} of the crops: raise points_per_side "
+            f"({points_per_side}), or lower crop_n_points_downscale_factor ({downscale_factor}) or "
+            "crop_n_layers"
         )
     return sides
 
 
 def _check_grids(point_grids: Sequence[ArrayLike], layers: int) -> Sequence[NDArray[Any]]:
-    """The clicks of the image and of each layer, checked."""
+    """Returns the points of the image and of each layer, checked."""
     if len(point_grids) <= layers:
         raise UserError(
             "point_grids must hold a grid for the image and one for each layer of crops "
@@ -376,7 +376,7 @@ def _check_grids(point_grids: Sequence[ArrayLike], layers: int) -> Sequence[NDAr
 
 
 def _point_grid(points_per_side: int) -> NDArray[np.float64]:
-    """Clicks in the middle of squares, (N * N, 2), XY in [0, 1], row by row."""
+    """Returns points in the middle of squares, (N * N, 2), XY in [0, 1], row by row."""
     offset = 1 / (2 * points_per_side)
     places = np.linspace(offset, 1 - offset, points_per_side)
     return np.stack(np.meshgrid(places, places), axis=-1).reshape(-1, 2)
@@ -385,7 +385,7 @@ def _point_grid(points_per_side: int) -> NDArray[np.float64]:
 def _crop_boxes(
     height: int, width: int, layers: int, overlap_ratio: float
 ) -> list[tuple[list[int], int]]:
-    """Upstream's ``generate_crop_boxes``: the boxes, XYXY, and layers of all crops."""
+    """Returns the box, XYXY, and layer of each crop, as upstream's ``generate_crop_boxes``."""
     crops = [([0, 0, width, height], 0)]
     for layer in range(1, layers + 1):
         per_side = 2**layer
@@ -401,7 +401,7 @@ def _crop_boxes(
 
 
 def _can_hold_masks(crop_box: list[int], img_size: int) -> bool:
-    """Whether there is anything in a crop: of small images some are empty, or too thin."""
+    """Whether a crop is neither empty nor too thin for the model: some of small images are."""
     x0, y0, x1, y1 = crop_box
     if x0 >= x1 or y0 >= y1:
         return False
@@ -413,7 +413,9 @@ def _can_hold_masks(crop_box: list[int], img_size: int) -> bool:
 
 
 def _is_cut_off(box: list[int], crop_box: list[int], image_size: tuple[int, int]) -> bool:
-    """Upstream's ``is_box_near_crop_edge``: near an edge of the crop that is none of the image."""
+    """Whether a box is near an edge of the crop that is not one of the image, as upstream's
+    ``is_box_near_crop_edge``.
+    """
     origin = np.array([*crop_box[:2], *crop_box[:2]])
     corners = np.array(box) + origin
     image_box = [0, 0, image_size[1], image_size[0]]

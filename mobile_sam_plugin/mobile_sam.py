@@ -1,4 +1,4 @@
-"""The model: SAM's prompt encoder and mask decoder behind TinyViT, or another image encoder."""
+"""The model: TinyViT, or another image encoder, with SAM's prompt encoder and mask decoder."""
 
 import os
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing_extensions import Self
 
 from .checkpoint import HUB_FILE, download, load_checkpoint, read_backbone, save_checkpoint
 from .errors import UserError
+from .inputs import PIXEL_MEAN, PIXEL_STD
 from .model import MaskDecoder, PromptEncoder, TinyVitImageEncoder
 from .model.backbone_encoder import BackboneImageEncoder
 from .sam_hq import return_pairs, unpack, unpacks_pairs
@@ -32,8 +33,7 @@ from mobile_sam_plugin import MobileSam, SamPredictor
 predictor = SamPredictor(MobileSam.from_pretrained("{{ repo_id | default('OWNER/REPO', true) }}"))
 ```
 
-{{ description | default("What it was trained on, and how well it does, its makers have not said.",
-true) }}
+{{ description | default("Training data and results: not stated.", true) }}
 """
 
 
@@ -68,18 +68,18 @@ class MobileSam(
         """Segments several images at once, as upstream's ``Sam.forward``.
 
         Args:
-            batched_input: a dict an image: ``image`` (3, h, w), resized to the model's input size,
-                and ``original_size`` (H, W); any of ``point_coords`` (B, N, 2), XY in the resized
-                image, with ``point_labels`` (B, N); ``boxes`` (B, 4), XYXY in the resized image;
-                ``mask_inputs`` (B, 1, 256, 256).
-            multimask_output: three masks a prompt rather than one.
+            batched_input: one dict per image: ``image`` (3, h, w), resized to the model's input
+                size, and ``original_size`` (H, W); any of ``point_coords`` (B, N, 2), XY in the
+                resized image, with ``point_labels`` (B, N); ``boxes`` (B, 4), XYXY in the resized
+                image; ``mask_inputs`` (B, 1, 256, 256).
+            multimask_output: three masks per prompt rather than one.
             hq_token_only: of copies of segment_anything for SAM-HQ; ignored.
 
         Returns:
-            A dict an image: ``masks`` (B, C, H, W) bool, ``iou_predictions`` (B, C) and
+            One dict per image: ``masks`` (B, C, H, W) bool, ``iou_predictions`` (B, C) and
             ``low_res_logits`` (B, C, 256, 256).
         """
-        # Of its own: copies for SAM-HQ differ in what they want of the image encoder.
+        # Not upstream's code: in copies for SAM-HQ it expects another output of the image encoder.
         images = torch.stack([self.preprocess(entry["image"]) for entry in batched_input])
         embeddings, _ = unpack(self.image_encoder(images))
         results = []
@@ -111,7 +111,7 @@ class MobileSam(
 
     @property
     def backbone(self) -> str | None:
-        """The name of the image encoder's timm backbone; None for TinyViT."""
+        """Name of the image encoder's timm backbone; None for TinyViT."""
         encoder = self.image_encoder
         return encoder.backbone_name if isinstance(encoder, BackboneImageEncoder) else None
 
@@ -132,20 +132,21 @@ class MobileSam(
     ) -> Self:
         """Loads ``model.safetensors`` from a folder or a repository on the Hub, as the mixin does.
 
-        A ``config.json`` beside it is not asked: the architecture is fixed but for the backbone,
+        A ``config.json`` next to it is ignored: the architecture is fixed except for the backbone,
         which the file's metadata names.
 
         Args:
             pretrained_model_name_or_path: a folder, or ``"owner/repo"``.
             revision: a branch, tag or commit; the default branch if None.
-            cache_dir: where downloads are kept instead of the Hub's cache.
-            force_download: download even what is in the cache.
-            local_files_only: do not ask the Hub.
-            token: the Hub's token; False for none, None for the one of `hf auth login`.
-            map_location: the device that the model goes to.
+            cache_dir: folder for downloads instead of the Hub's cache.
+            force_download: whether to download files that are in the cache.
+            local_files_only: whether to use the cache alone, without a connection.
+            token: the Hub's token; False for none, None for the one of ``hf auth login``.
+            map_location: device of the model.
 
         Raises:
-            As :func:`~mobile_sam_plugin.build_sam_vit_t`.
+            FileNotFoundError, PermissionError, ConnectionError, UserError: as
+                :func:`~mobile_sam_plugin.build_sam_vit_t`.
         """
         if os.path.isdir(pretrained_model_name_or_path):
             path = Path(pretrained_model_name_or_path) / HUB_FILE
@@ -164,13 +165,14 @@ class MobileSam(
 
     @classmethod
     def untrained(cls, backbone: str | None = None) -> Self:
-        """MobileSAM's architecture with weights drawn at random, in eval mode.
+        """Returns MobileSAM with random weights, in eval mode.
 
         Args:
-            backbone: a timm network to build the image encoder of; TinyViT if None.
+            backbone: timm network for the image encoder; TinyViT if None.
 
         Raises:
-            ValueError: as :class:`~mobile_sam_plugin.model.backbone_encoder.BackboneImageEncoder`.
+            UserError: if timm's network cannot be used, see
+                :class:`~mobile_sam_plugin.model.backbone_encoder.BackboneImageEncoder`.
         """
         embed_dim, img_size = 256, 1024
         image_encoder = (
@@ -196,8 +198,8 @@ class MobileSam(
                 iou_head_depth=3,
                 iou_head_hidden_dim=256,
             ),
-            pixel_mean=[123.675, 116.28, 103.53],
-            pixel_std=[58.395, 57.12, 57.375],
+            pixel_mean=list(PIXEL_MEAN),
+            pixel_std=list(PIXEL_STD),
         )
         return_pairs(sam.image_encoder, unpacks_pairs(segment_anything))
         return sam.eval()

@@ -1,4 +1,4 @@
-"""Upstream's ``SamPredictor``, which also takes the images people have and refuses nonsense."""
+"""``SamPredictor`` that checks its inputs."""
 
 import copy
 import threading
@@ -36,11 +36,11 @@ from .sam_hq import InnerFeatures, decoder_arguments, unpack
 
 
 class SamPredictor(segment_anything.SamPredictor):
-    """Segments one image by clicks, boxes and masks; subclass of upstream's, same results.
+    """Segments one image from points, boxes and masks; subclass of upstream's, same results.
 
-    Works with any ``segment_anything.modeling.Sam``. Beyond upstream it takes PIL, grayscale and
-    RGBA images, names what is wrong with an input, and computes in eval mode even if the model was
-    left in training mode, whose batch norms would change the masks.
+    Works with any ``segment_anything.modeling.Sam``. It also accepts PIL, grayscale and RGBA
+    images, explains invalid inputs, and computes in eval mode even if the model was left in
+    training mode, whose batch norms would change the masks.
 
     Example:
         >>> predictor = SamPredictor(sam_model_registry["vit_t"](checkpoint="mobile_sam.pt"))
@@ -48,7 +48,7 @@ class SamPredictor(segment_anything.SamPredictor):
         >>> masks, scores, logits = predictor.predict(np.array([[320, 240]]), np.array([1]))
     """
 
-    interm_features: InnerFeatures | None = None  # of models for SAM-HQ, beside self.features
+    interm_features: InnerFeatures | None = None  # of models for SAM-HQ
 
     def set_image(self, image: NDArray[np.uint8] | Image.Image, image_format: str = "RGB") -> None:
         """Computes the image embedding, so that :meth:`predict` can be called.
@@ -56,19 +56,19 @@ class SamPredictor(segment_anything.SamPredictor):
         Args:
             image: (H, W, 3) uint8; or grayscale, (H, W) or (H, W, 1); or (H, W, 4), whose alpha is
                 dropped; or a PIL image, whose EXIF orientation is applied first.
-            image_format: the channel order of an array, ``"RGB"`` or ``"BGR"``. PIL images tell
-                theirs themselves.
+            image_format: channel order of an array, ``"RGB"`` or ``"BGR"``; ignored for PIL images.
 
         Raises:
-            TypeError: no array or PIL image, or an array whose dtype is not uint8.
-            ValueError: another shape, no pixels, or an unknown image_format.
+            TypeError: if ``image`` is not an array or a PIL image, or its dtype is not uint8.
+            UserError: if its shape is another one or it has no pixels, or if ``image_format`` is
+                unknown.
         """
         self.set_torch_image(*self._prepare(image, image_format))
 
     def _prepare(
         self, image: NDArray[np.uint8] | Image.Image, image_format: str
     ) -> tuple[Tensor, tuple[int, int]]:
-        """The image (1, 3, h, w) resized for the model, and its original size (H, W)."""
+        """Returns the image (1, 3, h, w) resized for the model, and its original size (H, W)."""
         if image_format not in ("RGB", "BGR"):
             raise UserError(f"image_format must be 'RGB' or 'BGR', not {image_format!r}")
         if isinstance(image, Image.Image):
@@ -85,16 +85,17 @@ class SamPredictor(segment_anything.SamPredictor):
     def set_torch_image(
         self, transformed_image: Tensor, original_image_size: tuple[int, ...]
     ) -> None:
-        """As upstream's, in eval mode.
+        """Computes the image embedding of a transformed image, as upstream's, in eval mode.
 
         Args:
-            transformed_image: (1, 3, H, W) in [0, 255], transformed with ``ResizeLongestSide``.
+            transformed_image: (1, 3, h, w) in [0, 255], any dtype, transformed with
+                ``ResizeLongestSide``, on the model's device.
             original_image_size: (H, W) before the transformation.
 
         Raises:
-            TypeError: no tensor.
-            UserError: another shape, or pixels that the model cannot compute with: NaN, infinity,
-                or of a magnitude above 10^4.
+            TypeError: if ``transformed_image`` is not a tensor.
+            UserError: if its shape is another one, or a pixel is NaN, infinite or of a magnitude
+                above 10^4.
         """
         self._check_transformed("transformed_image", transformed_image, original_image_size)
         self.reset_image()  # so that an encoder that fails leaves no earlier image
@@ -105,17 +106,17 @@ class SamPredictor(segment_anything.SamPredictor):
     def set_image_batch(
         self, images: Sequence[NDArray[np.uint8] | Image.Image], image_format: str = "RGB"
     ) -> list[Self]:
-        """Computes the embeddings of several images at once, which a GPU does faster than singly.
+        """Computes the embeddings of several images at once, faster than one by one on a GPU.
 
         Args:
             images: each as :meth:`set_image` takes it; their sizes may differ.
-            image_format: as of :meth:`set_image`.
+            image_format: channel order of arrays, ``"RGB"`` or ``"BGR"``.
 
         Returns:
-            A predictor for each image, which has it set. This one stays as it is.
+            One predictor per image, with that image set; ``self`` is unchanged.
 
         Raises:
-            TypeError, ValueError: as :meth:`set_image`, for the first image at fault.
+            TypeError, UserError: if :meth:`set_image` would reject an image; the first one counts.
 
         Example:
             >>> for each in predictor.set_image_batch([Image.open("a.jpg"), Image.open("b.jpg")]):
@@ -128,17 +129,18 @@ class SamPredictor(segment_anything.SamPredictor):
     def set_torch_image_batch(
         self, transformed_images: Sequence[Tensor], original_image_sizes: Sequence[tuple[int, ...]]
     ) -> list[Self]:
-        """Computes the embeddings of several images at once, which have been transformed.
+        """Computes the embeddings of several transformed images at once.
 
         Args:
             transformed_images: each as :meth:`set_torch_image` takes it; their sizes may differ.
             original_image_sizes: (H, W) of each before the transformation.
 
         Returns:
-            A predictor for each image, which has it set. This one stays as it is.
+            One predictor per image, with that image set; ``self`` is unchanged.
 
         Raises:
-            TypeError, UserError: as :meth:`set_torch_image`, for the first image at fault.
+            TypeError, UserError: if :meth:`set_torch_image` would reject an image; the message
+                gives its index.
         """
         images, sizes = list(transformed_images), list(original_image_sizes)
         if len(images) != len(sizes):
@@ -151,7 +153,7 @@ class SamPredictor(segment_anything.SamPredictor):
         return self._encode(images, sizes) if images else []
 
     def _encode(self, images: Sequence[Tensor], sizes: Sequence[tuple[int, ...]]) -> list[Self]:
-        """As :meth:`set_torch_image_batch`, of one image at least, checked."""
+        """Does the work of :meth:`set_torch_image_batch`, for at least one image, checked."""
         with eval_mode(self.model):
             embeddings, inner = unpack(
                 self.model.image_encoder(torch.cat(list(map(self.model.preprocess, images))))
@@ -168,7 +170,7 @@ class SamPredictor(segment_anything.SamPredictor):
         return predictors
 
     def _check_transformed(self, name: str, image: Tensor, original_size: tuple[int, ...]) -> None:
-        """Refuses what is no transformed image, by the name of the argument."""
+        """Checks a transformed image; errors give the name of the argument."""
         if isinstance(image, Tensor) and image.ndim == 4 and len(image) != 1:
             raise UserError(
                 f"{name} must be one image, (1, 3, h, w), not of the shape {tuple(image.shape)}: "
@@ -198,24 +200,24 @@ class SamPredictor(segment_anything.SamPredictor):
         """Predicts masks from a prompt on the image that was set, as upstream's ``predict``.
 
         Args:
-            point_coords: (N, 2), XY in pixels of the image; they may lie outside it.
-            point_labels: (N,), 1 for an object point, 0 for a background point, -1 for none.
-            box: 4 numbers, XYXY in pixels. Swapped corners are taken as they are, with a warning.
+            point_coords: (N, 2), XY in pixels of the image; points may lie outside it.
+            point_labels: (N,), 1 for an object point, 0 for a background point, -1 for padding.
+            box: 4 numbers, XYXY in pixels. Swapped corners are used as they are, with a warning.
             mask_input: (256, 256) or (1, 256, 256), low-res logits of an earlier prediction; or
-                (H, W) or (1, H, W), a bool or uint8 mask of the image, which
-                :func:`~mobile_sam_plugin.inputs.mask_to_logits` makes logits of. Give a click or a
-                box with it, unless the weights were trained on masks alone.
-            multimask_output: three candidate masks rather than one; better for a single click.
-            return_logits: logits instead of boolean masks.
+                (H, W) or (1, H, W), a bool or uint8 mask of the image, converted by
+                :func:`~mobile_sam_plugin.inputs.mask_to_logits`. Add a point or a box, unless the
+                weights were trained on masks alone.
+            multimask_output: whether to return three candidates; better for a single point.
+            return_logits: whether to return logits instead of boolean masks.
 
         Returns:
             Masks (C, H, W), bool or float32; their predicted IoU (C,); low-res logits
             (C, 256, 256).
 
         Raises:
-            RuntimeError: no image has been set.
-            UserError: a prompt of the wrong shape or length, or with numbers in it that the model
-                cannot compute with: NaN, infinity, or of a magnitude above 2^24, in logits 10^4.
+            RuntimeError: if no image has been set.
+            UserError: if a prompt has the wrong shape or length, or holds NaN, infinity or a
+                magnitude above 2^24, in logits 10^4.
         """
         self._require_image()
         if point_coords is not None or point_labels is not None:
@@ -228,7 +230,7 @@ class SamPredictor(segment_anything.SamPredictor):
             point_coords = self.transform.apply_coords(point_coords, self.original_size)
         if box is not None:
             box = self.transform.apply_boxes(box, self.original_size)
-        # Not by upstream's method, which hands on an argument more in copies for SAM-HQ.
+        # Not by upstream's method, which passes one more argument in copies for SAM-HQ.
         results = self.predict_torch(
             self._one_prompt(point_coords),
             self._one_prompt(point_labels, torch.int),
@@ -262,23 +264,24 @@ class SamPredictor(segment_anything.SamPredictor):
         """Predicts masks for a batch of prompts, as upstream's ``predict_torch``.
 
         Args:
-            point_coords: (B, N, 2), XY, transformed with ``transform.apply_coords_torch``.
-            point_labels: (B, N), 1, 0 or -1.
-            boxes: (B, 4), XYXY, transformed with ``transform.apply_boxes_torch``.
-            mask_input: (B, 1, 256, 256) low-res logits, or (B, 1, H, W) bool or uint8 masks in the
-                size of the image, not transformed; or one for all prompts, where B is 1.
-            multimask_output: three masks a prompt rather than one.
-            return_logits: logits instead of boolean masks.
+            point_coords: (B, N, 2) float, XY, transformed with ``transform.apply_coords_torch``, on
+                the model's device as all prompts.
+            point_labels: (B, N) of any dtype, 1, 0 or -1.
+            boxes: (B, 4) float, XYXY, transformed with ``transform.apply_boxes_torch``.
+            mask_input: (B, 1, 256, 256) float, low-res logits; or (B, 1, H, W) bool or uint8, masks
+                of the image that are not transformed; or one for all prompts, with 1 for B.
+            multimask_output: three masks per prompt rather than one.
+            return_logits: whether to return logits instead of boolean masks.
 
         Returns:
             Masks (B, C, H, W), bool or float; their predicted IoU (B, C); low-res logits
-            (B, C, 256, 256). float32 also where the model is in half precision. Without any prompt
-            B is 1, as upstream; of prompts that are none B is 0.
+            (B, C, 256, 256). float32 even if the model is in half precision. Without prompts B is
+            1, as upstream; with empty prompts it is 0.
 
         Raises:
-            RuntimeError: no image has been set.
-            TypeError: a prompt that is no tensor.
-            UserError: as :meth:`predict`, or prompts of unlike numbers.
+            RuntimeError: if no image has been set.
+            TypeError: if a prompt is not a tensor.
+            UserError: if :meth:`predict` would reject a prompt, or their numbers differ.
         """
         low_res_logits, scores = self.predict_low_res_torch(
             point_coords, point_labels, boxes, mask_input, multimask_output
@@ -288,7 +291,7 @@ class SamPredictor(segment_anything.SamPredictor):
             *self.original_size,
             dtype=torch.float if return_logits else torch.bool,
         )
-        # One prompt after another, since all of them in float32 can take more memory than there is.
+        # One prompt after another: all of them in float32 can exceed the memory.
         for prompt, logits in enumerate(low_res_logits):
             masks[prompt] = self._upscale(logits, return_logits)
         return masks, scores, low_res_logits
@@ -302,7 +305,7 @@ class SamPredictor(segment_anything.SamPredictor):
         mask_input: Tensor | None = None,
         multimask_output: bool = True,
     ) -> tuple[Tensor, Tensor]:
-        """As :meth:`predict_torch`, without the masks in the size of the image.
+        """Predicts what :meth:`predict_torch` does, except for the masks of the image's size.
 
         Returns:
             Low-res logits (B, C, 256, 256) and predicted IoU (B, C), both float32.
@@ -333,7 +336,7 @@ class SamPredictor(segment_anything.SamPredictor):
     def _check_prompts(
         self, coords: Tensor | None, labels: Tensor | None, boxes: Tensor | None
     ) -> int | None:
-        """How many prompts clicks and boxes make; None if there are neither.
+        """Returns the number of prompts in points and boxes; None if there are neither.
 
         Raises:
             TypeError, UserError: as :meth:`predict_torch`.
@@ -361,7 +364,7 @@ class SamPredictor(segment_anything.SamPredictor):
         return next(iter(given_prompts.values()), None)
 
     def _check_masks(self, masks: Tensor, batch: int | None) -> Tensor:
-        """Low-res logits (B or 1, 1, 256, 256) of as many mask prompts, checked."""
+        """Returns low-res logits (B or 1, 1, 256, 256) of mask prompts, checked."""
         if not isinstance(masks, Tensor):
             raise TypeError(f"mask_input must be a torch.Tensor, not {type(masks).__name__}")
         if masks.dtype in (torch.bool, torch.uint8):
@@ -371,13 +374,13 @@ class SamPredictor(segment_anything.SamPredictor):
             _check_tensor("mask_input", masks, ("B", 1, *self._mask_sizes[0]), MAX_VALUE)
         if batch is not None and len(masks) not in (1, batch):
             raise UserError(
-                f"mask_input must hold one mask a prompt, or one for all: {batch} or 1, not "
+                f"mask_input must hold one mask per prompt, or one for all: {batch} or 1, not "
                 f"{len(masks)}"
             )
         return masks
 
     def _no_masks(self, multimask_output: bool) -> tuple[Tensor, Tensor]:
-        """The low-res logits and scores of no prompt."""
+        """Returns the low-res logits and scores of an empty batch."""
         masks = self.model.mask_decoder.num_multimask_outputs if multimask_output else 1
         size = 0, masks, *self.model.prompt_encoder.mask_input_size
         low_res_logits = torch.empty(size, device=self.device)
@@ -385,7 +388,7 @@ class SamPredictor(segment_anything.SamPredictor):
 
     @property
     def _mask_sizes(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-        """Of low-res logits, of the image and of what it was resized to."""
+        """Sizes of low-res logits, of the image and of the resized image."""
         height, width = self.original_size
         return self.model.prompt_encoder.mask_input_size, (height, width), self.input_size
 
@@ -404,7 +407,7 @@ class SamPredictor(segment_anything.SamPredictor):
             raise RuntimeError("An image must be set with .set_image(...) before mask prediction.")
 
     def _upscale(self, low_res_logits: Tensor, return_logits: bool) -> Tensor:
-        """From low-res logits (C, 256, 256) to masks, or logits, (C, H, W) of the image."""
+        """Turns low-res logits (C, 256, 256) into masks, or logits, (C, H, W) of the image."""
         if return_logits or low_res_logits.device.type != "cpu":
             logits: Tensor = self.model.postprocess_masks(
                 low_res_logits[None], self.input_size, self.original_size
@@ -416,16 +419,16 @@ class SamPredictor(segment_anything.SamPredictor):
 
 
 def _take(batch: Tensor, index: int) -> Tensor:
-    """One of a batch, (1, ...), as a tensor of its own: a view would keep the whole batch alive."""
+    """Returns one of a batch, (1, ...), as a copy: a view would keep the whole batch in memory."""
     one = batch[index : index + 1]
     return one.clone() if len(batch) > 1 else one
 
 
 def _check_tensor(name: str, tensor: Tensor, shape: tuple[int | str, ...], highest: float) -> None:
-    """Refuses what is no tensor of a shape, in which letters stand for any length, or too large.
+    """Checks that ``tensor`` has a shape, in which letters stand for any length, and small values.
 
     Raises:
-        TypeError, UserError: by the name of the argument.
+        TypeError, UserError: if not; the message gives the name of the argument.
     """
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, not {type(tensor).__name__}")
@@ -453,9 +456,9 @@ _borrowed_lock = threading.Lock()
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Holds a model in eval mode, then gives every part of it the mode that it had.
+    """Holds a model in eval mode, then restores the mode of each of its modules.
 
-    Where several threads hold one model, the last to leave gives the modes back.
+    If several threads hold one model, the last one to leave restores the modes.
     """
     with _borrowed_lock:
         borrowed = _borrowed.setdefault(model, _Borrowed(0, []))

@@ -989,7 +989,7 @@ def test_command_loads_the_model_and_tells_of_unreadable_images(
         (["--format", "png"], "--format"),
         (["--ray-address", "auto"], "--ray-address: needs --engine ray"),
         (["--gpus-per-worker", "1"], "--gpus-per-worker: needs --engine ray"),
-        (["--crop-n-layers", "3", "--crop-n-points-downscale-factor", "9"], "no click is left"),
+        (["--crop-n-layers", "3", "--crop-n-points-downscale-factor", "9"], "no point is left"),
     ],
     ids=str,
 )

@@ -438,7 +438,7 @@ def test_everything_says_what_to_do_when_it_finds_nothing(
         (["{tmp}/scene.png", "--pred-iou-thresh", "x"], "--pred-iou-thresh"),
         (
             ["{tmp}/scene.png", "--crop-n-layers", "1", "--crop-n-points-downscale-factor", "9"],
-            "no click is left",
+            "no point is left",
         ),
     ],
     ids=str,

@@ -288,7 +288,7 @@ GRID = np.array([[0.5, 0.5]])
         (
             {"points_per_side": 8, "crop_n_layers": 3, "crop_n_points_downscale_factor": 3},
             ValueError,
-            "no click is left in layer 2 .*points_per_side is 8, crop_n_points_downscale_factor 3",
+            r"no point is left in layer 2 .*points_per_side \(8\).*downscale_factor \(3\)",
         ),
         ({"min_mask_region_area": np.nan}, ValueError, "min_mask_region_area .*not nan"),
         ({"point_grids": []}, ValueError, "point_grids must hold a grid .* not 0 in all"),

@@ -330,7 +330,7 @@ CLICK = torch.tensor([[[50.0, 50.0]]])
         (
             (None, None, torch.zeros(3, 4), torch.zeros(2, 1, 256, 256)),
             ValueError,
-            "one mask a prompt, or one for all: 3 or 1, not 2",
+            "one mask per prompt, or one for all: 3 or 1, not 2",
         ),
         ((None, None, None, torch.zeros(1, 256, 256)), ValueError, r"mask_input .*not \(1, 256"),
         ((None, None, None, torch.zeros(1, 1, 9, 9).bool()), ValueError, "mask_input .*not bool"),

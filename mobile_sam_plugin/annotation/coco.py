@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from ..errors import UserError
 from .items import (
     BoxPrompt,
-    Images,
     Item,
     Listed,
+    Source,
     output_names,
     read_text,
     refuse_duplicates,
@@ -36,7 +37,7 @@ _TURNS: dict[int, Callable[[float, float, float, float], tuple[float, float]]] =
 """EXIF orientation to a function that converts a point of the stored image to the upright one."""
 
 
-class CocoSource(Images):
+class CocoSource(Source):
     """The images of a COCO data set, in its order, with the boxes of its annotations."""
 
     def __init__(self, location: str, images: str | None) -> None:
@@ -66,6 +67,7 @@ class CocoSource(Images):
                 f"'file_name', and 'annotations' with 'id', 'image_id' and 'bbox': {error!r}"
             ) from error
 
+    @override
     def listing(self) -> Iterator[Listed]:
         names = output_names([*self._items])
         for index, (key, name) in enumerate(zip(self._items, names, strict=True)):
@@ -74,6 +76,7 @@ class CocoSource(Images):
             digest = hashlib.sha256(repr((size, described)).encode("utf-8", "surrogatepass"))
             yield Listed(index, key, name, image_id, digest.hexdigest()[:16])
 
+    @override
     def item(self, listed: Listed) -> Item:
         path, _, boxes, size = self._items[listed.key]
         return listed.at(path, boxes=tuple(boxes), size=size)

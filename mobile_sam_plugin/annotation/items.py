@@ -1,4 +1,4 @@
-"""Images as sources list them, and the parts that all sources share."""
+"""Images as sources list them, and the base class of all sources."""
 
 import codecs
 import hashlib
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,8 +117,8 @@ class Listed:
 Wanted = Callable[[Listed], bool]
 
 
-class Source(Protocol):
-    """A sequence of images that need not fit into memory.
+class Source:
+    """A sequence of images that need not fit into memory; subclasses list and describe them.
 
     Attributes:
         inputs: the paths, globs and URLs that it was opened with.
@@ -129,22 +129,31 @@ class Source(Protocol):
     """
 
     inputs: list[str]
-    kind: str
-    root: str
-    categories: dict[int, str]
-    skipped: Counter[str]
+
+    def __init__(self, kind: str, root: str) -> None:
+        """Starts without categories and skipped files."""
+        self.kind = kind
+        self.root = root
+        self.categories: dict[int, str] = {}
+        self.skipped: Counter[str] = Counter()
 
     def scan(self) -> tuple[int, str]:
         """Returns the number of images and a checksum of their list.
 
         For a video these are the number of frames by its header, and a checksum of the file.
         """
+        return checksum(
+            listed.key if listed.image_id is None and not listed.boxes_checksum else repr(listed)
+            for listed in self.listing()
+        )
 
     def listing(self) -> Iterator[Listed]:
         """Lists all images; for a video, as many frames as its header promises."""
+        raise NotImplementedError
 
     def item(self, listed: Listed) -> Item:
         """Returns an image of the listing, ready to load; its index and name may have changed."""
+        raise NotImplementedError
 
     def items(self, wanted: Wanted, end: int | None = None) -> Iterator[Item]:
         """Lists the wanted images, ready to load, in the order of :meth:`listing`.
@@ -153,32 +162,6 @@ class Source(Protocol):
             wanted: returns whether an image is wanted.
             end: the index to stop before; None for no end.
         """
-
-
-class Images:
-    """Base class of the sources."""
-
-    inputs: list[str]
-
-    def __init__(self, kind: str, root: str) -> None:
-        self.kind = kind
-        self.root = root
-        self.categories: dict[int, str] = {}
-        self.skipped: Counter[str] = Counter()
-
-    def scan(self) -> tuple[int, str]:
-        return checksum(
-            listed.key if listed.image_id is None and not listed.boxes_checksum else repr(listed)
-            for listed in self.listing()
-        )
-
-    def listing(self) -> Iterator[Listed]:
-        raise NotImplementedError
-
-    def item(self, listed: Listed) -> Item:
-        raise NotImplementedError
-
-    def items(self, wanted: Wanted, end: int | None = None) -> Iterator[Item]:
         return map(self.item, filter(wanted, islice(self.listing(), end)))
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+from typing_extensions import override
 
 from ..errors import UserError
 from ..files import digest_source
@@ -28,7 +29,6 @@ from ..images import describe_kinds, is_image_name, skipped_kind
 from . import writers
 from .coco import CocoSource
 from .items import (
-    Images,
     Item,
     Listed,
     Source,
@@ -123,7 +123,7 @@ def _is_folder(name: str) -> bool:
     return not ask(name, fs.isfile, path) and ask(name, fs.isdir, path)
 
 
-class _FolderSource(Images):
+class _FolderSource(Source):
     """A folder and all below it; holds the names of one folder at a time."""
 
     def __init__(self, root: Path, exclude: str | os.PathLike[str] | None) -> None:
@@ -136,13 +136,16 @@ class _FolderSource(Images):
                 f"there is no image in the folder {str(root)!r}{reason and ': ' + reason}"
             )
 
+    @override
     def scan(self) -> tuple[int, str]:
         return self._scanned
 
+    @override
     def listing(self) -> Iterator[Listed]:
         for index, (key, name) in enumerate(self._walk("", Counter())):
             yield Listed(index, key, name)
 
+    @override
     def item(self, listed: Listed) -> Item:
         return listed.at(f"{self.root}/{listed.key}")
 
@@ -169,7 +172,7 @@ class _FolderSource(Images):
             yield from self._walk(f"{folder}{name}/", skipped)
 
 
-class _ListSource(Images):
+class _ListSource(Source):
     """Paths or URLs that were given one by one; each is opened as it was given."""
 
     def __init__(
@@ -214,14 +217,16 @@ class _ListSource(Images):
         self._paths = dict(zip(keys, paths, strict=True))
         self.skipped += skipped or Counter()
 
+    @override
     def listing(self) -> Iterator[Listed]:
         return map(Listed, itertools.count(), self._paths, output_names([*self._paths]))
 
+    @override
     def item(self, listed: Listed) -> Item:
         return listed.at(self._paths[listed.key])
 
 
-class _VideoSource(Images):
+class _VideoSource(Source):
     """The frames of a video, decoded when they are requested."""
 
     def __init__(self, path: Path) -> None:
@@ -232,12 +237,15 @@ class _VideoSource(Images):
         self._expected = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
         capture.release()
 
+    @override
     def scan(self) -> tuple[int, str]:
         return self._expected, digest_source(Path(self.root))
 
+    @override
     def listing(self) -> Iterator[Listed]:
         return map(list_frame, range(self._expected))
 
+    @override
     def items(self, wanted: Wanted, end: int | None = None) -> Iterator[Item]:
         capture = self._open()
         try:
@@ -304,10 +312,7 @@ def _find_urls(
         return [name]
     if location.head.startswith("http") and location.query:
         return [name]  # whether it is an image shows when it is read
-    if glob.has_magic(location.path):
-        found = ask(name, fs.glob, path)
-    else:
-        found = ask(name, fs.find, path)
+    found = ask(name, fs.glob if glob.has_magic(location.path) else fs.find, path)
     base = Location.of(_find_base(name))
     inner = open_filesystem(str(base))[1]
     # The file system's paths cannot always be converted to URLs, so these are made from the input.

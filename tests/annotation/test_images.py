@@ -147,20 +147,20 @@ if features.check("avif"):
 
 # What each error says.
 UNREADABLE: dict[str, tuple[Maker, str]] = {
-    "empty.png": (content(b""), "no image that can be read here"),
-    "text.jpg": (content(b"no image"), "no image that can be read here"),
-    "page.jpg": (content(b"<!DOCTYPE html><html></html>"), "no image that can be read here"),
-    "zip.png": (content(b"PK\3\4" + bytes(100)), "no image that can be read here"),
+    "empty.png": (content(b""), "not an image that can be read here"),
+    "text.jpg": (content(b"no image"), "not an image that can be read here"),
+    "page.jpg": (content(b"<!DOCTYPE html><html></html>"), "not an image that can be read here"),
+    "zip.png": (content(b"PK\3\4" + bytes(100)), "not an image that can be read here"),
     "half.png": (content(PNG[: len(PNG) // 2]), "cannot be read"),
     "half.jpg": (content(JPEG[: len(JPEG) // 2]), "cannot be read"),
-    "header_only.png": (content(PNG[:33]), "no image"),
+    "header_only.png": (content(PNG[:33]), "not an image"),
     "header_cut.png": (content(PNG[:20]), "cannot be read"),
-    "header_only.gif": (content(encoded("gif")[:13]), "no image"),
+    "header_only.gif": (content(encoded("gif")[:13]), "not an image"),
     "damaged.png": (content(PNG[:60] + bytes(8) + PNG[68:]), "cannot be read"),
     "bomb.png": (bomb, "too large to be safe"),
     "no_rows.bmp": (
         content(encoded("bmp")[:22] + bytes(4) + encoded("bmp")[26:]),
-        "no image",
+        "not an image",
     ),
     "float.tiff": (save(GRAY.astype(np.float32)), "mode 'F' has no defined range"),
     "integers.tiff": (save(GRAY.astype(np.int32)), "mode 'I' has no defined range"),

@@ -429,7 +429,7 @@ def test_images_without_a_preview_say_why(page: Any, images: Path) -> None:
     notes = {
         "gone.png": f"The image is missing: {images / 'gone.png'}",
         "changed.png": "The image has changed: 400 x 200 pixels instead of 200 x 100",
-        "broken.png": f"The image cannot be read: {str(images / 'broken.png')!r} is no image",
+        "broken.png": f"The image cannot be read: {str(images / 'broken.png')!r} is not an image",
     }
     for name, note in notes.items():
         card = page.locator(".card", has_text=name)

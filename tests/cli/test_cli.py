@@ -295,7 +295,7 @@ def test_everything_segments_a_folder(tmp_path: Path, out: Path, capsys: Capture
     assert len(captured.out.splitlines()) == 2
     warning, error = captured.err.splitlines()
     assert warning.startswith("mobile-sam: warning: ") and "1 file is left out: 1 .txt" in warning
-    assert error.startswith("mobile-sam: ") and "broken.png' is no image" in error
+    assert error.startswith("mobile-sam: ") and "broken.png' is not an image" in error
 
 
 def test_everything_writes_polygons_labelme_and_cutouts(

@@ -252,8 +252,12 @@ def test_json_that_is_not_coco(tmp_path: Path, content: bytes, message: str) -> 
     ("break_it", "error", "message"),
     [
         (lambda path: path.unlink(), FileNotFoundError, "a.png"),
-        (lambda path: path.write_bytes(b""), ValueError, "no image that can be read here"),
-        (lambda path: path.write_bytes(b"GIF89a"), ValueError, "no image that can be read here"),
+        (lambda path: path.write_bytes(b""), ValueError, "not an image that can be read here"),
+        (
+            lambda path: path.write_bytes(b"GIF89a"),
+            ValueError,
+            "not an image that can be read here",
+        ),
         (lambda path: path.write_bytes(path.read_bytes()[:60]), ValueError, "cannot be read"),
     ],
 )

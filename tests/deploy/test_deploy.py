@@ -544,7 +544,7 @@ def test_photographs_are_checked_first_and_held_one_at_a_time(
     good = [PHOTOGRAPHS / name for name in ("coffee.png", "chelsea.png", "rocket.jpg")]
     (tmp_path / "broken.png").write_text("no image")
     Image.new("L", (9000, 1)).save(tmp_path / "thin.png")
-    for name, message in (("broken.png", "broken.png' is no image"), ("thin.png", "too thin")):
+    for name, message in (("broken.png", "broken.png' is not an image"), ("thin.png", "too thin")):
         with pytest.raises(ValueError, match=message):
             export(small_sam, tmp_path / "out", [*good, tmp_path / name], "int8")
         assert not (tmp_path / "out").exists()

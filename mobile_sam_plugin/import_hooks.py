@@ -1,8 +1,8 @@
-"""MobileSAM in the SAM packages that a program imports later, and that processes it starts import.
+"""MobileSAM in the SAM packages that a program, or a process that it starts, imports later.
 
-A new process knows nothing of the modules of the one that started it. So what is to be done to them
-goes into the environment, together with a folder on ``PYTHONPATH``, whose ``sitecustomize`` python
-runs at its start. It sets the same hooks there.
+A new process does not inherit the modules of the one that started it. So the settings are passed in
+the environment, together with a folder on ``PYTHONPATH``. At its start Python runs the
+``sitecustomize`` in it, which sets the same hooks.
 """
 
 import json
@@ -18,13 +18,13 @@ _STARTUP = str(Path(__file__).parent / "startup")
 
 
 class ImportHooks:
-    """What happens to ``segment_anything`` and its copies once a program has imported them.
+    """Changes to ``segment_anything`` and its copies, made as soon as a program imports them.
 
     Args:
-        copies: modules beside ``segment_anything``, by their full names. They get this package's
-            ``vit_t``, in place of their own if they have one.
-        replaced: the model types for which all of these modules are to build MobileSAM.
-        checkpoint: the weights for replaced types; the default ones if None.
+        copies: full names of modules in addition to ``segment_anything``. They get this package's
+            ``vit_t``, instead of their own if they have one.
+        replaced: model types for which all of these modules build MobileSAM.
+        checkpoint: weights for replaced types; the default ones if None.
     """
 
     def __init__(
@@ -39,15 +39,15 @@ class ImportHooks:
         self._problems = dict.fromkeys(self.copies, "was not imported")
 
     def install(self) -> None:
-        """Sets the hooks in this process; modules that are there already are changed at once."""
+        """Sets the hooks in this process; modules that are already imported are changed at once."""
         for name in dict.fromkeys(("segment_anything", *self.copies)):
             wrapt.when_imported(name)(self._change)
 
     def hand_down(self) -> None:
-        """Sets them in the python processes that this one starts from now on, and in theirs.
+        """Sets them in the Python processes that this one starts from now on, and in theirs.
 
-        Left out are those of another python environment, and those started without this process's
-        environment variables, or with one of python's options ``-E``, ``-I`` and ``-S``.
+        Except in those of another Python environment, and those started without this process's
+        environment variables or with one of Python's options ``-E``, ``-I`` and ``-S``.
         """
         plan = {
             "prefix": sys.prefix,
@@ -60,7 +60,7 @@ class ImportHooks:
         os.environ["PYTHONPATH"] = f"{_STARTUP}{os.pathsep}{path}" if path else _STARTUP
 
     def problems(self) -> list[str]:
-        """What could not be done to the modules so far, a sentence each."""
+        """Returns the changes that have not been made so far, one sentence each."""
         suffix = ".build_sam"
         known = [name.removesuffix(suffix) for name in list(sys.modules) if name.endswith(suffix)]
         way_out = f"; imported were: {', '.join(known)}" if known else ""

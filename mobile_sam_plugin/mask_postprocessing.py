@@ -1,6 +1,6 @@
 """From SAM's low-resolution logits to masks in run-length form, without full-size logits.
 
-Everything mode scores, thresholds, boxes and encodes a thousand masks an image. The reference
+Everything mode scores, thresholds, boxes and encodes a thousand masks per image. The reference
 package upscales every mask to the full image first: gigabytes of float32 that are read only to be
 compared with three thresholds. The upscaling is bilinear, so a pixel is a weighted mean of the few
 low-resolution logits around it. Where all of those lie on the same side of the thresholds, so does
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from .errors import UserError
 
-_TILE_SIZE = 64  # pixels of the upscaled mask a side
+_TILE_SIZE = 64  # pixels of the upscaled mask per side
 _CHUNK_PIXELS = 1 << 18  # upscaled at once: 1 MB of float32, which stays in the L2 cache
 
 FloatArray = NDArray[np.float32]
@@ -52,7 +52,7 @@ class CocoRLE(TypedDict):
 
 
 def rle_from_mask(mask: BoolArray) -> UncompressedRLE:
-    """Encode one binary mask, as upstream's ``mask_to_rle_pytorch`` does for a batch.
+    """Encodes one binary mask, as upstream's ``mask_to_rle_pytorch`` does for a batch.
 
     Args:
         mask: bool array of shape (height, width).
@@ -70,7 +70,7 @@ def rle_from_mask(mask: BoolArray) -> UncompressedRLE:
 
 
 def mask_from_rle(rle: UncompressedRLE) -> BoolArray:
-    """Decode a mask: bool of shape ``size``, column-major in memory as upstream's."""
+    """Decodes a mask: bool of shape ``size``, column-major in memory as upstream's."""
     height, width = rle["size"]
     foreground = np.arange(len(rle["counts"])) % 2 == 1
     mask: BoolArray = np.repeat(foreground, rle["counts"]).reshape(width, height).T
@@ -78,7 +78,7 @@ def mask_from_rle(rle: UncompressedRLE) -> BoolArray:
 
 
 def compress_rle(rle: UncompressedRLE) -> CocoRLE:
-    """Compress runs as upstream's ``coco_encode_rle`` does; needs pycocotools."""
+    """Compresses runs as upstream's ``coco_encode_rle`` does; needs pycocotools."""
     from pycocotools import mask as mask_utils
 
     compressed = mask_utils.frPyObjects(rle, *rle["size"])
@@ -155,7 +155,7 @@ class CropMask:
         return _rle_from_changes(changes[kept], height, width)
 
     def to_coco_rle(self, crop_box: Sequence[int], image_size: tuple[int, int]) -> CocoRLE:
-        """Encode as :meth:`to_rle`, compressed; see :func:`compress_rle`."""
+        """Encodes as :meth:`to_rle`, compressed; see :func:`compress_rle`."""
         return compress_rle(self.to_rle(crop_box, image_size))
 
     def to_binary_mask(self, crop_box: Sequence[int], image_size: tuple[int, int]) -> BoolArray:
@@ -166,11 +166,11 @@ class CropMask:
 class MaskUpscaler:
     """Thresholds low-resolution logits at the resolution of one crop.
 
-    Stands for upstream's ``Sam.postprocess_masks`` (bilinear to the model's input size, padding
-    cut, bilinear to the crop's size) and the thresholding after it. Build one a crop and use it for
+    Replaces upstream's ``Sam.postprocess_masks`` (bilinear to the model's input size, padding cut,
+    bilinear to the crop's size) and the thresholding after it. Build one per crop and use it for
     every mask. It never changes once built, so threads may share it.
 
-    A mask needs some 3 MB of scratch, and one byte for every pixel of the tiles that a threshold
+    A mask needs about 3 MB of scratch memory, and one byte per pixel of the tiles that a threshold
     passes through.
     """
 
@@ -181,7 +181,7 @@ class MaskUpscaler:
         low_res_size: tuple[int, int] = (256, 256),
         img_size: int = 1024,
     ) -> None:
-        """Prepare the interpolation for a crop.
+        """Prepares the interpolation for a crop.
 
         Args:
             input_size: (height, width) of the resized crop in the model's input, without padding.
@@ -211,15 +211,15 @@ class MaskUpscaler:
         stability_score_offset: float = 1.0,
         stability_score_thresh: float = 0.0,
     ) -> CropMask | None:
-        """Upscale and threshold the logits of one mask.
+        """Upscales and thresholds the logits of one mask.
 
         Args:
             low_res_logits: float32 array of shape ``low_res_size``, finite.
             mask_threshold: logits above it are in the mask.
             stability_score_offset: distance of the stability score's two thresholds from
                 ``mask_threshold``.
-            stability_score_thresh: the least stability score that is of interest; as upstream, a
-                value of zero lets every mask through, even one without a score.
+            stability_score_thresh: lowest stability score that is kept; as upstream, zero keeps
+                every mask, even one without a score.
 
         Returns:
             The mask, or None (at less cost) if its stability score is too low.
@@ -251,7 +251,7 @@ class MaskUpscaler:
         return CropMask(stability_score, self.crop_size, *runs)
 
     def binary_mask(self, low_res_logits: FloatArray, mask_threshold: float = 0.0) -> BoolArray:
-        """Upscale and threshold the logits of one mask into an array of ``crop_size``.
+        """Upscales and thresholds the logits of one mask into an array of ``crop_size``.
 
         Args:
             low_res_logits: float32 array of shape ``low_res_size``, finite.
@@ -273,7 +273,7 @@ class MaskUpscaler:
         return whole[:height, :width]
 
     def upscale(self, low_res_logits: FloatArray) -> FloatArray:
-        """Upscale the logits of one mask to ``crop_size``, as ``Sam.postprocess_masks`` does.
+        """Upscales the logits of one mask to ``crop_size``, as ``Sam.postprocess_masks`` does.
 
         Args:
             low_res_logits: float32 array of shape ``low_res_size``, finite.
@@ -373,7 +373,7 @@ class _TiledInterpolation:
     """Upscaling along one axis, cut into tiles of output pixels with the weights of each.
 
     Attributes:
-        tile_size: pixels a tile.
+        tile_size: pixels per tile.
         whole: bool (tiles,), whether a tile lies inside the output to its last pixel.
         support_size: number of low-resolution logits that a tile is interpolated from.
         support_starts: int64 (tiles,), the first of these logits.

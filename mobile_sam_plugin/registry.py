@@ -1,4 +1,4 @@
-"""The registry of model types: upstream's, with MobileSAM's beside them."""
+"""The registry of model types: upstream's and MobileSAM's."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,4 +11,4 @@ sam_model_registry: dict[str, Callable[..., Any]] = {
     name: segment_anything.sam_model_registry[name]
     for name in ("default", "vit_h", "vit_l", "vit_b")
 } | {"vit_t": build_sam_vit_t}
-"""Model type to builder: upstream's four entries, and ``vit_t`` for MobileSAM."""
+"""Builder of each model type: upstream's four, and ``vit_t`` for MobileSAM."""

@@ -1,7 +1,6 @@
-"""MobileSAM in upstream's registry, or in that of a project with its own copy of it.
+"""MobileSAM in the registry of segment_anything, or of a project's own copy of it.
 
-Nothing here imports segment_anything before it is needed, since it may be called while that is
-imported.
+segment_anything is imported late: it may be calling this module while it is imported itself.
 """
 
 import logging
@@ -26,15 +25,15 @@ logger = logging.getLogger(__name__)
 def register(module: ModuleType, override: bool = False) -> None:
     """Adds ``vit_t`` to the registry of a module, such as a vendored copy of segment_anything.
 
-    Importing this package does it for ``segment_anything`` itself.
+    Importing this package does this for ``segment_anything`` itself.
 
     Args:
         module: a module with a dict ``sam_model_registry``.
-        override: replace a ``vit_t`` that the module already has, as the original ``mobile_sam``
-            does, under all names that the module has for it; it is left alone otherwise.
+        override: whether to replace a ``vit_t`` that the module already has, as the original
+            ``mobile_sam`` does, under all names that the module has for it.
 
     Raises:
-        TypeError: the module has no such dict.
+        TypeError: if the module has no such dict.
 
     Example:
         >>> import sam.segment_anything
@@ -54,13 +53,12 @@ def replace(
 ) -> ExitStack:
     """Makes a module build MobileSAM where its callers ask for another type of SAM.
 
-    For code that hard-codes or asserts the type. It takes effect at once and goes with the function
-    that builds the type, wherever the module and its loaded submodules hold it: in
-    ``sam_model_registry``, under every type that it stands for, and as ``build_sam_vit_h`` or
-    ``build_sam``. So upstream's ``"vit_h"`` and ``"default"``, which are one function, are replaced
-    together. Names that other modules imported from there before keep what they were. The
-    checkpoint that such code passes belongs to the other model, so it is ignored, which one line in
-    the log says.
+    For code that hard-codes or asserts the type. It takes effect at once, and replaces the function
+    that builds the type everywhere in the module and its loaded submodules: in
+    ``sam_model_registry``, under all of its types, and as ``build_sam_vit_h`` or ``build_sam``. So
+    upstream's ``"vit_h"`` and ``"default"``, which are one function, are replaced together. Names
+    that other modules have already imported from there are not. The checkpoint that such code
+    passes belongs to the other model: it is ignored, with a line in the log.
 
     Args:
         model_types: ``"vit_h"``, ``"vit_l"``, ``"vit_b"`` or ``"default"``, one or more.
@@ -68,11 +66,11 @@ def replace(
         checkpoint: the weights that MobileSAM loads instead, see :func:`build_sam_vit_t`.
 
     Returns:
-        A context manager that restores what was there on leaving, as its ``close()`` does.
+        A context manager that restores the original functions at its end, or on ``close()``.
 
     Raises:
-        ValueError: no type, or one that the module's registry does not have.
-        TypeError: the module has no such registry.
+        UserError: if no type is given, or the module's registry does not have one of them.
+        TypeError: if the module has no such registry.
 
     Example:
         >>> with replace("vit_h", checkpoint="mobile_sam.pt"):
@@ -97,9 +95,9 @@ def replace(
 
 
 def _exchange(old: Callable[..., Any], new: Callable[..., Any], module: ModuleType) -> None:
-    """Puts one function in the place of another in a module, its loaded submodules and their dicts.
+    """Replaces a function by another in a module, its loaded submodules and their dicts.
 
-    Told by what it is rather than by its name, since one function has several.
+    It is found by identity, since one function has several names.
     """
     parts = [module]
     parts += [

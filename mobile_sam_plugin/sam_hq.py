@@ -1,4 +1,4 @@
-"""What copies of segment_anything for SAM-HQ hand from part to part, and upstream's does not.
+"""The differences of segment_anything's copies for SAM-HQ, whose parts exchange more data.
 
 Their image encoders return a pair: the embeddings, and features from inside the encoder. Their
 predictors unpack it, and call decoders with the features and a switch. ``segment_anything_hq`` is
@@ -16,25 +16,25 @@ InnerFeatures = Sequence[Tensor]  # (B, H / 16, W / 16, channels) each
 
 
 def unpack(encoded: Tensor | tuple[Tensor, InnerFeatures]) -> tuple[Tensor, InnerFeatures | None]:
-    """Embeddings and inner features of what an image encoder returned; none from upstream's."""
+    """Splits an image encoder's output into embeddings and inner features; upstream's has none."""
     return (encoded, None) if isinstance(encoded, Tensor) else encoded
 
 
 def decoder_arguments(features: InnerFeatures | None) -> dict[str, Any]:
-    """What the decoder of a model is given beside upstream's arguments."""
+    """Returns the arguments of a decoder in addition to upstream's."""
     if features is None:
         return {}
     return {"hq_token_only": False, "interm_embeddings": features}
 
 
 def unpacks_pairs(module: ModuleType) -> bool:
-    """Whether the predictors of a copy of segment_anything want pairs of image encoders."""
+    """Whether the predictors of a copy of segment_anything expect pairs from image encoders."""
     predict = getattr(getattr(module, "SamPredictor", None), "predict_torch", None)
     return predict is not None and "hq_token_only" in inspect.signature(predict).parameters
 
 
 def return_pairs(encoder: nn.Module, wanted: bool) -> None:
-    """Makes an image encoder return pairs, or embeddings alone, from now on.
+    """Makes an image encoder return pairs from now on, or embeddings alone.
 
     The inner features are the embeddings again: MobileSAM has none that SAM-HQ's decoder was
     trained for, and its own decoder ignores them.

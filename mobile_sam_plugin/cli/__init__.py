@@ -1,10 +1,9 @@
-"""The command ``mobile-sam``: its commands put together, and how it ends.
+"""The command ``mobile-sam``: its subcommands and exit codes.
 
-The exit code is 0, 2 for a mistake of the user, or 1 for a failure, the last two with one line on
-stderr; ``run`` alone ends as the script that it ran does. Where the failure is a fault of this
-package or of a library, ``MOBILE_SAM_DEBUG=1`` prints its traceback before that line. What takes
-long to import, such as torch and numpy, the commands import when they are called, so that
-``--help`` answers at once.
+The exit code is 0, 2 for a usage error, or 1 for another failure, the last two with one line on
+stderr; ``run`` ends as its script does. If the cause is a fault of this package or of a library,
+``MOBILE_SAM_DEBUG=1`` prints its traceback before that line. Commands import torch, numpy and other
+slow libraries when they are called, so that ``--help`` answers at once.
 """
 
 import os
@@ -36,7 +35,7 @@ from .view import view
 # typer's own usage error, or click's where typer still builds on that.
 _UsageError: Any = typer.BadParameter.__base__
 
-# What a user can put right. All are OSErrors; the others are failures.
+# OSErrors that a user can put right; others are failures.
 _MISTAKES = (
     FileExistsError,
     FileNotFoundError,
@@ -82,14 +81,14 @@ def mobile_sam(
         ),
     ] = False,
 ) -> None:
-    """MobileSAM: masks from clicks, boxes and masks, or of everything in an image."""
+    """MobileSAM: masks from points, boxes and masks, or of everything in an image."""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs ``mobile-sam`` and returns its exit code; ``run`` may raise what its script raises.
 
     Args:
-        argv: the arguments behind the command's name; those of this process if None.
+        argv: arguments after the command's name; those of this process if None.
     """
     try:
         with warnings.catch_warnings():
@@ -108,20 +107,19 @@ def main(argv: list[str] | None = None) -> int:
         message = f"{error.filename}: {error.strerror}" if named else str(error)
         return _fail(2 if isinstance(error, _MISTAKES) else 1, message)
     except Exception as error:
-        # torch's own is told by its name, since torch may not have been imported.
+        # torch's own is recognised by its name, since torch may not have been imported.
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
             return _fail(1, f"out of memory: {error}".rstrip(": "))
         if os.environ.get("MOBILE_SAM_DEBUG"):
             traceback.print_exc()
-            return _fail(1, "an error that this program did not expect, see above")
+            return _fail(1, "unexpected error, see above")
         return _fail(
             1,
-            f"an error that this program did not expect: {type(error).__name__}: {error} "
-            "(MOBILE_SAM_DEBUG=1 shows where)",
+            f"unexpected error: {type(error).__name__}: {error} (MOBILE_SAM_DEBUG=1 shows where)",
         )
     except KeyboardInterrupt:
         return 130
-    if callable(outcome):  # what `run` is to run, clear of typer, which catches and alters errors
+    if callable(outcome):  # the program of `run`, outside of typer, which catches and alters errors
         outcome()
         return 0
     return outcome or 0

@@ -12,14 +12,14 @@ from .inputs import CHECKPOINT_NAMES
 
 
 class Dtype(str, Enum):
-    """Floating-point types that checkpoints are kept in."""
+    """Floating-point types of checkpoints."""
 
     float32 = "float32"
     float16 = "float16"
 
 
 class Target(str, Enum):
-    """Programs that want more in a checkpoint than this one does."""
+    """Programs that need more in a checkpoint than this one does."""
 
     upstream = "upstream"
 
@@ -37,15 +37,13 @@ For = Annotated[
 def info(
     checkpoint: Annotated[
         str | None,
-        typer.Option(
-            metavar="C", help=f"The checkpoint. {CHECKPOINT_NAMES}", show_default="bundled"
-        ),
+        typer.Option(metavar="C", help=f"Checkpoint. {CHECKPOINT_NAMES}", show_default="bundled"),
     ] = None,
 ) -> None:
-    """Tell versions, devices, and what a checkpoint holds.
+    """Show versions, devices and the contents of a checkpoint.
 
-    Nothing is downloaded unless --checkpoint names what is not here yet. Without it, the checkpoint
-    that comes with this package is described.
+    Nothing is downloaded unless --checkpoint names a file that is not here yet. Without it, the
+    checkpoint that comes with this package is described.
     """
     import platform
     from importlib.metadata import version
@@ -74,7 +72,7 @@ def info(
 
 def convert(
     source: Annotated[
-        str, typer.Argument(metavar="IN", help=f"The checkpoint to read. {CHECKPOINT_NAMES}")
+        str, typer.Argument(metavar="IN", help=f"Checkpoint to read. {CHECKPOINT_NAMES}")
     ],
     target: Annotated[
         Path,
@@ -85,7 +83,7 @@ def convert(
         ),
     ],
     dtype: Annotated[
-        Dtype | None, typer.Option(help="The type to convert to.", show_default="as it is")
+        Dtype | None, typer.Option(help="Type to convert to.", show_default="unchanged")
     ] = None,
     for_: For = None,
     overwrite: Annotated[

@@ -21,7 +21,7 @@ from .inputs import CHECKPOINT_NAMES
 
 
 class ReplaceableType(str, Enum):
-    """The types in SAM's registry that can be replaced."""
+    """Model types in SAM's registry that can be replaced."""
 
     default = "default"
     vit_h = "vit_h"
@@ -30,7 +30,7 @@ class ReplaceableType(str, Enum):
 
 
 class RunCommand(TyperCommand):
-    """Takes options only before the script, and several types behind one ``--replace``."""
+    """Takes options only before the script, and several types after one ``--replace``."""
 
     allow_interspersed_args = False
 
@@ -53,7 +53,7 @@ def run(
         str, typer.Argument(metavar="script.py", help="The script, or with -m the module.")
     ],
     arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="ARGS", help="What the script is given.")
+        list[str] | None, typer.Argument(metavar="ARGS", help="Arguments of the script.")
     ] = None,
     module: Annotated[
         bool, typer.Option("-m", help="Run a module by its name, as python -m does.")
@@ -62,8 +62,8 @@ def run(
         list[ReplaceableType] | None,
         typer.Option(
             metavar="TYPE ...",
-            help="Build MobileSAM where the script asks for these types: default, vit_h, vit_l, "
-            "vit_b. The checkpoint that it gives for them is ignored.",
+            help="Build MobileSAM if the script requests one of these types: default, vit_h, "
+            "vit_l, vit_b. The script's checkpoint for it is ignored.",
         ),
     ] = None,
     in_: Annotated[
@@ -71,16 +71,16 @@ def run(
         typer.Option(
             "--in",
             metavar="MODULE",
-            help="A copy of segment_anything that the script imports, by its full name: "
-            "mobile_sam, sam.segment_anything. vit_t is registered in it, and --replace goes for "
-            "it, as for segment_anything. May be given several times.",
+            help="Full name of a copy of segment_anything that the script imports, such as "
+            "mobile_sam or sam.segment_anything. It gets vit_t, and --replace applies to it. Can "
+            "be given several times.",
         ),
     ] = None,
     checkpoint: Annotated[
         str | None,
         typer.Option(
             metavar="C",
-            help="The weights for replaced types, and for vit_t where the script names none. "
+            help="Weights for replaced types, and for vit_t if the script names none. "
             + CHECKPOINT_NAMES,
             show_default="the Hub's nielsr/mobilesam",
         ),
@@ -88,14 +88,14 @@ def run(
 ) -> Callable[[], None]:
     """Run an unmodified SAM script with vit_t registered.
 
-    The script runs as python itself would run it, with the same sys.argv, __main__, sys.path and
-    exit code. Everything behind its name belongs to it. What is registered and replaced is so in
-    the python processes that it starts as well.
+    The script runs as Python itself would run it, with the same sys.argv, __main__, sys.path and
+    exit code. All arguments after the script's name go to the script. Registration and replacement
+    also apply to the Python processes that it starts.
     """
     for name in in_ or ():
         if not all(part.isidentifier() for part in name.split(".")):
             raise typer.BadParameter(
-                f"{name!r} is no module: write its name as in the script's import, "
+                f"{name!r} is not a module: write its name as in the script's import, "
                 "such as sam.segment_anything",
                 param_hint="--in",
             )
@@ -103,7 +103,7 @@ def run(
     if checkpoint is not None:
         from ..checkpoint import locate_checkpoint
 
-        # Found now, since a script may change folders, and would end with a traceback if it is not.
+        # Now: a script may change folders, and would end with a traceback if it is not found.
         weights = str(locate_checkpoint(checkpoint).absolute())
     if module:
         program = partial(_run_module, script, arguments or [])
@@ -115,11 +115,11 @@ def run(
     hooks = ImportHooks(in_ or (), [model_type.value for model_type in replace or ()], weights)
     hooks.install()
     hooks.hand_down()
-    atexit.register(_tell_problems, hooks)
+    atexit.register(_print_problems, hooks)
     return program
 
 
-def _tell_problems(hooks: ImportHooks) -> None:
+def _print_problems(hooks: ImportHooks) -> None:
     for problem in hooks.problems():
         print(f"mobile-sam: warning: --in {problem}", file=sys.stderr)
 
@@ -142,7 +142,7 @@ def _run_module(name: str, arguments: list[str]) -> None:
 
 
 def _become_main(argv: list[str], folder: str) -> Any:
-    """Sets up what a fresh interpreter has before the first line of a program runs."""
+    """Sets up the state of a fresh interpreter before the first line of a program."""
     sys.argv[:] = argv
     if not getattr(sys.flags, "safe_path", False):
         sys.path[0] = folder  # was this program's own
@@ -154,7 +154,7 @@ def _become_main(argv: list[str], folder: str) -> Any:
 
 @contextmanager
 def _own_frames_hidden() -> Iterator[None]:
-    """Lets errors through, but has python print their traceback as if this file were not in it."""
+    """Lets errors through, and removes this file from the traceback that Python prints."""
     try:
         yield
     except SystemExit:

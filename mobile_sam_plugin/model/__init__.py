@@ -1,4 +1,4 @@
-"""The parts of MobileSAM that are computed: nothing here knows of files or networks."""
+"""The neural networks of MobileSAM; no module here reads files or uses a network."""
 
 from .image_encoder import TinyVitImageEncoder
 from .mask_decoder import MaskDecoder, use_fast_decoder

@@ -19,28 +19,28 @@ _STRIDE = 16
 class BackboneImageEncoder(nn.Module):
     """A timm network in place of SAM's ViT, for students other than TinyViT.
 
-    Of the network's feature maps it takes the deepest that is no more than 16 times smaller than
-    the image, and drops the layers behind it. A finer map is averaged down to a stride of 16; where
-    the network's stride does not divide 16, as that of a ViT with patches of 14 pixels, the image
-    is resized first. Then follows the neck of SAM's ``ImageEncoderViT``. In ``state_dict()`` the
-    keys are timm's behind ``backbone.``, and ``neck.``.
+    It uses the network's deepest feature map that is at most 16 times smaller than the image, and
+    drops the layers after it. A finer map is averaged down to a stride of 16. If the network's
+    stride does not divide 16, as with a ViT with patches of 14 pixels, the image is resized first.
+    The neck of SAM's ``ImageEncoderViT`` follows. The keys of ``state_dict()`` are timm's after
+    ``backbone.``, and ``neck.``.
 
-    A network that timm can only build for one image size takes images of ``img_size`` alone.
+    A network that timm can build for one image size only takes images of ``img_size`` alone.
 
     Args:
-        backbone: a name that timm knows, such as ``"repvit_m0_9"``; a tag behind it, as in
-            ``"resnet18.a1_in1k"``, chooses the pretrained weights.
-        img_size: the side, in pixels, of the square image that SAM pads its input to.
+        backbone: a name in timm, such as ``"repvit_m0_9"``; a tag after it, as in
+            ``"resnet18.a1_in1k"``, selects the pretrained weights.
+        img_size: side, in pixels, of the square image that SAM pads its input to.
         out_chans: channels of the image embeddings, 256 in SAM.
-        pretrained: load timm's weights of the network, from the Hub.
+        pretrained: whether to load timm's weights of the network from the Hub.
 
     Attributes:
-        backbone_name (str): the name as it was given, without a tag.
-        img_size (int): as it was given.
+        backbone_name (str): `backbone` without a tag.
+        img_size (int): `img_size`.
 
     Raises:
-        ValueError: timm does not know the name, or can give none of the network's feature maps, or
-            none fine enough; or has no pretrained weights of it, where they are asked for.
+        UserError: if timm does not have the network, or its requested pretrained weights, or gives
+            no feature map of it that is fine enough.
 
     Example:
         >>> encoder = BackboneImageEncoder("resnet18")
@@ -92,7 +92,7 @@ class BackboneImageEncoder(nn.Module):
         """Drops the layers that the embeddings do not depend on.
 
         Raises:
-            ValueError: the embeddings have not the size that SAM needs.
+            UserError: if the embeddings do not have the size that SAM needs.
         """
         size = self.img_size // _STRIDE
         used: set[str] = set()
@@ -103,7 +103,7 @@ class BackboneImageEncoder(nn.Module):
                     module.register_forward_hook(lambda *_, name=name: used.add(name))
                 found = twin(torch.empty(2, 3, self.img_size, self.img_size, device="meta"))
                 found.sum().backward()
-        except Exception as error:  # networks made for other sizes raise of every kind
+        except Exception as error:  # networks made for other sizes raise errors of any kind
             raise UserError(
                 f"{self.backbone_name!r} cannot take images of {self.img_size} x {self.img_size} "
                 f"pixels in timm {timm.__version__} ({error}): choose another backbone, or a later "
@@ -116,14 +116,16 @@ class BackboneImageEncoder(nn.Module):
                 " backbone"
             )
         for name, weight in twin.named_parameters():
-            if weight.grad is None:  # training on several GPUs wants a gradient of all that is left
+            if (
+                weight.grad is None
+            ):  # training on several GPUs needs a gradient of every weight that is left
                 self.get_parameter(name).requires_grad_(False)
             else:
                 used.add(name)
         used |= {
             name.rsplit(".", depth)[0] for name in used for depth in range(name.count(".") + 1)
         }
-        # Containers stay, since networks iterate over them; so it goes from the inside out.
+        # From the inside out; containers stay, since networks iterate over them.
         for name, module in reversed(list(self.named_modules())):
             if name not in used and any(True for _ in module.parameters(recurse=False)):
                 self.set_submodule(name, nn.Identity())
@@ -149,7 +151,7 @@ def _build_backbone(name: str, img_size: int, pretrained: bool) -> Any:
 
 
 def _size_options(network: type[nn.Module], img_size: int) -> dict[str, Any]:
-    """Constructor arguments for images of a size, and of others where the network can take them."""
+    """Returns constructor arguments for an image size, and for others too where possible."""
     parameters = {
         parameter for base in network.__mro__ for parameter in inspect.signature(base).parameters
     }
@@ -162,7 +164,7 @@ def _size_options(network: type[nn.Module], img_size: int) -> dict[str, Any]:
 
 
 def _choose_feature_map(backbone: Any, name: str) -> dict[str, int]:
-    """Finds the deepest map that is fine enough.
+    """Returns the deepest feature map that is fine enough.
 
     Returns:
         Its index, its reduction (how many times smaller than the image it is) and its num_chs.
@@ -184,7 +186,7 @@ def _choose_feature_map(backbone: Any, name: str) -> dict[str, int]:
 
 
 class _NoCache(dict[str, Tensor]):
-    """What timm keeps attention biases in, in eval mode; weights changed later would be ignored."""
+    """Replaces timm's cache of attention biases in eval mode, which ignores changed weights."""
 
     def __contains__(self, key: object) -> bool:
         return False

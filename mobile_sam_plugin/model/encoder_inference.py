@@ -1,14 +1,14 @@
-"""TinyViT and SAM's neck arranged for inference: the same function, exactly, in less time.
+"""TinyViT and SAM's neck arranged for inference: exactly the same function in less time.
 
-What differs from running the modules one after another, all of it exact up to rounding:
+The differences from running the modules one after another, all of them exact up to rounding:
 
 * Batch norms are folded into the convolutions before them, the layer norms of attentions and MLPs
   into the projections after them; tables of attention biases are looked up once.
 * Channels come last, so that a feature map is also its list of tokens: nothing is transposed
   between convolutions and attentions, and every linear layer is a 1x1 convolution.
 * On a CPU, layers work through an image in bands of rows small enough for its cache. The first
-  stage on a whole image of 1024 x 1024 pixels writes 67 MB a step, to pages that the kernel must
-  hand out anew each time; that costs more than the arithmetic.
+  stage on a whole image of 1024 x 1024 pixels writes 67 MB per step, to pages that the kernel must
+  provide again each time; that costs more than the arithmetic.
 * Windows are padded with zeros after the projection to queries, keys and values, not before it. A
   key's bias moves all scores of a query alike, which softmax ignores, and is dropped; a value's
   bias passes through attention's average, and is folded into the output projection.
@@ -24,12 +24,12 @@ from segment_anything.modeling.common import LayerNorm2d
 from timm.models.tiny_vit import ConvNorm, MBConv, PatchEmbed, PatchMerging, TinyVit, TinyVitBlock
 from torch import Tensor, nn
 
-# How many numbers the largest tensor of a band holds: 4 MB in float32, the fastest measured.
+# Numbers in the largest tensor of a band: 4 MB in float32, the fastest measured.
 BAND_SIZE = 2**20
 
 
 class InferenceEncoder:
-    """Computes what trunk and neck do in eval mode, from weights as they are now.
+    """Computes what trunk and neck do in eval mode, from their current weights.
 
     All layers map channels-last feature maps, (B, C, H, W), to such.
     """
@@ -47,7 +47,7 @@ class InferenceEncoder:
         self.layers += [_Neck(*neck)]
 
     def __call__(self, images: Tensor) -> Tensor:
-        """From images, (B, 3, H, W), to their embeddings, (B, 256, H / 16, W / 16)."""
+        """Encodes images, (B, 3, H, W), as embeddings, (B, 256, H / 16, W / 16)."""
         if images.device.type != "cpu":
             return self._encode(images)
         # In a single channels-last image, a band of rows is one piece of memory.
@@ -78,11 +78,11 @@ class _Convolution:
         return F.conv2d(x, self.weight, self.bias, self.stride, padding, groups=self.groups)
 
     def rows_for(self, rows: slice, height: int) -> tuple[slice, slice]:
-        """What a 3x3 convolution must read of an input, of the given height, for some output rows.
+        """Returns the rows of an input of some height that a 3x3 convolution reads for output rows.
 
         Returns:
-            The rows of the input, and where in their convolution the wanted rows are: next to
-            them it has rows that are wrong, padded with zeros in the middle of the image.
+            The rows of the input, and the place of the output rows in their convolution: the rows
+            next to these are wrong, padded with zeros in the middle of the image.
         """
         first = max(rows.start - 1, 0)
         stop = min((rows.stop - 1) * self.stride + 2, height)
@@ -168,7 +168,7 @@ class _WindowAttention:
         return _in_bands(band, x, ceil(height / size), row_size)
 
     def _attend(self, qkv: Tensor) -> Tensor:
-        """From queries, keys and values, (B, 3 * C, H, W), to their attention, (B, C, H, W)."""
+        """Computes attention, (B, C, H, W), of queries, keys and values, (B, 3 * C, H, W)."""
         size, heads = self.window_size, self.num_heads
         qkv = qkv.permute(0, 2, 3, 1)
         batch, height, width, channels = qkv.shape
@@ -229,19 +229,19 @@ class _Neck:
 
 
 def _in_bands(compute: Callable[[slice], Tensor], x: Tensor, height: int, row_size: int) -> Tensor:
-    """All rows of a layer's output, ``height`` of them, computed a band at a time.
+    """All rows of a layer's output, ``height`` of them, computed band by band.
 
     Args:
         compute: computes some rows of the output.
         x: the layer's input.
         height: the number of rows; for ``compute`` a row may be several of the tensor it returns.
-        row_size: how many numbers a row has in the layer's largest tensor.
+        row_size: numbers per row in the layer's largest tensor.
     """
     step = max(1, BAND_SIZE // row_size) if x.device.type == "cpu" else height
     if step >= height:
         return compute(slice(0, height))
     bands = [compute(slice(start, min(start + step, height))) for start in range(0, height, step)]
-    # Joined with channels last in shape, too: torch.cat then copies whole blocks.
+    # Joined with channels last in shape as well: torch.cat then copies whole blocks.
     return torch.cat([band.permute(0, 2, 3, 1) for band in bands], dim=1).permute(0, 3, 1, 2)
 
 

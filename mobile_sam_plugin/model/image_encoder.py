@@ -1,4 +1,4 @@
-"""TinyViT as SAM's image encoder: timm's network, the paper's stride, SAM's neck."""
+"""SAM's image encoder with TinyViT (arXiv 2207.10666): timm's network and SAM's neck."""
 
 import re
 from typing import Any
@@ -12,7 +12,7 @@ from .encoder_inference import InferenceEncoder
 from .tensors import Snapshot, gradients_wanted
 from .upstream import is_hooked
 
-# What a module computes with beside its tensors.
+# What a module computes with in addition to its tensors.
 _SETTINGS = ("eps", "approximate", "track_running_stats", "stride", "padding", "dilation", "groups")
 
 # In the authors' checkpoint, but no segmentation uses it.
@@ -20,10 +20,10 @@ _CLASSIFICATION_HEAD = ("norm_head.", "head.")
 
 
 class _Attention(Attention):
-    """timm's attention, looking its biases up every time.
+    """timm's attention, which looks its biases up every time.
 
-    In eval mode timm keeps the table it looked up first, so weights loaded, or trained, after the
-    first image would be ignored.
+    In eval mode timm keeps the first table, so weights that are loaded or trained after the first
+    image would be ignored.
     """
 
     def get_attention_biases(self, device: torch.device) -> Tensor:
@@ -39,9 +39,13 @@ class TinyVitImageEncoder(nn.Module):
     authors' ``mobile_sam.pt``; its unused classification head may be present and is dropped.
 
     In eval mode and without gradients, images go through an ``InferenceEncoder`` made of the
-    weights, and made anew whenever their values have changed: the same function, faster. Anything
-    else, be it training, tracing, compiling, autocast, hooks on inner modules, or inner modules
-    replaced by others or set otherwise, runs the modules themselves.
+    weights, and made again whenever their values have changed: the same function, faster. In all
+    other cases the modules themselves run: training, tracing, compiling, autocast, hooks on inner
+    modules, or inner modules that were replaced or have other settings.
+
+    Args:
+        img_size: side, in pixels, of the square image that SAM pads its input to.
+        out_chans: channels of the image embeddings, 256 in SAM.
 
     Attributes:
         img_size (int): the side, in pixels, of the square image that SAM pads its input to.
@@ -87,7 +91,7 @@ class TinyVitImageEncoder(nn.Module):
         return embeddings
 
     def _may_run_prepared(self, x: Tensor) -> bool:
-        """Whether nobody could tell an ``InferenceEncoder`` from the modules, but by its speed."""
+        """Whether an ``InferenceEncoder`` and the modules give the same result."""
         if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor:
             return False
         if "_is_replica" in vars(self):  # of nn.DataParallel, which shares what is prepared
@@ -108,24 +112,22 @@ class TinyVitImageEncoder(nn.Module):
         )
 
     def _prepare(self) -> InferenceEncoder:
-        """The encoder for the weights as they are now. Threads may each make one; all are right."""
+        """Returns the encoder for the current weights. Threads may each make one; all are right."""
         modules, prepared = self._inner_modules(), self._prepared
         if prepared is not None and prepared[0].is_of(modules):
             return prepared[1]
-        # In this order: a write in between is noticed the next time.
+        # In this order, so that the next call notices a write in between.
         snapshot = Snapshot(modules)
         encoder = InferenceEncoder(self.trunk, self.neck)
         weight = self.get_parameter("neck.0.weight")
-        if weight.is_cuda:  # threads with streams of their own must not meet it half made
+        if weight.is_cuda:  # a thread with a stream of its own must not see it half made
             torch.cuda.synchronize(weight.device)
         self._prepared = snapshot, encoder
         return encoder
 
     def _inner_modules(self) -> list[nn.Module]:
         found: list[nn.Module] = [self.trunk, self.neck]
-        for (
-            module
-        ) in found:  # also those that are added meanwhile; .modules() takes five times long
+        for module in found:  # which grows meanwhile; .modules() takes five times as long
             found += [child for child in module._modules.values() if child is not None]
         return found
 
@@ -156,14 +158,14 @@ class TinyVitImageEncoder(nn.Module):
 
 
 def _settings(module: nn.Module) -> tuple[Any, ...]:
-    """What a module computes with: its class, its settings, and which tensors it goes without."""
+    """What a module computes with: its class, its settings, and which of its tensors are None."""
     own = vars(module)
     tensors = (*module._parameters.values(), *module._buffers.values())
     return type(module), [own.get(name) for name in _SETTINGS], [each is None for each in tensors]
 
 
 def _upstream_name(name: str) -> str:
-    """From the name of a tensor in this module to its name in the authors' checkpoint."""
+    """Turns the name of a tensor in this module into its name in the authors' checkpoint."""
     name = name.removeprefix("trunk.").replace(".conv.weight", ".c.weight")
     name = name.replace("patch_embed.conv1", "patch_embed.seq.0")
     name = name.replace("patch_embed.conv2", "patch_embed.seq.2")

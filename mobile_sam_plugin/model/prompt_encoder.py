@@ -1,4 +1,4 @@
-"""SAM's prompt encoder, also for models in half precision."""
+"""SAM's prompt encoder, which also works in half precision."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,11 +12,11 @@ from .tensors import no_autocast
 
 
 class PromptEncoder(UpstreamPromptEncoder):
-    """Upstream's prompt encoder, which fails once its model is in float16 or bfloat16.
+    """Upstream's prompt encoder, made to work in float16 and bfloat16.
 
     Coordinates are encoded in float32 whatever the dtype of the weights, since half precision
-    cannot tell neighbouring pixels apart; the embeddings come out in the dtype of the weights.
-    Same constructor, parameters, state-dict keys and results as upstream's.
+    cannot tell neighbouring pixels apart; the embeddings have the dtype of the weights. It has the
+    same constructor, parameters, state-dict keys and results as upstream's.
     """
 
     _kept_dense_pe: "_DensePE | None" = None
@@ -31,17 +31,26 @@ class PromptEncoder(UpstreamPromptEncoder):
         boxes: Tensor | None,
         masks: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """As upstream's ``PromptEncoder.forward``: sparse (B, N, C) and dense (B, C, H, W)."""
+        """Embeds prompts, as upstream's ``PromptEncoder.forward``.
+
+        Args:
+            points: coordinates (B, N, 2), XY in the model's input, and labels (B, N).
+            boxes: (B, 4), XYXY in the model's input.
+            masks: (B, 1, 4h, 4w), low-res logits, for an image embedding of h x w.
+
+        Returns:
+            Sparse embeddings (B, N, C) of points and boxes, and dense ones (B, C, h, w) of masks.
+        """
         if masks is not None:
             masks = masks.to(self._dtype)
         sparse, dense = super().forward(points, boxes, masks)
         return sparse.to(self._dtype), dense.to(self._dtype)
 
     def get_dense_pe(self) -> Tensor:
-        """As upstream's ``PromptEncoder.get_dense_pe``: (1, C, H, W).
+        """Returns the positional encoding (1, C, h, w) of the image embedding. Do not write to it.
 
-        It depends on nothing but a small matrix, so on a CPU it is computed once, not with every
-        prompt, for as long as the matrix holds the same values. Not to be written to.
+        It depends on a small matrix alone. On a CPU it is computed once and not with every prompt,
+        as long as the matrix holds the same values.
         """
         frequencies = self.pe_layer.positional_encoding_gaussian_matrix
         if frequencies.device.type != "cpu" or torch.compiler.is_compiling():
@@ -88,9 +97,9 @@ class _DensePE(NamedTuple):
 
 
 class _PositionEmbedding(PositionEmbeddingRandom):
-    """Upstream's, whose random frequencies follow the model to a device but never to a dtype.
+    """Upstream's, with random frequencies that follow the model to a device but not to a dtype.
 
-    Nor does it compute in the dtype of a caller's autocast: bfloat16 is off by whole pixels.
+    A caller's autocast has no effect on it either: bfloat16 is off by whole pixels.
     """
 
     positional_encoding_gaussian_matrix: Tensor
@@ -104,7 +113,7 @@ class _PositionEmbedding(PositionEmbeddingRandom):
         frequencies = self.positional_encoding_gaussian_matrix
         super()._apply(fn, recurse)
         moved = self.positional_encoding_gaussian_matrix
-        # From the device "meta" there is nothing to take along.
+        # On the device "meta" there are no values to keep.
         source = moved if frequencies.is_meta else frequencies
         self.positional_encoding_gaussian_matrix = source.to(moved.device, frequencies.dtype)
         return self

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class Snapshot:
-    """A copy of the weights of some modules, which tells whether they still have these values."""
+    """A copy of the weights of some modules, to find out whether they still have these values."""
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         tensors = list(_weights(modules))
@@ -45,7 +45,7 @@ def gradients_wanted(modules: Iterable[nn.Module], inputs: Iterable[Tensor]) -> 
 
 
 def no_autocast(device: torch.device) -> AbstractContextManager[None]:
-    """Computes in the dtypes of the tensors, whatever a caller's autocast says."""
+    """Computes in the dtypes of the tensors, whatever a caller's autocast is."""
     if not torch.amp.is_autocast_available(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
@@ -69,7 +69,7 @@ def _kind(tensor: Tensor) -> tuple[object, ...]:
 
 
 def _comparable(tensors: list[Tensor]) -> list[Tensor]:
-    """The same values as few tensors where each comparison waits for a device, else as they are."""
+    """The same values in one tensor if each comparison waits for a device, else as they are."""
     if all(tensor.device.type == "cpu" for tensor in tensors):
         return tensors
     return [torch.cat([tensor.reshape(-1).view(torch.uint8) for tensor in tensors])]

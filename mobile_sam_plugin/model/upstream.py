@@ -1,10 +1,10 @@
-"""Whether a module is upstream's: one answer for all that computes a module's function itself.
+"""Whether a module is upstream's, so that its function may be computed without calling it.
 
-Class names do not tell. A project's own copy of segment_anything has classes of its own with the
-code of upstream's, which the shortcuts of this package serve; an adaptation of it keeps the names
-and changes the code, also where it is installed as ``segment_anything``. So the code is compared,
-with fingerprints of upstream's: statements and expressions, whatever their layout, comments,
-annotations and file.
+Class names do not show it. A project's own copy of segment_anything has classes of its own with
+upstream's code, for which the shortcuts of this package are right. An adaptation keeps the names
+and changes the code, even if it is installed as ``segment_anything``. So the code is compared with
+fingerprints of upstream's: statements and expressions, whatever their layout, comments, annotations
+and file.
 """
 
 import ast
@@ -42,7 +42,7 @@ _IGNORED_FIELDS = {"annotation", "returns", "ctx", "kind", "type_comment", "type
 def is_upstreams(module: nn.Module, kind: str | type[nn.Module]) -> bool:
     """Whether the methods of a module are upstream's, or those of one class of torch.
 
-    Methods that were set on the module itself count. Code without its source is nobody's.
+    Methods that were set on the module itself count. Code without its source is not upstream's.
 
     Args:
         module: any module.
@@ -100,7 +100,7 @@ def is_hooked(module: nn.Module) -> bool:
 
 
 def fingerprint(method: Any) -> str:
-    """What a plain function does, as a short text; empty for all else, and without its source."""
+    """Returns a short text for the code of a plain function; "" for others and without source."""
     return _fingerprint_of(method) if isinstance(method, FunctionType) else ""
 
 

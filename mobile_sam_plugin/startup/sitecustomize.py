@@ -1,7 +1,7 @@
-"""Run by python at its start in every process below ``mobile-sam run``, see ``import_hooks.py``.
+"""Run by Python at the start of every process below ``mobile-sam run``, see ``import_hooks.py``.
 
-Also by pythons that have nothing to do with this package, which must not notice: its folder goes
-from ``sys.path``, and the ``sitecustomize`` that it stands in front of runs as it would have.
+Processes that have nothing to do with this package run it as well, and must not notice: it removes
+its folder from ``sys.path`` and runs the ``sitecustomize`` that it hides.
 """
 
 import json
@@ -13,7 +13,7 @@ from importlib.util import module_from_spec
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
 
-def _run_the_one_behind() -> None:
+def _run_hidden_sitecustomize() -> None:
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != _HERE]
     spec = PathFinder.find_spec(__name__)
     if spec is not None and spec.loader is not None:
@@ -24,9 +24,9 @@ def _run_the_one_behind() -> None:
 def _set_hooks() -> None:
     plan = json.loads(os.environ.get("MOBILE_SAM_RUN", "{}"))
     if plan.pop("prefix", None) != sys.prefix:
-        return  # another environment, which may not have what this package needs
+        return  # another environment, which may lack this package's requirements
     path = sys.path[:]
-    # Where the package lies, in case python only found it in the folder that it was started in.
+    # The package's folder, in case Python found it only in the folder that it was started in.
     sys.path.append(os.path.dirname(os.path.dirname(_HERE)))
     try:
         from mobile_sam_plugin.import_hooks import ImportHooks
@@ -36,6 +36,6 @@ def _set_hooks() -> None:
 
 
 try:
-    _run_the_one_behind()
+    _run_hidden_sitecustomize()
 finally:
     _set_hooks()

@@ -21,8 +21,7 @@ def embed(
         ),
     ] = None,
     teacher: Annotated[
-        str | None,
-        typer.Option(metavar="C", help=f"The teacher's weights. {CHECKPOINT_NAMES}"),
+        str | None, typer.Option(metavar="C", help=f"The teacher's weights. {CHECKPOINT_NAMES}")
     ] = None,
     teacher_type: Annotated[
         ModelType, typer.Option(help="Model type of the teacher's checkpoint.")
@@ -37,8 +36,7 @@ def embed(
     ] = False,
     max_pixels: MaxPixels = None,
     verify: Annotated[
-        bool,
-        typer.Option("--verify", help="Only check the files in DIR against their checksums."),
+        bool, typer.Option("--verify", help="Only check the files in DIR against their checksums.")
     ] = False,
 ) -> None:
     """Compute and store a teacher's image embeddings, 2 MB each, to train students on.

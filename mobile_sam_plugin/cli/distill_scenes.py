@@ -28,10 +28,7 @@ def scenes(
     size: Annotated[
         int, typer.Option(min=32, metavar="N", help="Side of the images, in pixels.")
     ] = 512,
-    seed: Annotated[
-        int,
-        typer.Option(min=0, metavar="N", help="Random seed of the images."),
-    ] = 0,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Random seed of the images.")] = 0,
     texture_images: Annotated[
         Path | None,
         typer.Option(
@@ -43,8 +40,7 @@ def scenes(
         ),
     ] = None,
     workers: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Processes.", show_default="one per core"),
+        int | None, typer.Option(min=1, metavar="N", help="Processes.", show_default="one per core")
     ] = None,
     contact_sheet: Annotated[
         bool,

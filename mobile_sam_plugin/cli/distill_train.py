@@ -117,8 +117,7 @@ Evaluation = Annotated[
 EvaluationImages = Annotated[
     str | None,
     typer.Option(
-        metavar="DIR",
-        help="Folder of the images of --evaluation, if not beside its JSON or masks.",
+        metavar="DIR", help="Folder of the images of --evaluation, if not beside its JSON or masks."
     ),
 ]
 EvaluateEvery = Annotated[int, typer.Option(min=1, help="Evaluate every N steps.", metavar="N")]
@@ -135,8 +134,7 @@ Restart = Annotated[bool, typer.Option("--restart", help="Delete the run in DIR 
 def train(
     ctx: typer.Context,
     data: Annotated[
-        str,
-        typer.Argument(metavar="EMBEDDINGS", help="The folder that `distill embed` wrote."),
+        str, typer.Argument(metavar="EMBEDDINGS", help="The folder that `distill embed` wrote.")
     ],
     out: Out,
     steps: Steps,
@@ -204,8 +202,7 @@ def finetune(
     images: Images = None,
     texture_images: TextureImages = None,
     parts: Annotated[
-        Parts,
-        typer.Option(help="decoder: prompt encoder and mask decoder, on the frozen encoder."),
+        Parts, typer.Option(help="decoder: prompt encoder and mask decoder, on the frozen encoder.")
     ] = Parts.decoder,
     img_size: ImgSize = TrainingOptions.img_size,
     batch_size: BatchSize = TrainingOptions.batch_size,

@@ -30,8 +30,7 @@ def evaluate(
         ModelType, typer.Option(help="Model type of --checkpoint.")
     ] = ModelType.vit_t,
     teacher: Annotated[
-        str | None,
-        typer.Option(metavar="C", help="Also compare with this checkpoint's masks."),
+        str | None, typer.Option(metavar="C", help="Also compare with this checkpoint's masks.")
     ] = None,
     teacher_type: Annotated[
         ModelType, typer.Option(help="Model type of --teacher.")

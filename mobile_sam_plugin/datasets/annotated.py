@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pycocotools.mask
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from .unreadable import Items
 
@@ -70,22 +71,27 @@ class Labelled(AnnotatedImage):
     _labels: NDArray[Any]
 
     @property
+    @override
     def masks(self) -> NDArray[np.bool_]:
         return self.take(range(self.count))
 
     @property
+    @override
     def count(self) -> int:
         return len(self._labels)
 
+    @override
     def take(self, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.bool_]:
         masks = np.empty((len(indices), *self._values.shape), dtype=bool)
         for mask, index in zip(masks, indices, strict=True):
             np.equal(self._values, self._labels[index], out=mask)
         return masks
 
+    @override
     def find_visible(self, rows: slice, columns: slice) -> NDArray[np.int64]:
         return np.flatnonzero(np.isin(self._labels, np.unique(self._values[rows, columns])))
 
+    @override
     def _mask_contents(self) -> Iterable[Any]:
         return (str(self._values.dtype).encode(), np.ascontiguousarray(self._values))
 
@@ -107,19 +113,23 @@ class Encoded(AnnotatedImage):
     _encoded: Sequence[Mapping[str, Any]]
 
     @property
+    @override
     def masks(self) -> NDArray[np.bool_]:
         return self.take(range(self.count))
 
     @property
+    @override
     def count(self) -> int:
         return len(self._encoded)
 
+    @override
     def take(self, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.bool_]:
         masks = np.empty((len(indices), *self.image.shape[:2]), dtype=bool)
         for mask, index in zip(masks, indices, strict=True):
             mask[:] = pycocotools.mask.decode(self._encoded[index])
         return masks
 
+    @override
     def find_visible(self, rows: slice, columns: slice) -> NDArray[np.int64]:
         window = np.zeros(self.image.shape[:2], dtype=np.uint8, order="F")
         window[rows, columns] = 1
@@ -128,6 +138,7 @@ class Encoded(AnnotatedImage):
         # One by one, because area() fails for lists of more than 255.
         return np.flatnonzero([pycocotools.mask.area(rle) for rle in common])
 
+    @override
     def _mask_contents(self) -> Iterable[Any]:
         return (bytes(rle["counts"]) for rle in self._encoded)
 

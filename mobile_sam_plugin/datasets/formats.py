@@ -334,7 +334,7 @@ def _read_image(path: Path, shape: tuple[int, ...], upright: bool) -> NDArray[np
             raise UserError(
                 f"the image {str(path)!r} is {_size(stored)}, not {_size(shape)} as its masks are"
             )
-        if not (upright and shape == turned or shape != stored):
+        if shape == stored and not (upright and shape == turned):
             image.getexif().pop(ExifTags.Base.Orientation, None)
         return opened_pixels(image)
 

@@ -14,7 +14,8 @@ def encode_segmentation(segmentation: Any, height: int, width: int) -> dict[str,
 
     Args:
         segmentation: of one annotation.
-        height, width: of the image, in pixels.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
 
     Raises:
         ValueError: if `segmentation` is none of these, or of another size.

@@ -97,11 +97,7 @@ def evaluate(
     if not any(image.masks for image in images):
         raise UserError(f"none of the {len(images)} readable images, of {len(data)}, has a mask")
     return Evaluation(
-        summarize(images, examiner.names, seed),
-        images,
-        settings,
-        len(skipped),
-        skipped.describe(),
+        summarize(images, examiner.names, seed), images, settings, len(skipped), skipped.describe()
     )
 
 

@@ -30,36 +30,28 @@ class Window(NamedTuple):
 
     @property
     def empty(self) -> bool:
+        """Whether it has no pixel."""
         return self.x0 >= self.x1 or self.y0 >= self.y1
 
     @property
     def slices(self) -> tuple[slice, slice]:
+        """Its rows and columns."""
         return slice(self.y0, self.y1), slice(self.x0, self.x1)
 
     def within(self, other: "Window") -> tuple[slice, slice]:
         """Returns its rows and columns in another window, which contains it."""
-        return (
-            slice(self.y0 - other.y0, self.y1 - other.y0),
-            slice(self.x0 - other.x0, self.x1 - other.x0),
-        )
+        x, y = other[:2]
+        return slice(self.y0 - y, self.y1 - y), slice(self.x0 - x, self.x1 - x)
 
     def intersect(self, other: "Window") -> "Window":
-        return Window(
-            max(self.x0, other.x0),
-            max(self.y0, other.y0),
-            min(self.x1, other.x1),
-            min(self.y1, other.y1),
-        )
+        """Returns the part of the window inside another."""
+        return Window(*map(max, self[:2], other[:2]), *map(min, self[2:], other[2:]))
 
     def unite(self, other: "Window | None") -> "Window":
+        """Returns the smallest window around both."""
         if other is None:
             return self
-        return Window(
-            min(self.x0, other.x0),
-            min(self.y0, other.y0),
-            max(self.x1, other.x1),
-            max(self.y1, other.y1),
-        )
+        return Window(*map(min, self[:2], other[:2]), *map(max, self[2:], other[2:]))
 
 
 @dataclass

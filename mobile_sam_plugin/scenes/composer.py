@@ -37,6 +37,7 @@ class Composer:
         self.horizon: float | None = None
 
     def compose(self) -> None:
+        """Paints the scene on the canvas."""
         rng = self.rng
         self._paint_background()
         if rng.random() < 0.2:

@@ -4,6 +4,8 @@ Every maker takes the scene's materials and the object's diameter in picture uni
 object around the origin, with a radius of about 1.
 """
 
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,7 +33,7 @@ def figure(materials: Materials, size: float) -> Part:
                 annotated=False,
                 roundness=roundness,
             )
-            for first, second in zip(points, points[1:], strict=False)
+            for first, second in pairwise(points)
         ]
 
     legs: list[Part] = []

@@ -6,6 +6,7 @@ picture units, and returns the object around the origin, with a radius of about 
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -132,7 +133,7 @@ def _vehicle(materials: Materials, size: float) -> Part:
             [np.array([(a + 0.03, -0.02), (a + 0.03, roof + 0.08), (b, roof + 0.08), (b, -0.02)])],
             glass.varied(rng, 0.1),
         )
-        for a, b in zip(edges, edges[1:], strict=False)
+        for a, b in pairwise(edges)
     )
     cabin = Part([shapes.smooth(cabin_outline, 2)], paint, windows, attached=True, annotated=False)
     body = replace(surface(materials, [hull], size, attached=True, texture=paint), annotated=False)

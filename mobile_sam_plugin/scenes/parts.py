@@ -241,20 +241,22 @@ def grid(materials: Materials, outline: Outline, size: float) -> list[Part]:
 
 
 def word(materials: Materials, outline: Outline, size: float) -> list[Part]:
+    """Makes a word inside an outline."""
     rng = materials.rng
     x0, y0, x1, y1 = shapes.bounds(outline)
     count = int(rng.integers(1, 6))
     width = (x1 - x0) * rng.uniform(0.5, 0.95)
     scale = min(width / count / 2.0, (y1 - y0) * 0.35)
-    word = letters(materials, count, size * scale / max(x1 - x0, y1 - y0) * 2)
-    return [word.moved(placement(_inside(rng, outline), scale))]
+    made = letters(materials, count, size * scale / max(x1 - x0, y1 - y0) * 2)
+    return [made.moved(placement(_inside(rng, outline), scale))]
 
 
 def letters(materials: Materials, count: int, extent: float) -> Part:
+    """Makes a row of random letters, each with a mask."""
     rng = materials.rng
     texture = materials.flat() if rng.random() < 0.7 else materials.texture(extent)
     spacing = rng.uniform(1.5, 2.0)
-    letters = tuple(
+    row = tuple(
         Part(
             shapes.transform(
                 shapes.letter(rng), placement(((index - (count - 1) / 2) * spacing, 0), 0.9)
@@ -264,4 +266,4 @@ def letters(materials: Materials, count: int, extent: float) -> Part:
         )
         for index in range(count)
     )
-    return Part([], parts=letters)
+    return Part([], parts=row)

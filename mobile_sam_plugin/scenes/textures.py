@@ -48,7 +48,10 @@ class Texture:
         """Paints a window of the image.
 
         Args:
-            x, y, width, height: the window, in pixels.
+            x: left column of the window, in pixels.
+            y: top row.
+            width: of the window.
+            height: of the window.
             unit: pixels per picture unit.
 
         Returns:

@@ -606,9 +606,11 @@ def test_too_many_broken_items_are_an_error_that_is_told_once() -> None:
         def __getitem__(self, index: int) -> AnnotatedImage:
             raise FileNotFoundError(f"no {index}")
 
-    with pytest.warns(UserWarning) as caught:
-        with pytest.raises(ValueError, match="32 of 500 .* too many .* the last: no 34"):
-            SkipUnreadable[AnnotatedImage](Gone())[3]
+    with (
+        pytest.warns(UserWarning) as caught,
+        pytest.raises(ValueError, match="32 of 500 .* too many .* the last: no 34"),
+    ):
+        SkipUnreadable[AnnotatedImage](Gone())[3]
     assert len(caught) == 5
 
 

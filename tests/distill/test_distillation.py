@@ -599,7 +599,7 @@ def test_broken_images_are_skipped_or_end_the_run(
     short = replace(options, steps=4, images=str(images))
     with pytest.warns(UserWarning, match="2 of 8 images are left out: 2 not readable"):
         train(short, tmp_path / "run")
-    with pytest.raises(ValueError, match="no image that can be read here"):
+    with pytest.raises(ValueError, match="not an image that can be read here"):
         train(replace(short, strict=True), tmp_path / "strict")
     assert not (tmp_path / "strict" / "run.json").exists()
 

@@ -22,6 +22,8 @@ from mobile_sam_plugin.checkpoint import (
 
 from ..hub import Client, Cut, Hub
 
+pytestmark = pytest.mark.process
+
 UPSTREAM = "nielsr/mobilesam"
 TOKEN = {"HF_TOKEN": "hf_of_a_test"}
 

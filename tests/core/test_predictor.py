@@ -62,9 +62,9 @@ def test_takes_the_images_people_have(coffee: Pixels) -> None:
         np.testing.assert_array_equal(as_pixels(image), expected)
 
 
-def test_set_image_turns_a_pil_image_upright(bundled_sam: MobileSam, predictor: Any) -> None:
+def test_set_image_turns_a_pil_image_upright(tiny_sam: MobileSam) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (40, 90, 3), dtype=np.uint8)
-    upright, rotated = SamPredictor(bundled_sam), SamPredictor(bundled_sam)
+    upright, rotated = SamPredictor(tiny_sam), SamPredictor(tiny_sam)
     upright.set_image(pixels)
     rotated.set_image(exif_rotated(pixels), image_format="BGR")
     assert rotated.original_size == (40, 90)

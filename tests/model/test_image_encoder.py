@@ -392,6 +392,7 @@ def test_traces_the_modules(encoder: TinyVitImageEncoder, images: Tensor) -> Non
     torch.testing.assert_close(traced(images), reference(encoder, images), rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_compiles_the_modules(
     encoder: TinyVitImageEncoder, images: Tensor, prepared: list[InferenceEncoder]
 ) -> None:

@@ -41,6 +41,7 @@ def test_builder_takes_its_checkpoint_as_upstreams_do() -> None:
     assert ours.default == DEFAULT_CHECKPOINT == "hf://nielsr/mobilesam"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "imports",
     [
@@ -60,6 +61,7 @@ print(type(sam).__name__, isinstance(sam, segment_anything.modeling.Sam), sam.tr
     assert run_python(code) == "MobileSam True False"
 
 
+@pytest.mark.process
 def test_importing_the_package_alone_imports_nothing_heavy() -> None:
     code = """import sys, mobile_sam_plugin
 print([name for name in ("torch", "timm", "numpy", "segment_anything") if name in sys.modules])"""

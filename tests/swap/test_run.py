@@ -12,6 +12,8 @@ import segment_anything
 
 from mobile_sam_plugin.cli import main
 
+pytestmark = pytest.mark.process
+
 RUN = (sys.executable, "-m", "mobile_sam_plugin", "run")
 ROOT = Path(__file__).parents[2]
 

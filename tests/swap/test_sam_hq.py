@@ -153,6 +153,7 @@ print(json.dumps(answers))
 """
 
 
+@pytest.mark.process
 def test_a_copy_installed_as_segment_anything(hq: ModuleType, tmp_path: Path) -> None:
     package = Path(hq.__file__ or "").parent
     shutil.copytree(package, tmp_path / "segment_anything")

@@ -91,15 +91,8 @@ class Listing:
         self._records = None
         return sum(not self._is_missing(listed) for listed in self.included())
 
-    def store(self, folder: Folder, restart: bool) -> None:
-        """Writes the listing to the folder, unless the same one is there already.
-
-        Args:
-            folder: of the run.
-            restart: whether the folder's earlier listing has been removed.
-        """
-        if restart:
-            self._is_stored, self._records = False, None
+    def store(self, folder: Folder) -> None:
+        """Writes the listing to the folder, unless the same one is there already."""
         if self._source.kind == "video":
             return
         if self._numbered is not None:

@@ -28,7 +28,7 @@ from .storage import RUN_FILE, Folder
 from .writers import ERRORS_FILE, LIST_FILE
 
 _READERS = 8
-_UNNAMED = "that the detector calls by none of the prompts (lower text_threshold)"
+_UNNAMED = "detected objects whose label matches nothing in the text (lower text_threshold)"
 
 
 class AnnotationRun:
@@ -244,7 +244,7 @@ class AnnotationRun:
         self.folder.remove_partial()
         if self._restart:
             self.folder.remove(*writers.WRITTEN, RUN_FILE)
-        self._listing.store(self.folder, self._restart)
+        self._listing.store(self.folder)
         self.folder.write(RUN_FILE, _to_json(self._settings, indent=1).encode() + b"\n")
 
     def _finish(self) -> None:

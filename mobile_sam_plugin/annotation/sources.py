@@ -390,7 +390,7 @@ def _read_list(location: str) -> list[str]:
     paths = []
     for line in map(str.strip, re.split(r"\r\n|\r|\n", read_text(location))):
         # A line that is a file's name means that file, even if it looks like a comment.
-        if not line or not is_url(location) and os.path.lexists(local_path(locate(line))):
+        if not line or (not is_url(location) and os.path.lexists(local_path(locate(line)))):
             name = line
         elif line.startswith("#"):
             continue

@@ -343,7 +343,7 @@ def test_what_no_format_can_hold_is_an_error_of_that_image(tmp_path: Path) -> No
     assert not list(tmp_path.rglob("*/*.png")) and not list(tmp_path.rglob("*.json"))
 
 
-def test_objects_that_are_none_of_the_prompts_are_left_out(
+def test_objects_that_the_text_does_not_name_are_left_out(
     photos: Path, tmp_path: Path, tiny_sam: MobileSam
 ) -> None:
     def detect(image: NDArray[np.uint8], prompts: Any, *_: float) -> Detections:
@@ -351,7 +351,7 @@ def test_objects_that_are_none_of_the_prompts_are_left_out(
         return Detections(boxes, np.array([0.9, 0.4], np.float32), ["zebra", "square"])
 
     options: Any = {"mode": "text", "text": "a disc. a square", "detector": detect}
-    with pytest.warns(UserWarning, match="left out: 2 that the detector"):
+    with pytest.warns(UserWarning, match="left out: 2 detected objects"):
         results = [*annotate(photos, tmp_path, model=tiny_sam, **options, limit=2)]
     for result in results:
         assert [record["category"] for record in result.records] == ["a square"]
@@ -599,7 +599,7 @@ def test_the_limit_of_pixels_can_be_lifted(tiny_sam: MobileSam, tmp_path: Path) 
     limit = Image.MAX_IMAGE_PIXELS
     large, small = annotate(tmp_path, tmp_path / "out", max_pixels=80 * 59, **options)
     assert "--max-pixels" in str(large.error) and small.error is None
-    assert Image.MAX_IMAGE_PIXELS == limit
+    assert limit == Image.MAX_IMAGE_PIXELS
     (large,) = annotate(tmp_path, tmp_path / "out", max_pixels=80 * 60, **options)
     assert large.error is None
     with pytest.raises(UserError, match="max_pixels must be 1 or more"):

@@ -8,7 +8,7 @@ import signal
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import fsspec
 import numpy as np
@@ -199,7 +199,7 @@ class Unreliable(MemoryFileSystem):
     """Fails in ways of its own, as back ends do: a file each time, or the first time."""
 
     protocol = "unreliable"
-    asked: dict[str, int] = {}
+    asked: ClassVar[dict[str, int]] = {}
 
     @classmethod
     def _strip_protocol(cls, path: str) -> str:

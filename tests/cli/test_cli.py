@@ -382,12 +382,12 @@ def test_everything_shows_its_progress_on_a_terminal(image: Path, out: Path) -> 
     import fcntl
     import termios
 
+    command = ["everything", str(image), "--out", str(out), "--points-per-batch", "1", *QUICK]
     ours, theirs = os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
     with os.fdopen(ours, "rb", buffering=0) as terminal:
         process = subprocess.run(
-            [sys.executable, "-m", "mobile_sam_plugin"]
-            + ["everything", str(image), "--out", str(out), "--points-per-batch", "1", *QUICK],
+            [sys.executable, "-m", "mobile_sam_plugin", *command],
             cwd=ROOT,
             env={**os.environ, "TQDM_MININTERVAL": "0"},
             stdout=subprocess.DEVNULL,

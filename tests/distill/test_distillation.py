@@ -503,6 +503,8 @@ def test_a_student_learns_its_teachers_embeddings(run: Path, coffee: NDArray[np.
     assert masks.shape == (3, 400, 600) and np.isfinite(scores).all()
 
 
+@pytest.mark.process
+@pytest.mark.slow
 def test_a_run_that_was_killed_ends_with_the_same_weights(
     run: Path, options: TrainingOptions, tmp_path: Path
 ) -> None:
@@ -604,6 +606,8 @@ def test_broken_images_are_skipped_or_end_the_run(
     assert not (tmp_path / "strict" / "run.json").exists()
 
 
+@pytest.mark.process
+@pytest.mark.slow
 def test_processes_share_the_work_and_go_on_from_one_state(tmp_path: Path) -> None:
     """As on two machines: the second's folder lacks the state that the first goes on from."""
     data = tmp_path / "data"

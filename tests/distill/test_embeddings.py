@@ -256,6 +256,7 @@ def wait(*processes: multiprocessing.process.BaseProcess) -> list[int | None]:
 needs_fork = pytest.mark.skipif(sys.platform == "win32", reason="no forkserver, no SIGKILL")
 
 
+@pytest.mark.process
 @needs_fork
 def test_killed_at_every_write_and_resumed(
     start: Start, images: Path, store: Path, tmp_path: Path
@@ -275,6 +276,7 @@ def test_killed_at_every_write_and_resumed(
     assert read_files(folder) == read_files(store)
 
 
+@pytest.mark.process
 @needs_fork
 def test_disk_that_fills_up_and_is_freed(
     start: Start, images: Path, store: Path, tmp_path: Path
@@ -304,6 +306,7 @@ def launched(process: int, processes: int) -> dict[str, str]:
     }
 
 
+@pytest.mark.process
 @needs_fork
 def test_processes_divide_the_shards(
     start: Start, images: Path, store: Path, tmp_path: Path

@@ -46,6 +46,7 @@ def test_a_seed_gives_the_same_scene_again_and_another_seed_another(
     assert len(set(again)) == len(SEEDS)
 
 
+@pytest.mark.process
 def test_another_process_makes_the_same_scenes() -> None:
     data = Scenes(5, size=(96, 128), seed=3)
     program = (
@@ -208,6 +209,7 @@ def write(out: Path, count: int, **options: object) -> None:
     app(arguments, standalone_mode=False)
 
 
+@pytest.mark.process
 def test_the_command_writes_what_can_be_read_back(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,11 +1,9 @@
-"""Annotating a data set: images a second beside upstream's loop, peak memory, and workers.
+"""Annotating a data set: images per second beside upstream's loop, peak memory, and workers.
 
 Both sides take the same images and the same weights, one after the other in one process, and write
 the masks of each image as JSON. Upstream's loop is what people write around segment_anything: an
 image after another, with the model from installed parts of ``baseline``. Peak memory is taken in
 fresh processes.
-
-    python -m benchmarks.annotation [--quick]
 """
 
 import argparse
@@ -30,8 +28,8 @@ from tqdm import tqdm
 from mobile_sam_plugin import MobileSam, annotate, build_sam_vit_t
 from mobile_sam_plugin.records import encode_mask
 
-from .__main__ import EVERYTHING, PHOTOGRAPHS
 from .baseline import build_baseline
+from .speed import EVERYTHING, PHOTOGRAPHS
 
 BOXES_PER_IMAGE = 5
 SEARCH = {name: value for name, value in EVERYTHING.items() if name != "output_mode"}
@@ -198,16 +196,16 @@ def format_table(results: dict[str, Any]) -> str:
     lines = [
         f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads, torch "
         f"{machine['torch']}; {results['images']} images: the photographs in `examples/images`, "
-        f"and again flipped and turned. Boxes: {results['boxes_per_image']} an image. Everything: "
-        f"{results['points_per_side']} points a side.",
+        f"and again flipped and turned. Boxes: {results['boxes_per_image']} per image. Everything: "
+        f"{results['points_per_side']} points per side.",
         "",
-        "| images a second | upstream's loop | annotate | |",
+        "| images per second | upstream's loop | annotate | |",
         "|---|---|---|---|",
     ]
     for mode in ("boxes", "everything"):
         before, after = rates[f"{mode}, upstream"], rates[f"{mode}, annotate"]
         lines.append(f"| {mode} | {before:.3g} | {after:.3g} | **{after / before:.1f} x** |")
-    lines += ["", "| images a second | 1 worker | 2 workers | |", "|---|---|---|---|"]
+    lines += ["", "| images per second | 1 worker | 2 workers | |", "|---|---|---|---|"]
     for mode in ("boxes", "everything"):
         one, two = rates[f"{mode}, 1 worker of 1 thread"], rates[f"{mode}, 2 workers of 1 thread"]
         lines.append(f"| {mode}, a thread each | {one:.3g} | {two:.3g} | {two / one:.2f} x |")
@@ -220,20 +218,18 @@ def format_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Runs the benchmark and prints its tables."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the command."""
     parser.add_argument("--images", type=int, default=20)
     parser.add_argument("--many", type=int, default=200, help="images, for memory")
     parser.add_argument("--points-per-side", type=int, default=8)
-    parser.add_argument("--quick", action="store_true", help="2 and 4 images, 2 points a side")
+    parser.add_argument("--quick", action="store_true", help="2 and 4 images, 2 points per side")
     parser.add_argument("--out", type=Path, default=Path("annotation.json"))
-    options = parser.parse_args()
-    sizes = (options.images, options.many, options.points_per_side)
-    results = measure(*((2, 4, 2) if options.quick else sizes))
-    options.out.write_text(json.dumps(results, indent=1))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measures, and prints the tables."""
+    sizes = (arguments.images, arguments.many, arguments.points_per_side)
+    results = measure(*((2, 4, 2) if arguments.quick else sizes))
+    arguments.out.write_text(json.dumps(results, indent=1))
     print(format_table(results))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.deploy``: the exported files in onnxruntime and OpenVINO, beside torch.
+"""The exported files in onnxruntime and OpenVINO, beside torch.
 
 Every row is a fresh process with nothing loaded, so that its start and its memory are its own. The
 decoder's graph is compared with the one that SAM's own ``SamOnnxModel`` exports in one process, by
@@ -164,8 +164,8 @@ def format_tables(rows: list[dict[str, Any]], decoders: list[dict[str, Any]], ru
     """The results as Markdown."""
     lines = [
         f"{os.cpu_count()} cores; medians of {runs} runs on a photograph of 600 x 400 pixels. Mask "
-        "IoU is the mean over nine clicks on the first photograph; in int8 on all, which it was "
-        "calibrated on.",
+        "IoU is the mean over nine clicks on the first photograph. For int8: all photographs, "
+        "also used for calibration.",
         "",
         "| | set_image | click | import to first mask | peak memory | mask IoU with torch |",
         "|---|---|---|---|---|---|",
@@ -185,24 +185,21 @@ def format_tables(rows: list[dict[str, Any]], decoders: list[dict[str, Any]], ru
     return "\n".join(lines)
 
 
-def main() -> None:
-    """The command ``python -m benchmarks.deploy``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.deploy", description="Measure the exported files beside torch."
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the command."""
     parser.add_argument("--runs", type=int, default=5, help="of set_image and click (default 5)")
     parser.add_argument(
-        "--page", type=Path, help="write the tables into this file, between its benchmark marks"
+        "--page", type=Path, help="write the tables to this file, between its benchmark marks"
     )
-    arguments = parser.parse_args()
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measures, and prints the tables.
+
+    Raises:
+        OSError, ValueError: if --page cannot be written, or has no marks.
+    """
     tables = format_tables(*measure(arguments.runs), arguments.runs)
     print(tables)
     if arguments.page is not None:
-        try:
-            put_between_marks(arguments.page, tables)
-        except (OSError, ValueError) as error:
-            parser.error(str(error))
-
-
-if __name__ == "__main__":
-    main()
+        put_between_marks(arguments.page, tables)

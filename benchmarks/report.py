@@ -12,7 +12,7 @@ def write_report(path: Path, readme: Path | None) -> None:
     """Prints the table of a benchmark.json and draws benchmark.png beside it.
 
     Args:
-        path: what ``python -m benchmarks`` wrote.
+        path: what ``python -m benchmarks speed`` wrote.
         readme: a file whose text between the marks becomes the table, too.
 
     Raises:
@@ -45,10 +45,10 @@ def format_table(results: dict[str, Any]) -> str:
     lines = [
         f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads; "
         f"torch {machine['torch']}, Python {machine['python']}; medians of {machine['runs']} runs, "
-        f"by turns. Matrix products reach {machine['gflops']:.0f} GFLOP/s here, which sets the "
-        "limit.",
+        f"alternating. Limit: the arithmetic alone at this machine's peak of "
+        f"{machine['gflops']:.0f} GFLOP/s.",
         "",
-        "| | installed parts | this package | faster | limit (GMAC) | peak memory |",
+        "| | segment-anything and timm | this package | faster | limit (GMAC) | peak memory |",
         "|---|---|---|---|---|---|",
     ]
     for row in results["rows"].values():
@@ -87,7 +87,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(9, 0.55 * len(rows) + 1.2), layout="constrained")
     for offset, side, color in ((0.2, "baseline", "#b8bcc4"), (-0.2, "ours", "#2a78d6")):
         times = [row["median"][side] for row in rows]
-        label = "installed parts" if side == "baseline" else "mobile-sam-plugin"
+        label = "segment-anything and timm" if side == "baseline" else "mobile-sam-plugin"
         bars = axes.barh([i + offset for i in range(len(rows))], times, 0.38, color=color)
         bars.set_label(label)
         axes.bar_label(bars, [seconds(time) for time in times], padding=3, fontsize=8)

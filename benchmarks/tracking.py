@@ -1,7 +1,5 @@
 """How well and how fast objects are followed, on generated clips with exact masks.
 
-    python -m benchmarks.tracking
-
 In each clip textured objects, taken from the generator of training scenes, move, turn, grow, bend
 and hide each other before a moving background; in half of the clips something that is not followed
 passes in front of them. Every method starts from the exact masks of the first frame. J is the IoU
@@ -310,20 +308,18 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def main() -> None:
-    """Runs the benchmark and prints its table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the command."""
     parser.add_argument("--clips", type=int, default=5)
     parser.add_argument("--first-clip", type=int, default=100)
     parser.add_argument("--length", type=int, default=60, help="frames of each")
     parser.add_argument("--checkpoint", default="bundled")
     parser.add_argument("--out", type=Path, default=Path("tracking.json"))
-    options = parser.parse_args()
-    clips = range(options.first_clip, options.first_clip + options.clips)
-    results = measure(clips, options.length, options.checkpoint)
-    options.out.write_text(json.dumps(results, indent=1))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measures, and prints the table."""
+    clips = range(arguments.first_clip, arguments.first_clip + arguments.clips)
+    results = measure(clips, arguments.length, arguments.checkpoint)
+    arguments.out.write_text(json.dumps(results, indent=1))
     print(format_table(results))
-
-
-if __name__ == "__main__":
-    main()

@@ -123,7 +123,7 @@ def exported_with_preprocessing(tmp_path_factory: pytest.TempPathFactory) -> tup
     """Where ``mobile-sam export --with-preprocessing`` wrote its files, and what it printed."""
     folder, pictures = tmp_path_factory.mktemp("exported") / "deep", tmp_path_factory.mktemp("one")
     shutil.copy(PHOTOGRAPHS / "coffee.png", pictures)
-    options = ("--with-preprocessing", "--checkpoint", "bundled", "--photographs", str(pictures))
+    options = ("--with-preprocessing", "--checkpoint", "bundled", "--images", str(pictures))
     with redirect_stdout(StringIO()) as printed:
         assert main(["export", "--out", str(folder), *options]) == 0
     return folder, printed.getvalue()

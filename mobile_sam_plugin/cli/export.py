@@ -8,11 +8,9 @@ import typer
 
 from .inputs import Checkpoint, MaxPixels, load_model
 
-# In a checkout; what is installed has none.
-
 
 class Precision(str, Enum):
-    """What the files compute in."""
+    """Arithmetic of the files."""
 
     fp32 = "fp32"
     fp16 = "fp16"
@@ -21,38 +19,38 @@ class Precision(str, Enum):
 
 def export(
     out: Annotated[
-        Path, typer.Option(metavar="DIR", file_okay=False, help="Where to write the two files.")
+        Path, typer.Option(metavar="DIR", file_okay=False, help="Output folder of the two files.")
     ],
     precision: Annotated[
         Precision,
-        typer.Option(help="int8: the encoder in 8 bits, calibrated on the photographs."),
+        typer.Option(help="fp16 for GPUs and phones; int8 for a faster encoder on a CPU."),
     ] = Precision.fp32,
     opset: Annotated[
         int | None,
-        typer.Option(min=17, max=20, help="Of ONNX.", show_default="18; 20 with int8"),
+        typer.Option(min=17, max=20, help="ONNX opset.", show_default="18; 20 for int8"),
     ] = None,
     with_preprocessing: Annotated[
         bool,
         typer.Option(
             "--with-preprocessing",
-            help="Let the encoder take a picture, H x W x 3 uint8, not a 1 x 3 x 1024 x 1024 "
-            "float image.",
+            help="Include resizing and normalising in the encoder: its input is an image of any "
+            "size, H x W x 3 uint8, not 1 x 3 x 1024 x 1024 float.",
         ),
     ] = False,
-    photographs: Annotated[
+    images: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER",
             exists=True,
             file_okay=False,
-            help="Photographs to check the files on, and to calibrate int8 by.",
-            show_default="those of examples/images",
+            help="Images to check the files on, and to calibrate int8 with.",
+            show_default="this package's photographs",
         ),
     ] = None,
     force: Annotated[
         bool,
         typer.Option(
-            "--force", help="Write the files even where their masks are unlike those of torch."
+            "--force", help="Write the files even if their masks differ from those of torch."
         ),
     ] = False,
     checkpoint: Checkpoint = None,
@@ -61,13 +59,13 @@ def export(
     """Export MobileSAM to ONNX, for machines without torch.
 
     Writes mobile_sam_encoder.onnx and mobile_sam_decoder.onnx, and prints how they compare with
-    torch on a photograph. The decoder's inputs and outputs are those of SAM's own export.
+    torch. The decoder has the inputs and outputs of segment-anything's own export.
     """
     from ..deploy import export as export_model
     from ..images import list_images
     from ..photographs import list_photographs
 
-    paths = list_images(photographs, recursive=True) if photographs else list_photographs()
+    paths = list_images(images, recursive=True) if images else list_photographs()
     encoder, decoder = export_model(
         load_model(checkpoint, "cpu"),
         out,

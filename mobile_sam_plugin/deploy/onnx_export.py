@@ -79,18 +79,17 @@ preprocessing (uint8[height, width, 3] picture) => (float[1, 3, {size}, {size}] 
 
 @dataclass(frozen=True)
 class Export:
-    """One of the two files, and how it compares with torch on a photograph.
+    """One of the two files, compared with torch.
 
     Attributes:
-        path: the file.
-        megabytes: its size, in 10^6 bytes.
-        largest_difference: of the embeddings, or of the decoder's low-res logits for the same
-            embeddings, anywhere on the photograph.
-        seconds: what ``set_image`` or a click takes in onnxruntime on this machine's CPU.
-        torch_seconds: what it takes in torch.
-        mask_iou: of the masks that both files together make, beside those of the model in torch;
-            the mean over clicks all over the photographs, or that of the masks that the decoder
-            upscales itself, if that is less.
+        path: path of the file.
+        megabytes: size in 10^6 bytes.
+        largest_difference: largest absolute difference on the first image: of the embeddings, or
+            of the decoder's low-res logits for the same embeddings.
+        seconds: time of ``set_image`` or of a click in onnxruntime on this machine's CPU.
+        torch_seconds: the same in torch.
+        mask_iou: mean IoU of the masks that both files together make with those of torch, over nine
+            clicks per image; or of the masks that the decoder upscales itself, if that is lower.
     """
 
     path: Path
@@ -102,41 +101,41 @@ class Export:
 
 
 def export(
-    sam: Sam,
+    model: Sam,
     folder: str | os.PathLike[str],
-    photographs: Sequence[str | os.PathLike[str]],
+    images: Sequence[str | os.PathLike[str]],
     precision: str = "fp32",
     opset: int | None = None,
     with_preprocessing: bool = False,
     force: bool = False,
 ) -> list[Export]:
-    """Writes ``mobile_sam_encoder.onnx`` and ``mobile_sam_decoder.onnx``, if they prove right.
+    """Writes ``mobile_sam_encoder.onnx`` and ``mobile_sam_decoder.onnx``, checked against torch.
 
-    The decoder takes and gives what upstream's ``SamOnnxModel`` does, for any number of prompts and
-    of points. The encoder takes the preprocessed image, (1, 3, 1024, 1024) float32.
+    The decoder has the inputs and outputs of segment-anything's ``SamOnnxModel``, for any number of
+    prompts and points. The encoder takes the preprocessed image, (1, 3, 1024, 1024) float32.
 
     Args:
-        sam: the model, in float32 on the CPU.
-        folder: is made if need be; files of these names in it are replaced. Weights above 2 GB,
-            too many for a file of ONNX, go into one beside it of its name and ``.data``.
-        photographs: image files. The files are checked on the first; in int8 the encoder is
-            calibrated, and checked, on all.
+        model: SAM in float32 on the CPU.
+        folder: output folder, created if missing; files of these names are replaced. Weights above
+            2 GB, the limit of an ONNX file, go into a second file with the suffix ``.data``.
+        images: paths of images. The files are checked on the first; for int8 the encoder is
+            calibrated and checked on all.
         precision: ``"fp32"``; ``"fp16"``, weights and arithmetic of both in half precision, inputs
             and outputs in float32; or ``"int8"``, the encoder's matrix products and convolutions in
             8 bits, the decoder in float32.
-        opset: of ONNX, 17 to 20; if None it is 18, but 20 for int8, which is faster so.
-        with_preprocessing: the encoder takes a picture, (H, W, 3) uint8 RGB, in place of that.
-        force: write the files even where their masks are unlike those of torch.
+        opset: ONNX opset, 17 to 20; if None 18, and 20 for int8, because that is faster.
+        with_preprocessing: whether the encoder takes an image, (H, W, 3) uint8 RGB, instead.
+        force: whether to write the files even if their masks differ from those of torch.
 
     Returns:
-        The encoder's and the decoder's figures.
+        Size, time and agreement with torch of the encoder and of the decoder.
 
     Raises:
-        MissingExtra: onnx or onnxruntime is not installed.
-        FileNotFoundError: there is no such photograph.
-        ValueError: an unknown precision, an opset that cannot be written or has no antialiasing
-            where preprocessing is wanted, no photograph, a model in another precision or with a
-            mask decoder that is adapted; or masks of an IoU below 0.9 with those of torch.
+        MissingExtra: if onnx or onnxruntime is not installed.
+        FileNotFoundError: if there is no such image.
+        UserError: if the precision is unknown, the opset is unsupported or too old for
+            preprocessing, there is no image, the model is not float32 on the CPU or its mask
+            decoder is adapted; or if the mean mask IoU with torch is below 0.9, without ``force``.
     """
     if precision not in PRECISIONS:
         raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
@@ -146,40 +145,40 @@ def export(
         raise UserError(f"opset must be 17 to 20, not {opset}")
     if with_preprocessing and opset < 18:
         raise UserError(f"preprocessing needs opset 18 or later, not {opset}")
-    if not photographs:
-        raise UserError("name at least one photograph to check the files on")
-    weight = next(sam.parameters())
+    if not images:
+        raise UserError("images must hold at least one path, to check the files on")
+    weight = next(model.parameters())
     if weight.dtype != torch.float32 or weight.device.type != "cpu":
         raise UserError(
             f"the model must be in float32 on the CPU, not {weight.dtype} on {weight.device}"
         )
-    if MaskDecoder.standing_in(sam.mask_decoder) is None:
+    if MaskDecoder.standing_in(model.mask_decoder) is None:
         raise UserError(
-            "the mask decoder is none of SAM's: it or a part of it runs other code, or has hooks, "
-            "which the exported graph would not have"
+            "the mask decoder is not SAM's own: it or a part of it runs other code or has hooks, "
+            "which the exported graph would lack"
         )
-    needed = photographs if precision == "int8" else photographs[:1]
-    for photograph in needed:  # opened one after the other below, since they may be many
-        with open_image(photograph, os.fspath(photograph)) as picture:
-            input_size(picture.height, picture.width, _size(sam))
+    needed = images if precision == "int8" else images[:1]
+    for image in needed:  # opened one after the other below, since they may be many
+        with open_image(image, os.fspath(image)) as picture:
+            input_size(picture.height, picture.width, _size(model))
     os.makedirs(folder, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as name, eval_mode(sam):
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as name, eval_mode(model):
         encoder, decoder = Path(name, ENCODER_FILE), Path(name, DECODER_FILE)
-        _write_encoder(sam, encoder, opset)
-        _write_decoder(sam, decoder, opset)
+        _write_encoder(model, encoder, opset)
+        _write_decoder(model, decoder, opset)
         if precision == "int8":
-            _quantise(encoder, (preprocess(load_image(each), _size(sam)) for each in needed))
+            _quantise(encoder, (preprocess(load_image(each), _size(model)) for each in needed))
         elif precision == "fp16":
             for path in (encoder, decoder):
                 _halve(path)
         if with_preprocessing:
-            _add_preprocessing(encoder, _size(sam), opset)
-        found = _compare(sam, encoder, decoder, needed)
+            _add_preprocessing(encoder, _size(model), opset)
+        found = _compare(model, encoder, decoder, needed)
         if not found[0].mask_iou >= MINIMUM_IOU and not force:
             raise UserError(
                 f"in {precision} the masks have an IoU of {found[0].mask_iou:.3f} with those of "
-                f"torch, below {MINIMUM_IOU}: nothing was written; force it, or choose another "
-                "precision"
+                f"torch, below {MINIMUM_IOU}: nothing was written; choose another precision, "
+                "or pass --force (force=True)"
             )
         for path in (encoder, decoder):
             for file in (_data_of(path), path):
@@ -222,7 +221,7 @@ def _write_decoder(sam: Sam, path: Path, opset: int) -> None:
 
 
 def _decoder_inputs(sam: Sam, prompts: int, points: int) -> dict[str, Tensor]:
-    """Inputs of the decoder's graph, by their names; the image is 600 x 400 pixels."""
+    """Returns inputs of the decoder's graph by name, for an image of 600 x 400 pixels."""
     side = _size(sam) // 16
     generator = torch.Generator().manual_seed(0)
     return {
@@ -265,14 +264,14 @@ def _trace(
         for entry in tensor.external_data
         if entry.key == "location"
     }
-    if scattered:  # above 2 GB torch writes a file a tensor
+    if scattered:  # above 2 GB torch writes one file per tensor
         _save(onnx.load(path), path)
         for name in scattered:
             (path.parent / name).unlink()
 
 
 def _save(model: onnx.ModelProto, path: Path) -> None:
-    """Writes a model, and beside it a file of weights if they are too large for one of ONNX."""
+    """Writes a model, with its weights in a second file if they exceed ONNX's limit."""
     data = _data_of(path)
     data.unlink(missing_ok=True)  # or else more is written to its end
     if sum(len(each.raw_data) for each in model.graph.initializer) > LARGEST_FILE:
@@ -326,7 +325,7 @@ def _halve(path: Path) -> None:
 
 
 def _nodes_between(graph: onnx.GraphProto, start: str, ends: Container[str]) -> list[str]:
-    """The names of the nodes, constants among them, from an input to the operators that end it."""
+    """Returns the nodes' names, constants included, from an input to the operators in `ends`."""
     reached, found, inputs = {start}, [], set()
     for node in graph.node:  # in the order in which they are computed
         if not reached.isdisjoint(node.input):
@@ -339,7 +338,7 @@ def _nodes_between(graph: onnx.GraphProto, start: str, ends: Container[str]) -> 
 
 
 class _Calibration:
-    """What onnxruntime reads images from: a dict of inputs each time, then None."""
+    """Calibration reader of onnxruntime: a dict of inputs per image, then None."""
 
     def __init__(self, images: Iterable[NDArray[np.float32]]) -> None:
         self._images = iter(images)
@@ -374,18 +373,18 @@ def _quantise(path: Path, images: Iterable[NDArray[np.float32]]) -> None:
 
 
 def _compare(
-    sam: Sam, encoder: Path, decoder: Path, photographs: Sequence[str | os.PathLike[str]]
+    sam: Sam, encoder: Path, decoder: Path, images: Sequence[str | os.PathLike[str]]
 ) -> list[Export]:
-    """The figures of both files: of the first picture, but the masks of all."""
+    """Compares both files with torch: their masks on all images, the rest on the first."""
     ours, theirs = OnnxPredictor(encoder, decoder), SamPredictor(sam)
     overlaps = []
-    for picture in map(load_image, photographs):
+    for picture in map(load_image, images):
         ours.set_image(picture)
         theirs.set_image(picture)
         overlaps += _mask_overlaps(ours, theirs, _clicks(picture))
     mask_iou = min(float(np.mean(overlaps)), _upscaled_overlap(sam, ours))
 
-    picture = load_image(photographs[0])
+    picture = load_image(images[0])
     click = _clicks(picture)[:1]
     seconds, torch_seconds = (_time(partial(each.set_image, picture)) for each in (ours, theirs))
     embedding = theirs.get_image_embedding().numpy()
@@ -401,7 +400,7 @@ def _compare(
 
 
 def _clicks(picture: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Clicks all over a picture, (9, 2), XY in pixels, the middle first."""
+    """Returns clicks all over an image, (9, 2), XY in pixels, the centre first."""
     places = sorted(product((0.25, 0.5, 0.75), repeat=2), key=lambda place: place != (0.5, 0.5))
     return np.array(places) * picture.shape[1::-1]
 
@@ -409,7 +408,7 @@ def _clicks(picture: NDArray[np.uint8]) -> NDArray[np.float64]:
 def _mask_overlaps(
     ours: OnnxPredictor, theirs: SamPredictor, clicks: NDArray[np.float64]
 ) -> list[float]:
-    """The IoU of each mask of each click with torch's, at the decoder's resolution."""
+    """Returns the IoU of each click's masks with torch's, at the decoder's resolution."""
     overlaps = []
     for click in clicks:
         masks, others = (each.predict(click[None], [1])[2] > 0 for each in (ours, theirs))
@@ -419,9 +418,9 @@ def _mask_overlaps(
 
 
 def _upscaled_overlap(sam: Sam, ours: OnnxPredictor) -> float:
-    """The IoU of the masks that the graph upscales with those of its low-res logits.
+    """Returns the IoU of the masks that the graph upscales with those of its low-res logits.
 
-    For a random prompt, and a size of which half precision holds neither side.
+    For a random prompt, and an image size that half precision cannot represent.
     """
     size = 2001, 3001
     feeds = {name: value.numpy() for name, value in _decoder_inputs(sam, 1, points=2).items()}
@@ -441,7 +440,7 @@ def _overlap(mask: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
 
 
 def _time(work: Callable[[], object]) -> float:
-    """Seconds of one run; the median of three, after those that have warmed up."""
+    """Returns the median seconds of three runs; earlier ones have warmed up."""
     seconds = []
     for _ in range(3):
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""``SamPredictor`` on exported ONNX files: onnxruntime or OpenVINO, and numpy; no torch."""
+"""``SamPredictor`` on exported ONNX files, without torch."""
 
 import os
 from collections.abc import Iterator
@@ -36,20 +36,21 @@ _PROMPTS_AT_ONCE = 4
 
 
 class OnnxPredictor:
-    """Segments one image by clicks, boxes and masks: ``SamPredictor`` without torch.
+    """``SamPredictor`` without torch: segments one image by points, boxes and masks.
 
-    Same results as :class:`~mobile_sam_plugin.SamPredictor` up to rounding, from the two files that
-    :func:`~mobile_sam_plugin.deploy.export` writes. Neither importing nor running it imports torch.
-    Several threads may share one that has its image set. ``copy.copy`` shares the graphs; pickles
-    and deep copies open the files again, which must be where they were.
+    It has the results of :class:`~mobile_sam_plugin.SamPredictor` up to rounding, from the files
+    that :func:`~mobile_sam_plugin.deploy.export` writes, and never imports torch. Threads may share
+    a predictor whose image is set. ``copy.copy`` shares the graphs; pickles and deep copies store
+    the paths of the files, and open them again.
 
     Attributes:
         is_image_set: whether :meth:`predict` can be called.
-        original_size: (H, W) of the image that is set, in pixels.
-        input_size: (h, w) to which it was resized.
-        features: its embedding, (1, 256, 64, 64) float32.
-        model_size: the side of the model's input in pixels, 1024.
-        encoder, decoder: the two graphs, as they are loaded.
+        original_size: (H, W) of the image in pixels.
+        input_size: (h, w) of the resized image.
+        features: image embedding, (1, 256, 64, 64) float32.
+        model_size: side of the model's input in pixels, 1024.
+        encoder: graph of the image encoder.
+        decoder: graph of the prompt encoder and mask decoder.
 
     Example:
         >>> predictor = OnnxPredictor("mobile_sam_encoder.onnx", "mobile_sam_decoder.onnx")
@@ -72,11 +73,11 @@ class OnnxPredictor:
                 of a name and its options; or one name.
 
         Raises:
-            MissingExtra: onnxruntime is not installed.
-            FileNotFoundError: there is no such file.
-            ValueError: a file is no ONNX model, or not the half that it was given as; or this
-                onnxruntime has no such execution provider, or not with these options.
-            TypeError: providers of another form.
+            MissingExtra: if onnxruntime is not installed.
+            FileNotFoundError: if a file is missing.
+            UserError: if a file is not an ONNX model or not the expected half; or if onnxruntime
+                lacks an execution provider or rejects its options.
+            TypeError: if `providers` has another form.
         """
         self._set_up(
             OnnxRuntime(encoder, providers), encoder, OnnxRuntime(decoder, providers), decoder
@@ -89,18 +90,18 @@ class OnnxPredictor:
         decoder: Runtime,
         decoder_path: str | os.PathLike[str],
     ) -> None:
-        """Keeps the two halves, if they are that.
+        """Keeps the two graphs.
 
         Raises:
-            ValueError: they are not.
+            UserError: if they are not an encoder and a decoder that fit together.
         """
         _check_encoder(encoder, os.fspath(encoder_path))
         _check_decoder(decoder, os.fspath(decoder_path))
         (embedding,), wanted = encoder.outputs.values(), decoder.inputs["image_embeddings"]
         if embedding.shape != wanted.shape:
             raise UserError(
-                f"{os.fspath(decoder_path)!r} wants embeddings of {wanted.shape}, not of "
-                f"{embedding.shape} as {os.fspath(encoder_path)!r} gives: take both of one export"
+                f"{os.fspath(decoder_path)!r} needs embeddings of the shape {wanted.shape}, but "
+                f"{os.fspath(encoder_path)!r} gives {embedding.shape}: use files of the same export"
             )
         self.encoder, self.decoder = encoder, decoder
         (self._image_input,) = encoder.inputs
@@ -109,7 +110,7 @@ class OnnxPredictor:
         self.reset_image()
 
     def reset_image(self) -> None:
-        """Forgets the image that was set."""
+        """Forgets the image."""
         self.is_image_set = False
         self.original_size: tuple[int, int] = (0, 0)
         self.input_size: tuple[int, int] = (0, 0)
@@ -121,12 +122,11 @@ class OnnxPredictor:
         Args:
             image: (H, W, 3) uint8; or grayscale, (H, W) or (H, W, 1); or (H, W, 4), whose alpha is
                 dropped; or a PIL image, whose EXIF orientation is applied first.
-            image_format: the channel order of an array, ``"RGB"`` or ``"BGR"``. PIL images tell
-                theirs themselves.
+            image_format: channel order of an array, ``"RGB"`` or ``"BGR"``; PIL images know theirs.
 
         Raises:
-            TypeError: no array or PIL image, or an array whose dtype is not uint8.
-            ValueError: another shape, no pixels, or an unknown image_format.
+            TypeError: if `image` is not a uint8 array or a PIL image.
+            UserError: if its shape is another, it is empty, or `image_format` is unknown.
         """
         if image_format not in ("RGB", "BGR"):
             raise UserError(f"image_format must be 'RGB' or 'BGR', not {image_format!r}")
@@ -146,10 +146,10 @@ class OnnxPredictor:
         self.is_image_set = True
 
     def get_image_embedding(self) -> FloatArray:
-        """The embedding of the image that is set, (1, 256, 64, 64).
+        """Returns the image embedding, (1, 256, 64, 64) float32.
 
         Raises:
-            RuntimeError: no image has been set.
+            RuntimeError: if no image is set.
         """
         self._require_image()
         return self.features
@@ -163,25 +163,26 @@ class OnnxPredictor:
         multimask_output: bool = True,
         return_logits: bool = False,
     ) -> tuple[NDArray[Any], FloatArray, FloatArray]:
-        """Predicts masks from a prompt on the image that was set, as ``SamPredictor.predict``.
+        """Predicts masks for a prompt, as ``SamPredictor.predict``.
 
         Args:
-            point_coords: (N, 2), XY in pixels of the image; they may lie outside it.
-            point_labels: (N,), 1 for an object point, 0 for a background point, -1 for none.
-            box: 4 numbers, XYXY in pixels. Swapped corners are taken as they are, with a warning.
+            point_coords: (N, 2), XY in pixels of the image; may be outside it.
+            point_labels: (N,), 1 for an object point, 0 for a background point, -1 for padding.
+            box: 4 numbers, XYXY in pixels. Swapped corners are used as they are, with a warning.
             mask_input: (256, 256) or (1, 256, 256), low-res logits of an earlier prediction; or
                 (H, W) or (1, H, W), a bool or uint8 mask of the image.
-            multimask_output: three candidate masks rather than one; better for a single click.
-            return_logits: logits instead of boolean masks.
+            multimask_output: whether to return three candidate masks instead of one; better for
+                a single point.
+            return_logits: whether to return logits instead of boolean masks.
 
         Returns:
             Masks (C, H, W), bool or float32; their predicted IoU (C,); low-res logits
             (C, 256, 256).
 
         Raises:
-            RuntimeError: no image has been set.
-            UserError: a prompt of the wrong shape or length, or with numbers in it that the model
-                cannot compute with: NaN, infinity, or of a magnitude above 2^24, in logits 10^4.
+            RuntimeError: if no image is set.
+            UserError: if a prompt has the wrong shape or length, or holds NaN, infinity or a
+                magnitude above 2^24, in logits 10^4.
         """
         self._require_image()
         coords = labels = corners = logits = None
@@ -207,23 +208,23 @@ class OnnxPredictor:
     ) -> tuple[NDArray[Any], FloatArray, FloatArray]:
         """Predicts masks for a batch of prompts, as ``SamPredictor.predict_torch``.
 
-        Unlike that it takes coordinates in pixels of the image, as :meth:`predict`.
+        Unlike there, coordinates are in pixels of the image, as in :meth:`predict`.
 
         Args:
             point_coords: (B, N, 2), XY in pixels.
             point_labels: (B, N), 1, 0 or -1.
             boxes: (B, 4), XYXY in pixels.
             mask_input: (B, 1, 256, 256) low-res logits, or (B, 1, H, W) bool or uint8 masks.
-            multimask_output: three masks a prompt rather than one.
-            return_logits: logits instead of boolean masks.
+            multimask_output: whether to return three masks per prompt instead of one.
+            return_logits: whether to return logits instead of boolean masks.
 
         Returns:
             Masks (B, C, H, W), bool or float32; their predicted IoU (B, C); low-res logits
             (B, C, 256, 256).
 
         Raises:
-            RuntimeError: no image has been set.
-            UserError: no prompt, prompts of unlike numbers, or as :meth:`predict`.
+            RuntimeError: if no image is set.
+            UserError: if there is no prompt, or their numbers differ; or as :meth:`predict`.
         """
         self._require_image()
         given: dict[str, NDArray[Any]] = {}
@@ -269,7 +270,7 @@ class OnnxPredictor:
         boxes: NDArray[np.float64] | None,
         batch: int = 1,
     ) -> tuple[FloatArray, FloatArray]:
-        """Points and boxes in pixels of the image, as the decoder's graph wants them.
+        """Converts points and boxes in pixels of the image to inputs of the decoder.
 
         Returns:
             (B, N, 2), XY in the frame of the resized image, and their labels (B, N).
@@ -277,7 +278,7 @@ class OnnxPredictor:
         points, kinds = np.empty((batch, 0, 2)), np.empty((batch, 0))
         if coords is not None and labels is not None:
             points, kinds = coords, labels
-            if boxes is None:  # upstream pads with a point that is none
+            if boxes is None:  # SAM pads with a point of label -1
                 points = np.concatenate([points, np.zeros((batch, 1, 2))], axis=1)
                 kinds = np.concatenate([kinds, -np.ones((batch, 1))], axis=1)
         if boxes is not None:
@@ -294,7 +295,7 @@ class OnnxPredictor:
         mask_input: NDArray[Any] | None,
         multimask_output: bool,
     ) -> tuple[FloatArray, FloatArray]:
-        """Low-res logits (B, C, 256, 256) and predicted IoU (B, C)."""
+        """Returns low-res logits (B, C, 256, 256) and predicted IoU (B, C)."""
         masks = slice(1, None) if multimask_output else slice(0, 1)
         decoded = list(self._decode_batches(coords, labels, mask_input, masks))
         if not decoded:
@@ -311,7 +312,7 @@ class OnnxPredictor:
         mask_input: NDArray[Any] | None,
         masks: slice,
     ) -> Iterator[tuple[FloatArray, FloatArray]]:
-        """Low-res logits and predicted IoU of a few prompts after the other."""
+        """Yields low-res logits and predicted IoU of a few prompts at a time."""
         no_mask = np.zeros((1, 1, *self._low_res_size), np.float32)
         for start in range(0, len(coords), _PROMPTS_AT_ONCE):
             some = slice(start, start + _PROMPTS_AT_ONCE)
@@ -331,7 +332,7 @@ class OnnxPredictor:
             yield logits[:, masks], scores[:, masks]
 
     def _upscale(self, low_res_logits: FloatArray, return_logits: bool) -> NDArray[Any]:
-        """From low-res logits (C, 256, 256) to masks, or logits, (C, H, W) of the image."""
+        """Upscales low-res logits (C, 256, 256) to masks or logits (C, H, W)."""
         upscaler = self.upscaler
         if return_logits:
             return np.stack([upscaler.upscale(logits) for logits in low_res_logits])
@@ -340,16 +341,16 @@ class OnnxPredictor:
     def decode_clicks(
         self, point_coords: NDArray[np.float64]
     ) -> Iterator[tuple[FloatArray, FloatArray]]:
-        """Decodes clicks on objects, each a prompt of its own, a few at a time.
+        """Decodes object points, each a prompt of its own, a few at a time.
 
         Args:
             point_coords: (N, 2), XY in pixels of the image.
 
         Yields:
-            Low-res logits (B, 3, 256, 256) and predicted IoU (B, 3) of the next B clicks.
+            Low-res logits (B, 3, 256, 256) and predicted IoU (B, 3) of the next B points.
 
         Raises:
-            RuntimeError: no image has been set.
+            RuntimeError: if no image is set.
         """
         self._require_image()
         labels = np.ones((len(point_coords), 1))
@@ -358,7 +359,7 @@ class OnnxPredictor:
 
     @property
     def upscaler(self) -> MaskUpscaler:
-        """What upscales low-res logits to the image that is set."""
+        """Upscaler of low-res logits to the image."""
         return cached_upscaler(
             self.input_size, self.original_size, self._low_res_size, self.model_size
         )
@@ -382,13 +383,13 @@ class OpenVinoPredictor(OnnxPredictor):
         Args:
             encoder: path of the image encoder, with or without preprocessing in it.
             decoder: path of the prompt encoder and mask decoder.
-            device: as OpenVINO names it: CPU, GPU, NPU, AUTO.
+            device: OpenVINO's name of the device: CPU, GPU, NPU or AUTO.
 
         Raises:
-            MissingExtra: OpenVINO is not installed.
-            FileNotFoundError: there is no such file.
-            ValueError: a file is no ONNX model, or not the half that it was given as; or OpenVINO
-                finds no such device.
+            MissingExtra: if OpenVINO is not installed.
+            FileNotFoundError: if a file is missing.
+            UserError: if a file is not an ONNX model or not the expected half, or if OpenVINO finds
+                no such device.
         """
         self._set_up(OpenVino(encoder, device), encoder, OpenVino(decoder, device), decoder)
 
@@ -405,7 +406,7 @@ def _check_encoder(graph: Runtime, path: str) -> None:
         if (image or picture) and embeds:
             return
     raise UserError(
-        f"{path!r} is no image encoder that mobile-sam export wrote: it takes {dict(graph.inputs)} "
+        f"{path!r} is not an image encoder from mobile-sam export: it takes {dict(graph.inputs)} "
         f"and gives {dict(graph.outputs)}"
     )
 
@@ -417,6 +418,6 @@ def _check_decoder(graph: Runtime, path: str) -> None:
     lacking |= {"iou_predictions", "low_res_masks"} - set(graph.outputs)
     if lacking:
         raise UserError(
-            f"{path!r} is no mask decoder that mobile-sam export wrote: it lacks "
+            f"{path!r} is not a mask decoder from mobile-sam export: it lacks "
             f"{', '.join(sorted(lacking))}"
         )

@@ -57,11 +57,11 @@ class OnnxRuntime:
             self._session = onnxruntime.InferenceSession(name, options, providers=chosen)
         except (TypeError, ValueError) as error:
             raise UserError(
-                f"onnxruntime does not take the execution providers {chosen}: {_first_line(error)}"
+                f"onnxruntime rejects the execution providers {chosen}: {_first_line(error)}"
             ) from error
         except Exception as error:  # onnxruntime's own errors share no other base
             raise UserError(
-                f"{name!r} is no ONNX model that onnxruntime can read: {_first_line(error)}"
+                f"onnxruntime cannot read {name!r} as an ONNX model: {_first_line(error)}"
             ) from error
         if self._session.get_providers()[0] != chosen[0][0]:
             raise UserError(
@@ -71,7 +71,7 @@ class OnnxRuntime:
         self._origin = os.path.abspath(name), chosen
         self.inputs = {value.name: _onnx_info(value) for value in self._session.get_inputs()}
         self.outputs = {value.name: _onnx_info(value) for value in self._session.get_outputs()}
-        # Without it the decoder upscales every mask to the image, too.
+        # Otherwise the decoder also upscales every mask to the image.
         self._options = onnxruntime.RunOptions()
         self._options.only_execute_path_to_fetches = True
 
@@ -86,10 +86,10 @@ class OnnxRuntime:
 def _check_providers(
     providers: Providers, available: Sequence[str]
 ) -> list[tuple[str, dict[str, Any]]]:
-    """Execution providers, each with its options, if there are such.
+    """Returns execution providers, each with its options.
 
     Raises:
-        TypeError, UserError: as :class:`OnnxPredictor`.
+        TypeError, UserError: as ``OnnxPredictor``.
     """
     chosen: list[tuple[str, dict[str, Any]]] = []
     name: str
@@ -112,15 +112,15 @@ def _check_providers(
             )
         chosen.append((name, options))
     if not chosen:
-        raise UserError("name at least one execution provider")
+        raise UserError("providers must hold at least one execution provider")
     return chosen
 
 
 @cache
 def _register_arena() -> None:
-    """Memory that both halves share, and that grows by what is wanted, not to the next power of 2.
+    """Registers memory that grows by what is requested, not to the next power of 2.
 
-    For sessions of this process that ask for it, such as those here.
+    Sessions of this process that ask for it, such as those here, share it.
     """
     import onnxruntime
 
@@ -133,7 +133,7 @@ def _register_arena() -> None:
         ),
         # max_mem, arena_extend_strategy (1: kSameAsRequested), initial_chunk_size_bytes and
         # max_dead_bytes_per_chunk, of which the default would waste half of large chunks; 0 and -1
-        # stand for the defaults.
+        # are the defaults.
         onnxruntime.OrtArenaCfg(0, 1, -1, 1 << 20),
     )
 
@@ -156,7 +156,7 @@ class OpenVino:
             )
         try:
             model = core.read_model(name)
-            # Only what is asked for is computed, so the masks at the image's size go.
+            # An output that exists is computed, and nobody here uses masks of the image's size.
             for output in model.outputs:
                 if "masks" in output.names:
                     model.remove_result(output.node)
@@ -165,7 +165,7 @@ class OpenVino:
             ).create_infer_request()
         except RuntimeError as error:
             raise UserError(
-                f"{name!r} is no ONNX model that OpenVINO can run: {_first_line(error)}"
+                f"OpenVINO cannot run {name!r} as an ONNX model: {_first_line(error)}"
             ) from error
         self._origin = os.path.abspath(name), device
         self._lock = threading.Lock()  # a request is for one thread at a time
@@ -184,7 +184,7 @@ class OpenVino:
 
 @cache
 def _openvino_core() -> Any:
-    """The one core of this process.
+    """Returns the one core of this process.
 
     Each core takes over the stack that signals are handled on, and gives it back when it ends. Of
     two whose lives overlap, the second would give back what the first has freed, and the next
@@ -206,7 +206,7 @@ def _existing(path: str | os.PathLike[str]) -> str:
     name = os.fspath(path)
     if not os.path.isfile(name):
         raise FileNotFoundError(
-            f"there is no file {name!r}: mobile-sam export writes the two that are needed"
+            f"there is no file {name!r}: mobile-sam export writes the encoder and the decoder"
         )
     return name
 

@@ -501,7 +501,7 @@ def test_who_waits_is_told_the_place_in_the_queue(
         busy.open_tab("Everything")
         busy.fill("Points a side", 2)
         busy.press("Segment everything")
-        busy.page.locator("#status .progress-bar").first.wait_for()
+        busy.page.locator("#status .progress-bar").first.wait_for(state="attached")
         waiting.click(*CUP, 600, 400)
         waiting.page.locator("#status").get_by_text(re.compile("^queue: ")).wait_for()
         ended.set()
@@ -811,6 +811,8 @@ def test_a_video_is_no_list_of_others(tmp_path: Path, monkeypatch: pytest.Monkey
     write_video(tmp_path / "disc.mp4")
     playlist = tmp_path / "list.mp4"
     playlist.write_text("ffconcat version 1.0\nfile 'disc.mp4'\n")
+    for name in DECODERS:  # a server of this process has set them
+        monkeypatch.delenv(name, raising=False)
     next(iter(Video(playlist)))
     for name, value in DECODERS.items():
         monkeypatch.setenv(name, value)

@@ -1,14 +1,14 @@
-"""The web page of ``mobile-sam app``: the public API behind a page to click on.
+"""The web page of ``mobile-sam app``, on the public API.
 
-:mod:`.sessions` holds what each open page is about, :mod:`.page` puts the page together,
-:mod:`.click`, :mod:`.everything` and :mod:`.pipelines` are its tabs, :mod:`.server` serves it.
+:mod:`.sessions` holds the state of each open page, :mod:`.page` builds the page, :mod:`.click`,
+:mod:`.everything` and :mod:`.pipelines` are its tabs, and :mod:`.server` serves it.
 """
 
 import os
 
 from ..errors import MissingExtra
 
-# Gradio reads these when it is imported. Nothing is sent anywhere, unless someone asks for it.
+# Gradio reads these when it is imported: it then sends nothing unless someone asks for it.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("GRADIO_RUN_HISTORY", "False")

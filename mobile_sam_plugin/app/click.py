@@ -1,41 +1,45 @@
-"""The tab *Click*: points and boxes in, three candidates out, and files to take home."""
+"""The tab *Click*: points and boxes in, three candidates out, and files to download."""
 
 import json
 import secrets
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ..errors import UserError
+from ..files import encode_image
 from ..records import make_record
+from ..results import cut_out
 from . import gradio as gr
 from .everything import inspect
-from .parts import HEAVY, Stage, look
+from .parts import QUEUED, Components, render
 from .sessions import Session
 
 OBJECT, BACKGROUND, CORNER = "Object point", "Background point", "Box corner"
 
 
 class ClickTab:
-    """Its components and callbacks."""
+    """Components and callbacks of the tab."""
 
-    def __init__(self, stage: Stage, mode: Any, undo: Any, reset: Any, checkpoint: str | None):
-        """Lays the tab out where gradio is, and connects it.
+    def __init__(
+        self, components: Components, mode: Any, undo: Any, reset: Any, checkpoint: str | None
+    ):
+        """Adds the tab to the page that gradio is building.
 
         Args:
-            stage: the picture.
-            mode: the switch of what a click adds.
-            undo, reset: buttons.
-            checkpoint: of the model, for the Python lines.
+            components: the components that the tabs share.
+            mode: radio buttons that choose what a click adds.
+            undo: button.
+            reset: button.
+            checkpoint: name of the checkpoint, for the Python lines.
         """
-        self.stage = stage
+        self.components = components
         self.checkpoint = checkpoint
         gr.Markdown(
-            "Click on an object. Add points on it, or on what is background, until the mask fits; "
-            "or give two corners of a box."
+            "Click on an object. Add points on it or on the background until the mask fits, "
+            "or click two corners of a box."
         )
-        stage.candidates.render()
+        components.candidates.render()
         self.refine = gr.Checkbox(
             True,
             label="Refine the chosen candidate",
@@ -53,28 +57,31 @@ class ClickTab:
             record = gr.Button("COCO RLE (JSON)", size="sm", min_width=120)
             lines = gr.Button("Python lines", size="sm", min_width=120)
 
-        changed = [*stage.views, stage.pending]
-        # Clicks may come faster than masks: none is dropped.
-        stage.listen(
-            stage.picture.select,
+        changed = [*components.views, components.pending]
+        # Clicks may come faster than masks; none is dropped.
+        components.listen(
+            components.picture.select,
             self.click,
             inputs=[mode, self.refine],
             outputs=changed,
             trigger_mode="multiple",
         )
-        stage.listen(add.click, self.add, inputs=[x, y, mode, self.refine], outputs=changed)
-        stage.listen(undo.click, self.undo, outputs=changed, trigger_mode="multiple")
-        stage.listen(reset.click, self.reset, outputs=changed)
-        stage.listen(
-            stage.candidates.input, self.choose, inputs=stage.candidates, outputs=stage.views
+        components.listen(add.click, self.add, inputs=[x, y, mode, self.refine], outputs=changed)
+        components.listen(undo.click, self.undo, outputs=changed, trigger_mode="multiple")
+        components.listen(reset.click, self.reset, outputs=changed)
+        components.listen(
+            components.candidates.input,
+            self.choose,
+            inputs=components.candidates,
+            outputs=components.views,
         )
-        stage.listen(
-            stage.pending.change,
+        components.listen(
+            components.pending.change,
             self.encode,
-            outputs=stage.views,
+            outputs=components.views,
             show_progress="minimal",
-            show_progress_on=stage.status,
-            **HEAVY,
+            show_progress_on=components.status,
+            **QUEUED,
         )
         for button, write in (
             (mask, self.write_mask),
@@ -82,21 +89,21 @@ class ClickTab:
             (record, self.write_record),
             (lines, self.write_lines),
         ):
-            stage.offer(button, write)
+            components.offer(button, write)
 
     def click(self, event: gr.SelectData, mode: str, refine: bool, request: gr.Request) -> Any:
-        session = self.stage.session(request)
+        session = self.components.session(request)
         x, y = event.index
         with session.lock:
             if session.picture is None:
-                return *look(session), gr.skip()
+                return *render(session), gr.skip()
             if session.inspecting:
                 return *inspect(session, int(x), int(y)), gr.skip()
             scale = session.picture.scale
             return self._add(session, x / scale, y / scale, mode, refine)
 
     def add(self, x: float, y: float, mode: str, refine: bool, request: gr.Request) -> Any:
-        session = self.stage.session(request)
+        session = self.components.session(request)
         with session.lock:
             return self._add(session, x, y, mode, refine)
 
@@ -107,77 +114,79 @@ class ClickTab:
             session.add((x, y, int(mode == OBJECT)), None, refine)
         elif session.corner is None:
             session.corner = x, y
-            return *look(session), gr.skip()
+            return *render(session), gr.skip()
         else:
             x0, y0 = session.corner
             if x0 == x or y0 == y:
-                raise UserError("the two corners make no box: click further away from the first")
+                raise UserError("the box has no area: click further away from its first corner")
             session.add(None, (min(x0, x), min(y0, y), max(x0, x), max(y0, y)), refine)
         return self._decode(session)
 
     def _decode(self, session: Session) -> Any:
-        """Shows the masks at once where the picture is encoded, else has that done first."""
+        """Shows the masks at once if the image is encoded; otherwise has it encoded first."""
         picture = session.picture
         if picture is not None and session.steps and session.masks is None:
-            if not self.stage.sessions.is_encoded(picture):
-                message = "Encoding the picture: this is done once, later clicks are fast."
-                return *look(session, message), secrets.token_hex(4)
-            session.decode(self.stage.sessions.predictor(picture))
-        return *look(session), gr.skip()
+            if not self.components.sessions.is_encoded(picture):
+                message = "Encoding the image: this is done once, later clicks are fast."
+                return *render(session, message), secrets.token_hex(4)
+            session.decode(self.components.sessions.predictor(picture))
+        return *render(session), gr.skip()
 
     def encode(self, request: gr.Request) -> Any:
-        session = self.stage.session(request)
+        session = self.components.session(request)
         picture = session.picture
         if picture is not None:
-            predictor = self.stage.sessions.predictor(picture)
+            predictor = self.components.sessions.predictor(picture)
             with session.lock:
-                if session.picture is picture:  # no other one has come meanwhile
+                if session.picture is picture:  # not another one by now
                     session.decode(predictor)
         with session.lock:
-            return look(session)
+            return render(session)
 
     def undo(self, request: gr.Request) -> Any:
-        session = self.stage.session(request)
+        session = self.components.session(request)
         with session.lock:
             session.undo()
             return self._decode(session)
 
     def reset(self, request: gr.Request) -> Any:
-        session = self.stage.session(request)
+        session = self.components.session(request)
         with session.lock:
             session.reset()
-            return *look(session), gr.skip()
+            return *render(session), gr.skip()
 
     def choose(self, index: int, request: gr.Request) -> Any:
-        session = self.stage.session(request)
+        session = self.components.session(request)
         with session.lock:
             if session.steps and session.scores is not None and index in range(len(session.scores)):
                 session.steps[-1].chosen = index
-            return look(session)
+            return render(session)
 
     def write_mask(self, request: gr.Request) -> str:
-        session = self.stage.session(request)
+        session = self.components.session(request)
         with session.lock:
             path = session.path("_mask.png")
-            Image.fromarray(session.require_mask().astype(np.uint8) * 255).save(path)
+            mask = session.require_mask().astype(np.uint8) * 255
+            path.write_bytes(encode_image(".png", mask))
         return str(path)
 
     def write_cutout(self, request: gr.Request) -> str:
-        session = self.stage.session(request)
+        session = self.components.session(request)
         with session.lock:
             mask, path = session.require_mask(), session.path("_cutout.png")
-            alpha = mask.astype(np.uint8) * 255
-            pixels = session.require_picture().pixels
-            Image.fromarray(np.dstack([pixels, alpha])).save(path)
+            if not mask.any():
+                raise UserError("the mask is empty: choose another candidate")
+            pixels = cut_out(session.require_picture().pixels, mask)
+            path.write_bytes(encode_image(".png", pixels))
         return str(path)
 
     def write_record(self, request: gr.Request) -> str:
-        """The fields of upstream's records; for its stability score the logits are needed."""
-        session = self.stage.session(request)
+        """Writes a record of SAM's generator; its stability score needs the logits again."""
+        session = self.components.session(request)
         with session.lock:
             session.require_mask()
             step, path = session.steps[-1], session.path("_mask.json")
-            predictor = self.stage.sessions.predictor(session.require_picture())
+            predictor = self.components.sessions.predictor(session.require_picture())
             logits, scores, _ = predictor.predict(**step.arguments(), return_logits=True)
             chosen = step.chosen or 0
             record = make_record(
@@ -190,7 +199,7 @@ class ClickTab:
         return str(path)
 
     def write_lines(self, request: gr.Request) -> str:
-        session = self.stage.session(request)
+        session = self.components.session(request)
         with session.lock:
             session.require_mask()
             path = session.path("_mask.py")
@@ -199,7 +208,7 @@ class ClickTab:
 
 
 def python_lines(session: Session, checkpoint: str | None) -> str:
-    """Python that computes the chosen mask anew, with every step that it was refined from."""
+    """Returns Python that computes the chosen mask again, with the steps it was refined from."""
     assert session.picture is not None and session.scores is not None
     steps = [session.steps[-1]]
     for step in reversed(session.steps[:-1]):

@@ -1,4 +1,4 @@
-"""The tab *Everything*: all masks of the picture, in colours, each to be asked about."""
+"""The tab *Everything*: all masks of the image in colours, with the scores of each."""
 
 import json
 from typing import Any
@@ -11,53 +11,54 @@ from ..errors import UserError
 from ..everything import drop_empty
 from ..records import Record, decode_mask
 from . import gradio as gr
-from .parts import HEAVY, Stage, look, say
+from .parts import QUEUED, Components, render, status_html
 from .sessions import Picture, Session
 
 _PROGRESS = gr.Progress()
 
 
 class EverythingTab:
-    """Its components and callbacks."""
+    """Components and callbacks of the tab."""
 
-    def __init__(self, stage: Stage) -> None:
-        """Lays the tab out where gradio is, and connects it."""
-        self.stage = stage
-        gr.Markdown(
-            "Find every mask in the picture, then click on one to learn its area and scores."
-        )
+    def __init__(self, components: Components) -> None:
+        """Adds the tab to the page that gradio is building."""
+        self.components = components
+        gr.Markdown("Find every mask in the image, then click on one to see its area and scores.")
         points = gr.Slider(
             2,
             64,
             32,
             step=1,
-            label="Points a side",
-            info="More find smaller things, but take longer",
+            label="Points per side",
+            info="More points find smaller objects, but take longer",
         )
-        iou = gr.Slider(0, 1, 0.88, step=0.01, label="Least predicted IoU")
-        stability = gr.Slider(0, 1, 0.95, step=0.01, label="Least stability score")
+        iou = gr.Slider(0, 1, 0.88, step=0.01, label="Minimum predicted IoU")
+        stability = gr.Slider(0, 1, 0.95, step=0.01, label="Minimum stability score")
         offset = gr.Slider(
-            0.1, 3, 1, step=0.1, label="Stability offset", info="By which the cutoff moves for it"
+            0.1, 3, 1, step=0.1, label="Stability offset", info="Shift of the mask threshold"
         )
         area = gr.Slider(
-            0, 5000, 0, step=10, label="Least area", info="Pixels; smaller islands and holes go"
+            0,
+            5000,
+            0,
+            step=10,
+            label="Minimum area",
+            info="Pixels; smaller islands and holes are removed",
         )
         find = gr.Button("Segment everything", variant="primary")
-        number = gr.Number(
-            1, label="Tell about mask number", info="Enter shows it", minimum=1, precision=0
-        )
+        number = gr.Number(1, label="Show mask number", info="Press Enter", minimum=1, precision=0)
         download = gr.DownloadButton("Download COCO JSON", interactive=False, size="sm")
 
-        stage.listen(
+        components.listen(
             find.click,
             self.find,
             inputs=[points, iou, stability, offset, area],
-            outputs=[*stage.views, download],
+            outputs=[*components.views, download],
             show_progress="full",
-            show_progress_on=stage.status,
-            **HEAVY,
+            show_progress_on=components.status,
+            **QUEUED,
         )
-        stage.listen(number.submit, self.tell, inputs=number, outputs=stage.views)
+        components.listen(number.submit, self.show, inputs=number, outputs=components.views)
 
     def find(
         self,
@@ -69,28 +70,28 @@ class EverythingTab:
         request: gr.Request,
         progress: gr.Progress = _PROGRESS,
     ) -> Any:
-        session = self.stage.session(request)
+        session = self.components.session(request)
         picture = session.require_picture()
         generator = SamAutomaticMaskGenerator(
-            self.stage.sessions.model,
+            self.components.sessions.model,
             points_per_side=int(points_per_side),
-            points_per_batch=16,  # how often progress is told
+            points_per_batch=16,  # between two progress updates
             pred_iou_thresh=pred_iou_thresh,
             stability_score_thresh=stability_score_thresh,
             stability_score_offset=stability_score_offset,
             min_mask_region_area=int(min_mask_region_area),
             output_mode="coco_rle",
         )
-        progress(0, desc="Encoding the picture")
+        progress(0, desc="Encoding the image")
 
         def report(done: int, total: int) -> None:
             progress((done, total), desc="Looking for masks", unit="points")
 
-        predictor = self.stage.sessions.predictor(picture)
+        predictor = self.components.sessions.predictor(picture)
         records = drop_empty(generator.generate(picture.pixels, report, predictor))
         with session.lock:
             if session.picture is not picture:
-                raise UserError("another picture has come meanwhile: press the button again")
+                raise UserError("the image changed during the run: press the button again")
             session.records = records
             session.numbers = paint_numbers(records, picture)
             path = session.path("_everything.json")
@@ -98,18 +99,18 @@ class EverythingTab:
             path.write_text(json.dumps(coco, allow_nan=False))
             return *show_everything(session), gr.DownloadButton(value=str(path), interactive=True)
 
-    def tell(self, number: float | None, request: gr.Request) -> Any:
-        session = self.stage.session(request)
+    def show(self, number: float | None, request: gr.Request) -> Any:
+        session = self.components.session(request)
         with session.lock:
             return show_everything(session, None if number is None else int(number) - 1)
 
 
 def show_everything(session: Session, index: int | None = None) -> tuple[Any, ...]:
-    """As ``parts.look``: the coloured picture, or one mask of it with what is known of that."""
-    _, _, candidates = look(session)
+    """Returns the views, as ``parts.render``, with all masks or with one and its scores."""
+    _, _, candidates = render(session)
     picture = session.picture
     if picture is None or session.numbers is None:
-        return look(session)
+        return render(session)
     if index is not None and not 0 <= index < len(session.records):
         index = None
     if index is not None:
@@ -117,17 +118,17 @@ def show_everything(session: Session, index: int | None = None) -> tuple[Any, ..
         message = describe_record(session.records[index], index)
     elif session.records:
         masks = [picture.shrink_mask(decode_mask(record)) for record in session.records]
-        message = f"{len(session.records)} masks: click on one to learn more about it."
+        message = f"{len(session.records)} masks: click on one to see its area and scores."
     else:
         masks = []
-        message = "No mask passed: lower the least predicted IoU or the least stability score."
-    return picture.draw(masks), say(message), candidates
+        message = "No mask passed: lower the minimum predicted IoU or the minimum stability score."
+    return picture.draw(masks), status_html(message), candidates
 
 
 def inspect(session: Session, x: int, y: int) -> tuple[Any, ...]:
-    """As :func:`show_everything`, of the mask at a pixel of what is shown."""
+    """Returns the views, as :func:`show_everything`, with the mask at a displayed pixel."""
     if session.numbers is None:
-        return look(session, "Press the button first: then a click tells about a mask.")
+        return render(session, "Press the button first; then click on a mask to see its scores.")
     height, width = session.numbers.shape
     index = int(session.numbers[min(max(y, 0), height - 1), min(max(x, 0), width - 1)])
     return show_everything(session, None if index < 0 else index)
@@ -143,7 +144,7 @@ def describe_record(record: Record, index: int) -> str:
 
 
 def paint_numbers(records: list[Record], picture: Picture) -> np.ndarray[Any, np.dtype[np.int32]]:
-    """The index of the smallest record at each pixel shown, -1 where there is none."""
+    """Returns the index of the smallest record at each displayed pixel, -1 for none."""
     numbers = np.full(picture.shown.shape[:2], -1, dtype=np.int32)
     for index in sorted(range(len(records)), key=lambda i: -records[i]["area"]):
         numbers[picture.shrink_mask(decode_mask(records[index]))] = index

@@ -1,4 +1,4 @@
-"""The page: a picture to click on, and a tab for each thing to do with it."""
+"""The page: an image to click on, and one tab per task."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from ..photographs import list_photographs
 from . import gradio as gr
 from .click import BACKGROUND, CORNER, OBJECT, ClickTab
 from .everything import EverythingTab, show_everything
-from .parts import Stage, look
+from .parts import Components, render
 from .pipelines import InpaintTab, LabelTab, TextTab, TrackTab
 from .sessions import Sessions, read_picture
 
@@ -39,11 +39,11 @@ THEME = gr.themes.Soft(
 )
 
 _TITLE = """<h1>MobileSAM</h1>
-<p>Click on an object, and get its mask. The picture stays on this server, and is forgotten when you
-close the page.</p>"""
+<p>Click on an object to get its mask. The image stays on this server. It is forgotten when you
+close the page; uploaded files are deleted after an hour.</p>"""
 
-# What gradio's components do not offer: a status line that is read out when it changes,
-# photographs with names of their own, and radio buttons that are a group, for arrow keys, too.
+# Gradio's components lack: a status line that screen readers announce, named photographs, and
+# radio buttons that form a group, which arrow keys need.
 _ON_LOAD = """() => {
     const status = document.querySelector("#status .html-container");
     status.setAttribute("role", "status");
@@ -64,13 +64,13 @@ _ON_LOAD = """() => {
 
 
 def build_page(sessions: Sessions, checkpoint: str | None = None) -> gr.Blocks:
-    """Puts the page together.
+    """Builds the page.
 
     Args:
-        sessions: with the model.
-        checkpoint: the model's, for the Python lines that the page gives.
+        sessions: the open pages, with the model.
+        checkpoint: name of the checkpoint, for the Python lines.
     """
-    # Files of uploads and results that are an hour old are deleted, every ten minutes.
+    # Every ten minutes uploads and results older than an hour are deleted.
     with gr.Blocks(
         title="MobileSAM", analytics_enabled=False, delete_cache=(600, 3600), fill_width=True
     ) as page:
@@ -78,15 +78,15 @@ def build_page(sessions: Sessions, checkpoint: str | None = None) -> gr.Blocks:
         with gr.Row(equal_height=False):
             with gr.Column(scale=11, min_width=320):
                 picture = gr.Image(
-                    label="Picture",
+                    label="Image",
                     sources=["upload", "clipboard", "webcam"],
                     type="filepath",
                     format="jpeg",
                     interactive=True,
                     elem_id="picture",
                     buttons=[],
-                    alt_text="The picture, with the mask, the points and the box over it",
-                    placeholder="Drop a picture here, or click to choose one",
+                    alt_text="The image with the mask, the points and the box",
+                    placeholder="Drop an image here, or click to choose one",
                 )
                 status = gr.HTML("", elem_id="status")
                 with gr.Row(elem_id="tools"):
@@ -103,7 +103,7 @@ def build_page(sessions: Sessions, checkpoint: str | None = None) -> gr.Blocks:
                         reset = gr.Button("Reset", size="md", min_width=70)
                 photographs = list_photographs()
                 if photographs:
-                    gr.Markdown("Or take one of these:", elem_classes="photographs")
+                    gr.Markdown("Or use one of these:", elem_classes="photographs")
                 gallery = gr.Gallery(
                     [(_thumbnail(path), path.stem) for path in photographs],
                     label="Photographs",
@@ -119,7 +119,7 @@ def build_page(sessions: Sessions, checkpoint: str | None = None) -> gr.Blocks:
                     elem_classes="photographs",
                     container=False,
                 )
-            stage = Stage(
+            components = Components(
                 sessions,
                 picture,
                 status,
@@ -133,87 +133,87 @@ def build_page(sessions: Sessions, checkpoint: str | None = None) -> gr.Blocks:
                 pending=gr.State(""),
                 file=gr.File(visible=False),
             )
-            opening = Opening(stage, photographs)
+            opening = Opening(components, photographs)
             with gr.Column(scale=9, min_width=320):
                 with gr.Tabs():
                     tabs = [
-                        ("Click", lambda: ClickTab(stage, mode, undo, reset, checkpoint)),
-                        ("Everything", lambda: EverythingTab(stage)),
-                        ("Text", lambda: TextTab(stage)),
-                        ("Remove / fill / replace", lambda: InpaintTab(stage)),
-                        ("Track", lambda: TrackTab(stage)),
-                        ("Label", lambda: LabelTab(stage)),
+                        ("Click", lambda: ClickTab(components, mode, undo, reset, checkpoint)),
+                        ("Everything", lambda: EverythingTab(components)),
+                        ("Text", lambda: TextTab(components)),
+                        ("Remove / fill / replace", lambda: InpaintTab(components)),
+                        ("Track", lambda: TrackTab(components)),
+                        ("Label", lambda: LabelTab(components)),
                     ]
                     for name, fill in tabs:
                         with gr.Tab(name) as tab:
                             fill()
                         turned = opening.inspect if name == "Everything" else opening.segment
-                        stage.listen(tab.select, turned, outputs=stage.views)
-        stage.receive(
+                        components.listen(tab.select, turned, outputs=components.views)
+        components.receive(
             picture.input,
             opening.upload,
             inputs=picture,
-            outputs=stage.views,
+            outputs=components.views,
             show_progress="minimal",
             show_progress_on=status,
-            trigger_mode="always_last",  # pasting clears first, and what follows must not be lost
+            trigger_mode="always_last",  # pasting clears first; the image after it must not be lost
         )
-        stage.listen(picture.clear, opening.close, outputs=stage.views[1:])
-        stage.listen(gallery.select, opening.choose, outputs=stage.views)
-        stage.listen(page.load, opening.segment, outputs=stage.views, js=_ON_LOAD)
+        components.listen(picture.clear, opening.close, outputs=components.views[1:])
+        components.listen(gallery.select, opening.choose, outputs=components.views)
+        components.listen(page.load, opening.segment, outputs=components.views, js=_ON_LOAD)
         page.unload(opening.leave)
     return page
 
 
 class Opening:
-    """The callbacks by which a picture comes and goes."""
+    """Callbacks that open and close images and tabs."""
 
-    def __init__(self, stage: Stage, photographs: list[Path]) -> None:
-        self.stage = stage
+    def __init__(self, components: Components, photographs: list[Path]) -> None:
+        self.components = components
         self.photographs = photographs
 
     def upload(self, path: Path | None, request: gr.Request) -> Any:
-        if path is None:  # cleared, see close; a picture that came since then is to stay
-            return tuple(gr.skip() for _ in self.stage.views)
+        if path is None:  # cleared, see close; a newer image stays
+            return tuple(gr.skip() for _ in self.components.views)
         return self._open(request, path)
 
     def choose(self, event: gr.SelectData, request: gr.Request) -> Any:
         return self._open(request, self.photographs[event.index])
 
     def close(self, request: gr.Request) -> Any:
-        """The picture was cleared, in the browser too, where another one may be on its way."""
+        """Forgets an image that the browser has cleared, where a newer one may be on its way."""
         return self._open(request, None)[1:]
 
     def _open(self, request: gr.Request, path: Path | None) -> Any:
-        session = self.stage.session(request)
+        session = self.components.session(request)
         if path is None:
             picture = None
         else:
             try:
-                picture = read_picture(path, path.name, self.stage.sessions.max_pixels)
+                picture = read_picture(path, path.name, self.components.sessions.max_pixels)
             except (ValueError, MemoryError) as error:
                 with session.lock:
-                    return look(session, str(error) or "The picture needs too much memory.", True)
+                    return render(session, str(error) or "The image needs too much memory.", True)
         with session.lock:
             session.open(picture)
-            return look(session)
+            return render(session)
 
     def inspect(self, request: gr.Request) -> Any:
-        """The tab *Everything* was opened."""
-        session = self.stage.session(request)
+        """Shows everything, as its tab was opened."""
+        session = self.components.session(request)
         with session.lock:
             session.inspecting = True
             return show_everything(session)
 
     def segment(self, request: gr.Request) -> Any:
-        """Another tab was."""
-        session = self.stage.session(request)
+        """Shows the chosen mask, as another tab was opened."""
+        session = self.components.session(request)
         with session.lock:
             session.inspecting = False
-            return look(session)
+            return render(session)
 
     def leave(self, request: gr.Request) -> None:
-        self.stage.sessions.drop(str(request.session_hash))
+        self.components.sessions.drop(str(request.session_hash))
 
 
 def _thumbnail(path: Path) -> Image.Image:

@@ -1,4 +1,4 @@
-"""What the tabs share: the picture to click on, its status line, and how errors are told."""
+"""Components that all tabs share, and the display of status and errors."""
 
 import functools
 import html
@@ -13,25 +13,25 @@ from .sessions import Session, Sessions
 P = ParamSpec("P")
 R = TypeVar("R")
 
-HEAVY: dict[str, Any] = {"concurrency_id": "heavy", "concurrency_limit": 1}
-"""Of events that take long: one at a time, the others wait in a queue."""
+QUEUED: dict[str, Any] = {"concurrency_id": "queued", "concurrency_limit": 1}
+"""Options of slow events: one runs at a time, the others wait in a queue."""
 
-PRIVATE: Any = "private"  # no event of the page is an interface for programs
+PRIVATE: Any = "private"  # events of the page are not a public API
 
 _MISTAKES = (ValueError, TypeError, OSError, ImportError, MemoryError)
 
 
 @dataclass
-class Stage:
-    """The picture, what is told of it, and what changes them both.
+class Components:
+    """Components that all tabs share.
 
     Attributes:
-        sessions: of all open pages.
-        picture: to click on.
-        status: a line below it.
-        candidates: to choose from.
-        pending: changes when the picture must be encoded before there can be masks.
-        file: what the browser is to download next.
+        sessions: all open pages.
+        picture: the image to click on.
+        status: status line below it.
+        candidates: radio buttons of the three masks.
+        pending: changes when the image must be encoded before it can be segmented.
+        file: the file that the browser downloads next.
     """
 
     sessions: Sessions
@@ -43,19 +43,19 @@ class Stage:
 
     @property
     def views(self) -> list[Any]:
-        """The components that :func:`look` is for."""
+        """Components that :func:`render` fills."""
         return [self.picture, self.status, self.candidates]
 
     def session(self, request: gr.Request) -> Session:
         return self.sessions.get(str(request.session_hash))
 
     def listen(self, event: Callable[..., Any], fn: Callable[..., Any], **options: Any) -> Any:
-        """Registers what happens on an event, with the options that all events have."""
+        """Registers the callback of an event, with the options common to all."""
         options.setdefault("show_progress", "hidden")
-        return event(self._held(tell(fn)), api_visibility=PRIVATE, **options)
+        return event(self._held(show_errors(fn)), api_visibility=PRIVATE, **options)
 
     def _held(self, fn: Callable[P, R]) -> Callable[P, R]:
-        """A callback whose page keeps its files and masks until it has ended."""
+        """Returns a callback whose page keeps its files and masks until the callback has ended."""
 
         @functools.wraps(fn)
         def held(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -67,9 +67,9 @@ class Stage:
         return held
 
     def receive(self, event: Callable[..., Any], fn: Callable[..., Any], **options: Any) -> Any:
-        """As :meth:`listen`, for a file that is the only input: ``fn`` gets its path.
+        """Registers a callback, as :meth:`listen`, whose only input is the path of an upload.
 
-        Gradio, which would decode a picture here, has seen to it that the file was uploaded.
+        Gradio has checked that the file was uploaded; it would otherwise decode images itself.
         """
 
         @functools.wraps(fn)
@@ -79,12 +79,12 @@ class Stage:
         return self.listen(event, received, preprocess=False, **options)
 
     def offer(self, button: Any, fn: Callable[[gr.Request], str]) -> None:
-        """Has a button download the file that a function writes."""
+        """Makes a button download the file that a function writes."""
         written = self.listen(button.click, fn, outputs=self.file)
         written.success(None, self.file, None, js=_DOWNLOAD, api_visibility=PRIVATE)
 
 
-# A link that is clicked at once; the file's address is this server's.
+# A link that is clicked at once; the file's URL is on this server.
 _DOWNLOAD = """(file) => {
     const link = document.createElement("a");
     link.href = file.url;
@@ -95,10 +95,11 @@ _DOWNLOAD = """(file) => {
 }"""
 
 
-def look(session: Session, message: str | None = None, mistake: bool = False) -> tuple[Any, ...]:
-    """What the page shows of a session: picture, status and candidates."""
+def render(session: Session, message: str | None = None, mistake: bool = False) -> tuple[Any, ...]:
+    """Returns the values of the views for a session: image, status and candidates."""
     step = session.steps[-1] if session.steps else None
     if session.scores is None or step is None:
+        # Not False: gradio never stops the timer of a component that it removes during an event.
         candidates = gr.Radio(choices=[], value=None, visible="hidden")
     else:
         choices = [
@@ -107,13 +108,13 @@ def look(session: Session, message: str | None = None, mistake: bool = False) ->
         candidates = gr.Radio(choices=choices, value=step.chosen, visible=True)
     if message is None:
         message = _describe(session)
-    return session.draw(), say(message, mistake), candidates
+    return session.draw(), status_html(message, mistake), candidates
 
 
 def _describe(session: Session) -> str:
     picture = session.picture
     if picture is None:
-        return "Choose a picture: drop, paste, photograph or pick one."
+        return "Choose an image: drop, paste, photograph or pick one."
     if session.corner is not None:
         return "Now click on the opposite corner of the box."
     mask = session.chosen_mask()
@@ -124,18 +125,18 @@ def _describe(session: Session) -> str:
     share = mask.mean()
     return (
         f"Candidate {chosen + 1} of {len(session.scores)}: predicted IoU "
-        f"{session.scores[chosen]:.3f}, {int(mask.sum()):,} pixels ({share:.1%} of the picture)."
+        f"{session.scores[chosen]:.3f}, {int(mask.sum()):,} pixels ({share:.1%} of the image)."
     )
 
 
-def say(message: str, mistake: bool = False) -> str:
-    """The HTML of the status line."""
+def status_html(message: str, mistake: bool = False) -> str:
+    """Returns the HTML of the status line."""
     kind = "mistake" if mistake else "state"
     return f'<p class="{kind}">{html.escape(message)}</p>'
 
 
-def tell(fn: Callable[P, R]) -> Callable[P, R]:
-    """A callback whose errors are messages on the page; the server goes on in any case."""
+def show_errors(fn: Callable[P, R]) -> Callable[P, R]:
+    """Returns a callback whose errors appear on the page; the server keeps running."""
 
     @functools.wraps(fn)
     def told(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -1,7 +1,7 @@
 """The tabs *Text*, *Remove / fill / replace*, *Track* and *Label* over the integrations.
 
-Models are taken from the Hub's cache on this machine. Nothing is fetched while the page runs: where
-weights or libraries are missing, a tab says by which line they come.
+Models come from the Hub's cache on this machine. Nothing is downloaded while the page runs: a tab
+whose weights or libraries are missing shows the commands that install them.
 """
 
 import json
@@ -19,7 +19,7 @@ from PIL import Image
 
 from ..errors import UserError
 from . import gradio as gr
-from .parts import HEAVY, Stage, look, say
+from .parts import QUEUED, Components, render, status_html
 from .sessions import Picture, Session, check_size, shrink
 
 if TYPE_CHECKING:
@@ -34,14 +34,14 @@ _SHOWN_FRAMES = 6
 
 @dataclass(frozen=True)
 class Need:
-    """What a pipeline needs beside MobileSAM.
+    """Libraries and weights that a pipeline needs besides MobileSAM.
 
     Attributes:
-        extra: of this package, which brings the libraries.
-        libraries: their names in Python.
-        repository: on the Hub.
-        files: of the repository, any of which tells that it has been fetched.
-        one_file: whether that one is all that is needed of it.
+        extra: extra of this package that installs the libraries.
+        libraries: names of the modules.
+        repository: repository on the Hub.
+        files: files of the repository; any of them shows that it was downloaded.
+        one_file: whether the first file is all that is needed.
     """
 
     extra: str
@@ -52,7 +52,7 @@ class Need:
 
     @property
     def file(self) -> Path | None:
-        """One of the files in the Hub's cache; looks at this machine's disk only."""
+        """Path of one of the files in the Hub's cache, or None; no network is used."""
         for name in self.files:
             path = try_to_load_from_cache(self.repository, name)
             if isinstance(path, str):
@@ -61,13 +61,13 @@ class Need:
 
     @property
     def folder(self) -> Path:
-        """The repository's files. A folder's name, unlike a repository's, is not looked up."""
+        """Folder of the files; transformers looks up the name of a repository, but not a folder."""
         assert self.file is not None
         return self.file.parent
 
     @property
     def missing(self) -> str | None:
-        """How to get what is not there, in Markdown; None if all is."""
+        """Markdown with the commands that install what is missing; None if nothing is."""
         lines = []
         if not all(map(find_spec, self.libraries)):
             lines.append(f'pip install "mobile-sam-plugin[{self.extra}]"')
@@ -78,8 +78,8 @@ class Need:
             return None
         commands = "\n".join(lines)
         return (
-            f"**Unavailable here.** Run this where the server runs, then start `mobile-sam app` "
-            f"again:\n```\n{commands}\n```"
+            f"**Not installed on this server.** Run there, then restart `mobile-sam app`:"
+            f"\n```\n{commands}\n```"
         )
 
 
@@ -96,26 +96,26 @@ PAINTER = Need(
 
 
 class Tab:
-    """What these tabs have in common: a stage, and a warning where they cannot be used."""
+    """Base of these tabs: the shared components, and a note if the tab cannot be used."""
 
-    def __init__(self, stage: Stage) -> None:
-        self.stage = stage
+    def __init__(self, components: Components) -> None:
+        self.components = components
 
     def run(self, button: Any, fn: Callable[..., Any], inputs: Any, outputs: Any) -> None:
-        """Has a button start what takes long."""
-        self.stage.listen(
+        """Makes a button start a slow callback."""
+        self.components.listen(
             button.click,
             fn,
             inputs=inputs,
             outputs=outputs,
             show_progress="full",
-            show_progress_on=self.stage.status,
-            **HEAVY,
+            show_progress_on=self.components.status,
+            **QUEUED,
         )
 
     @staticmethod
     def note(need: Need) -> bool:
-        """Says what is missing, if anything is; returns whether the tab can be used."""
+        """Shows what is missing, if anything; returns whether the tab can be used."""
         missing = need.missing
         if missing is not None:
             gr.Markdown(missing, elem_classes="unavailable")
@@ -123,31 +123,34 @@ class Tab:
 
 
 class TextTab(Tab):
-    """Grounded-SAM: masks of what words name."""
+    """Grounded-SAM: masks of objects that match a text."""
 
-    def __init__(self, stage: Stage) -> None:
-        super().__init__(stage)
-        gr.Markdown("Find and segment what words name, with full stops or commas between several.")
+    def __init__(self, components: Components) -> None:
+        super().__init__(components)
+        gr.Markdown(
+            "Find and segment objects that match a text; separate several with full stops or "
+            "commas."
+        )
         usable = self.note(DETECTOR)
         words = gr.Textbox(
             "", label="What to find", placeholder="a dog. the red car.", interactive=usable
         )
-        box = gr.Slider(0, 1, 0.25, step=0.01, label="Least score of a box", interactive=usable)
-        text = gr.Slider(0, 1, 0.25, step=0.01, label="Least score of a word", interactive=usable)
+        box = gr.Slider(0, 1, 0.25, step=0.01, label="Minimum score of a box", interactive=usable)
+        text = gr.Slider(0, 1, 0.25, step=0.01, label="Minimum score of a word", interactive=usable)
         find = gr.Button("Find it", variant="primary", interactive=usable)
         download = gr.DownloadButton("Download COCO JSON", interactive=False, size="sm")
-        self.run(find, self.find, [words, box, text], [*stage.views, download])
+        self.run(find, self.find, [words, box, text], [*components.views, download])
 
     @cached_property
     def _pipeline(self) -> "GroundedMobileSam":
         from ..integrations.grounded_sam import GroundedMobileSam
 
-        return GroundedMobileSam(self.stage.sessions.model, DETECTOR.folder)
+        return GroundedMobileSam(self.components.sessions.model, DETECTOR.folder)
 
     def find(
         self, words: str, box_threshold: float, text_threshold: float, request: gr.Request
     ) -> Any:
-        session = self.stage.session(request)
+        session = self.components.session(request)
         picture = session.require_picture()
         found = self._pipeline.predict(picture.pixels, words, box_threshold, text_threshold)
         message = (
@@ -157,13 +160,13 @@ class TextTab(Tab):
 
 
 class InpaintTab(Tab):
-    """Inpaint-Anything: the chosen object gone, another one, or elsewhere."""
+    """Inpaint-Anything: remove an object, replace it, or change its background."""
 
-    def __init__(self, stage: Stage) -> None:
-        super().__init__(stage)
+    def __init__(self, components: Components) -> None:
+        super().__init__(components)
         gr.Markdown(
-            "Click on an object in the picture, then remove it, fill its place with something else "
-            "or replace what is around it."
+            "Click on an object in the image, then remove it, fill its place with something else, "
+            "or replace its background."
         )
         choices = ["Remove (OpenCV)"]
         if LAMA.missing is None:
@@ -171,7 +174,7 @@ class InpaintTab(Tab):
         paints = PAINTER.missing is None
         choices += ["Fill", "Replace"] if paints else []
         action = gr.Radio(choices, value=choices[0], label="What to do")
-        margin = gr.Slider(0, 50, 7, step=1, label="Margin", info="Pixels by which the mask grows")
+        margin = gr.Slider(0, 50, 7, step=1, label="Margin", info="Pixels added around the mask")
         prompt = gr.Textbox("", label="What to paint, for fill and replace", visible=paints)
         start = gr.Button("Paint", variant="primary")
         result = gr.Image(
@@ -180,9 +183,9 @@ class InpaintTab(Tab):
         download = gr.DownloadButton("Download PNG", interactive=False, size="sm")
         for title, need in (("Remove with LaMa", LAMA), ("Fill and replace", PAINTER)):
             if need.missing is not None:
-                with gr.Accordion(f"{title}: unavailable here", open=False):
+                with gr.Accordion(f"{title}: not installed", open=False):
                     self.note(need)
-        self.run(start, self.paint, [action, margin, prompt], [stage.status, result, download])
+        self.run(start, self.paint, [action, margin, prompt], [components.status, result, download])
 
     @cached_property
     def _lama(self) -> "InpaintAnything":
@@ -201,12 +204,12 @@ class InpaintTab(Tab):
 
     @property
     def _device(self) -> Any:
-        return self.stage.sessions.model.device
+        return self.components.sessions.model.device
 
     def paint(self, action: str, margin: float, prompt: str, request: gr.Request) -> Any:
         from ..integrations.inpaint_anything import InpaintAnything
 
-        session = self.stage.session(request)
+        session = self.components.session(request)
         with session.lock:
             pixels, mask = session.require_picture().pixels, session.require_mask()
             path = session.path("_painted.png")
@@ -220,20 +223,19 @@ class InpaintTab(Tab):
             painted = editor.remove(pixels, mask, int(margin))
         Image.fromarray(painted.image).save(path)
         return (
-            say("Done: the result is in the tab."),
+            status_html("Done: the result is in the tab."),
             gr.Image(shrink(painted.image), visible=True),
             gr.DownloadButton(value=str(path), interactive=True),
         )
 
 
 class TrackTab(Tab):
-    """Track-Anything: an object followed through a video."""
+    """Track-Anything: an object tracked through a video."""
 
-    def __init__(self, stage: Stage) -> None:
-        super().__init__(stage)
+    def __init__(self, components: Components) -> None:
+        super().__init__(components)
         gr.Markdown(
-            "Give a video: its first frame becomes the picture. Click on an object there, then "
-            "follow it."
+            "Upload a video, click on an object in its first frame, then press *Follow the object*."
         )
         video = gr.File(label="Video", file_types=["video"], height=130)
         start = gr.Button("Follow the object", variant="primary")
@@ -245,13 +247,13 @@ class TrackTab(Tab):
                 gr.DownloadButton(name, interactive=False, size="sm", min_width=100)
                 for name in ("overlay.mp4", "tracks.csv", "tracks.json")
             ]
-        stage.receive(video.upload, self.open, inputs=video, outputs=stage.views)
-        self.run(start, self.track, None, [stage.status, frames, *files])
+        components.receive(video.upload, self.open, inputs=video, outputs=components.views)
+        self.run(start, self.track, None, [components.status, frames, *files])
 
     def open(self, path: Path, request: gr.Request) -> Any:
         from ..integrations.video import Video
 
-        session = self.stage.session(request)
+        session = self.components.session(request)
         capture = cv2.VideoCapture(str(path))
         width, height = (
             int(capture.get(each)) for each in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)
@@ -260,19 +262,19 @@ class TrackTab(Tab):
         name = path.name
         with session.lock:
             try:
-                check_size(width, height, name, self.stage.sessions.max_pixels)
+                check_size(width, height, name, self.components.sessions.max_pixels)
                 frame = next(iter(Video(path)))
             except ValueError as error:
                 message = str(error).replace(str(path), name)
-                return look(session, message, mistake=True)
+                return render(session, message, mistake=True)
             session.open(Picture(name, frame), path)
-            return look(session)
+            return render(session)
 
     def track(self, request: gr.Request, progress: gr.Progress = _PROGRESS) -> Any:
         from ..integrations.track_anything import TrackAnything, track_video
         from ..integrations.video import Video
 
-        session = self.stage.session(request)
+        session = self.components.session(request)
         with session.lock:
             if session.video is None:
                 raise UserError("there is no video yet: choose one above")
@@ -286,13 +288,13 @@ class TrackTab(Tab):
                 progress((tracked.index + 1, length), desc="Following", unit="frames")
                 return tracked
 
-        tracker = Reporting(self.stage.sessions.model)
+        tracker = Reporting(self.components.sessions.model)
         # Every time anew, since another mask may be followed now.
         target = folder / str(sum(1 for _ in folder.iterdir()) if folder.is_dir() else 0)
         track_video(tracker, video, target, {0: lambda tracker: tracker.add_object(mask=mask)})
         overlays = list(_sample(target / "overlay.mp4", length or 1))
         return (
-            say("Done: frames and files are in the tab."),
+            status_html("Done: frames and files are in the tab."),
             gr.Gallery(overlays, visible=True),
             *(
                 gr.DownloadButton(value=str(target / name), interactive=True)
@@ -302,27 +304,27 @@ class TrackTab(Tab):
 
 
 class LabelTab(Tab):
-    """Semantic-Segment-Anything: names for everything."""
+    """Semantic-Segment-Anything: a name for every mask."""
 
-    def __init__(self, stage: Stage) -> None:
-        super().__init__(stage)
-        gr.Markdown("Segment everything, and give each mask the likeliest of some names.")
+    def __init__(self, components: Components) -> None:
+        super().__init__(components)
+        gr.Markdown("Segment everything, and give each mask the most likely name of a list.")
         usable = self.note(CLASSIFIER)
-        names = gr.Textbox(_CLASSES, label="Names, with commas between", interactive=usable)
-        points = gr.Slider(2, 64, 16, step=1, label="Points a side", interactive=usable)
-        iou = gr.Slider(0, 1, 0.88, step=0.01, label="Least predicted IoU", interactive=usable)
+        names = gr.Textbox(_CLASSES, label="Names, separated by commas", interactive=usable)
+        points = gr.Slider(2, 64, 16, step=1, label="Points per side", interactive=usable)
+        iou = gr.Slider(0, 1, 0.88, step=0.01, label="Minimum predicted IoU", interactive=usable)
         stability = gr.Slider(
-            0, 1, 0.95, step=0.01, label="Least stability score", interactive=usable
+            0, 1, 0.95, step=0.01, label="Minimum stability score", interactive=usable
         )
         start = gr.Button("Name everything", variant="primary", interactive=usable)
         download = gr.DownloadButton("Download COCO JSON", interactive=False, size="sm")
-        self.run(start, self.label, [names, points, iou, stability], [*stage.views, download])
+        self.run(start, self.label, [names, points, iou, stability], [*components.views, download])
 
     @cached_property
     def _classifier(self) -> Any:
         from ..integrations.semantic_segment_anything import ClipClassifier
 
-        return ClipClassifier(CLASSIFIER.folder, self.stage.sessions.model.device)
+        return ClipClassifier(CLASSIFIER.folder, self.components.sessions.model.device)
 
     def label(
         self,
@@ -336,10 +338,10 @@ class LabelTab(Tab):
         from ..integrations.semantic_segment_anything import SemanticMobileSam
         from ..integrations.texts import split_classes
 
-        session = self.stage.session(request)
+        session = self.components.session(request)
         picture = session.require_picture()
         pipeline: SemanticMobileSam = SemanticMobileSam(
-            self.stage.sessions.model,
+            self.components.sessions.model,
             self._classifier,
             points_per_side=int(points_per_side),
             pred_iou_thresh=pred_iou_thresh,
@@ -349,7 +351,7 @@ class LabelTab(Tab):
         def report(done: int, total: int) -> None:
             progress((done, total), desc="Looking for masks", unit="points")
 
-        predictor = self.stage.sessions.predictor(picture)
+        predictor = self.components.sessions.predictor(picture)
         masks = pipeline.segment(picture.pixels, report, predictor)
         found = pipeline.predict(picture.pixels, split_classes(names), masks)
         message = f"Named: {_count(found)}." if len(found) else "No mask passed the thresholds."
@@ -357,16 +359,16 @@ class LabelTab(Tab):
 
 
 def _show(session: Session, picture: Picture, found: "Instances", message: str) -> Any:
-    """The stage's views and the download, of what was found in a picture."""
+    """Returns the views and the download button for objects found in an image."""
     with session.lock:
         if session.picture is not picture:
-            raise UserError("another picture has come meanwhile: press the button again")
+            raise UserError("the image changed during the run: press the button again")
         path = session.path("_objects.json")
         path.write_text(json.dumps(found.to_coco(), allow_nan=False))
-        _, _, candidates = look(session)
+        _, _, candidates = render(session)
     return (
         shrink(found.overlay()),
-        say(message),
+        status_html(message),
         candidates,
         gr.DownloadButton(value=str(path), interactive=True),
     )

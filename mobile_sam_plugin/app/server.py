@@ -1,4 +1,4 @@
-"""The page behind an address: what a browser may ask of this server, and nothing else."""
+"""The server of the page, which answers only the requests that the page makes."""
 
 import os
 import re
@@ -17,20 +17,19 @@ from . import gradio as gr
 from .page import STYLE, THEME, build_page
 from .sessions import MAX_BYTES, MAX_PIXELS, Sessions
 
-# The browser itself then refuses whatever is not this server's.
+# The browser then refuses whatever is not from this server.
 _POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; "
     "base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
 )
 
-# Of OpenCV's FFmpeg: a video is one file, no list of others.
+# Settings of OpenCV's FFmpeg: a video is one file, not a list of others.
 DECODERS = {
     "OPENCV_FFMPEG_CAPTURE_OPTIONS": "protocol_whitelist;file|format_whitelist;"
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,ogg,flv,asf,gif"
 }
 
-
-# What the page asks for; gradio has more, which fetches what others ask for, or tells too much.
+# Requests of the page. Gradio has more, which fetch what others ask for or reveal too much.
 _ROUTES = re.compile(
     r"/(config|theme\.css|manifest\.json|favicon\.ico|(assets|static|svelte)/.*"
     r"|gradio_api/(upload|upload_progress|queue/(join|data)|cancel|startup-events"
@@ -39,7 +38,7 @@ _ROUTES = re.compile(
 
 
 class Guard:
-    """Middleware: nothing but what the page needs, with headers that keep the page at home."""
+    """Middleware: answers only the page's requests, with headers that keep it on this server."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -76,25 +75,24 @@ def serve(
     """Serves the page as long as the context lasts.
 
     Args:
-        model: what segments.
-        host: the address to listen at, of version 4 or 6; "0.0.0.0" or "::" for all of the
-            machine's.
-        port: to listen at.
-        checkpoint: its name, for the Python lines that the page gives; None for the default one.
-        max_pixels: of a picture or of a video's frame.
+        model: the model that segments.
+        host: IPv4 or IPv6 address to listen on; "0.0.0.0" or "::" for all of the machine's.
+        port: port to listen on.
+        checkpoint: name of the checkpoint, for the Python lines; None for the default one.
+        max_pixels: maximum number of pixels of an image or frame.
 
     Yields:
         The page's address.
 
     Raises:
-        OSError: the port is taken.
+        OSError: if the port is taken.
 
     Example:
         >>> with serve(sam_model_registry["vit_t"]()) as address:
         ...     input(address)
     """
     if ":" in host and not host.startswith("["):
-        host = f"[{host}]"  # as addresses of version 6 stand in a URL, and gradio takes them
+        host = f"[{host}]"  # as in a URL, which gradio expects
     with (
         tempfile.TemporaryDirectory(prefix="mobile-sam-app-") as folder,
         _environment(GRADIO_TEMP_DIR=str(Path(folder) / "cache"), **DECODERS),
@@ -129,7 +127,7 @@ def serve(
 
 @contextmanager
 def _environment(**variables: str) -> Iterator[None]:
-    """Sets variables, which gradio and OpenCV read again and again, for a while."""
+    """Sets environment variables, which gradio and OpenCV read repeatedly, during the context."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -144,7 +142,7 @@ def _environment(**variables: str) -> Iterator[None]:
 
 @contextmanager
 def _no_fetching() -> Iterator[None]:
-    """Has gradio refuse an address in the place of a file, where it would fetch from there."""
+    """Makes gradio refuse URLs as files, which it would otherwise fetch."""
 
     async def refuse(url: str, cache_dir: str) -> str:
         raise gr.Error("this page takes files, not addresses: save it, then upload it")

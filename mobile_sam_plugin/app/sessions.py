@@ -1,6 +1,6 @@
-"""What the open pages are about: a picture and a prompt each, and the embeddings of the pictures.
+"""State of the open pages: an image and a prompt each, and the embeddings of the images.
 
-Free of gradio: a page is a name here, and the one thing that is computed is the public API's.
+Independent of gradio: a page is a name here. Masks come from the public API.
 """
 
 import hashlib
@@ -29,25 +29,25 @@ from ..records import Record
 
 Pixels = NDArray[np.uint8]
 Point = tuple[float, float, int]
-"""X and Y in pixels of the picture, and 1 for the object, 0 for the background."""
+"""X and Y in pixels of the image, and 1 for the object, 0 for the background."""
 Box = tuple[float, float, float, float]
 
 MAX_PIXELS = 25_000_000
 MAX_BYTES = 32 * 2**20
 MAX_SESSIONS = 64
 MAX_EMBEDDINGS = 32  # of 4 MiB each
-MAX_SHOWN = 1280  # pixels; the long side of what is sent to the page after each click
+MAX_SHOWN = 1280  # pixels; longer side of the image that is sent to the page after each click
 
 
 @dataclass
 class Step:
-    """A prompt, and the candidate that was chosen of its masks.
+    """A prompt, and the candidate that was chosen from its masks.
 
     Attributes:
-        points: all of them so far.
+        points: all points so far.
         box: XYXY in pixels.
-        mask_input: (256, 256) float32, the logits that it refines: those of the step before.
-        chosen: the index of a candidate; None until there are candidates.
+        mask_input: (256, 256) float32, the logits of the step before, which this one refines.
+        chosen: index of the chosen candidate; None until there are candidates.
     """
 
     points: tuple[Point, ...]
@@ -56,7 +56,7 @@ class Step:
     chosen: int | None = None
 
     def arguments(self) -> dict[str, Any]:
-        """The prompt as ``SamPredictor.predict`` takes it."""
+        """Returns the prompt as arguments of ``SamPredictor.predict``."""
         given: dict[str, Any] = {}
         if self.points:
             given["point_coords"] = [[x, y] for x, y, _ in self.points]
@@ -70,13 +70,13 @@ class Step:
 
 @dataclass(eq=False)
 class Picture:
-    """A picture and what is shown of it.
+    """An image, and the size at which the page shows it.
 
     Attributes:
-        name: of its file.
+        name: name of the file.
         pixels: (H, W, 3) uint8 RGB.
-        shown: the same, its long side no longer than ``MAX_SHOWN``.
-        key: the same for equal pixels.
+        shown: the same, its longer side at most ``MAX_SHOWN`` pixels.
+        key: digest of the pixels.
     """
 
     name: str
@@ -92,17 +92,17 @@ class Picture:
 
     @property
     def scale(self) -> float:
-        """Pixels shown for a pixel of the picture."""
+        """Displayed pixels per pixel of the image."""
         return self.shown.shape[1] / self.pixels.shape[1]
 
     def shrink_mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """A mask (H, W) at the size that is shown."""
+        """Returns a mask (H, W) at the displayed size."""
         size = self.shown.shape[1], self.shown.shape[0]
         small = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
         return small.astype(bool)
 
     def draw(self, masks: list[NDArray[np.bool_]], step: Step | None = None) -> Pixels:
-        """What is shown, with masks of that size and a prompt over it."""
+        """Returns the displayed image with masks of its size and a prompt drawn over it."""
         step = step or Step(())
         return draw_overlay(
             self.shown,
@@ -117,17 +117,17 @@ class Session:
     """One open page.
 
     Attributes:
-        lock: to be held while the rest is read or written, since clicks may come fast.
-        folder: for the files that are downloaded.
-        picture: what is segmented, if there is anything yet.
-        steps: the prompts so far, the last one in force.
-        corner: the first of a box's two.
+        lock: held while the rest is read or written, since clicks may come fast.
+        folder: folder of the files to download.
+        picture: the image, if there is one yet.
+        steps: the prompts so far; the last one is current.
+        corner: first corner of a box whose second is awaited.
         masks, scores, logits: the candidates of the last step, (3, H, W) bool, (3,) float32 and
-            (3, 256, 256) float32, if they are computed already.
-        records: everything in the picture, in COCO RLE, if it was asked for.
-        numbers: what is shown of that: the index of the smallest record at each pixel, else -1.
-        inspecting: whether a click asks for a record rather than for a mask.
-        video: the path of the video whose first frame the picture is.
+            (3, 256, 256) float32; None until they are computed.
+        records: everything in the image, in COCO RLE, if it was requested.
+        numbers: index of the smallest record at each displayed pixel, -1 for none.
+        inspecting: whether a click shows a record instead of adding a point.
+        video: path of the video whose first frame the image is.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -137,7 +137,7 @@ class Session:
         self.open(None)
 
     def open(self, picture: Picture | None, video: Path | None = None) -> None:
-        """Begins with a picture, or with none, and forgets the one before."""
+        """Opens an image, or none, and forgets the previous one."""
         self.picture = picture
         self.video = video
         self.records: list[Record] = []
@@ -157,15 +157,16 @@ class Session:
 
     @property
     def is_new(self) -> bool:
-        """Whether it is as one that has just been opened."""
+        """Whether the page is as it was when it opened."""
         return self.picture is None and not self.inspecting
 
     def add(self, point: Point | None, box: Box | None, refine: bool) -> None:
         """Adds a point, or another box, to the prompt.
 
         Args:
-            point, box: one of them.
-            refine: go on from the logits of the candidate that is chosen, if there are any.
+            point: a point, or None.
+            box: a box, or None.
+            refine: whether to start from the logits of the chosen candidate, if there are any.
         """
         last = self.steps[-1] if self.steps else Step(())
         refined = None
@@ -177,7 +178,7 @@ class Session:
         self.forget_masks()
 
     def undo(self) -> None:
-        """Takes back the first corner of a box, or else the last step."""
+        """Removes the first corner of a box, or else the last step."""
         if self.corner is not None:
             self.corner = None
         elif self.steps:
@@ -185,7 +186,7 @@ class Session:
             self.forget_masks()
 
     def decode(self, predictor: SamPredictor) -> None:
-        """Computes the candidates of the last step, where they are not known yet."""
+        """Computes the candidates of the last step, unless they are known."""
         if not self.steps or self.masks is not None:
             return
         step = self.steps[-1]
@@ -194,32 +195,32 @@ class Session:
             step.chosen = int(self.scores.argmax())
 
     def chosen_mask(self) -> NDArray[np.bool_] | None:
-        """(H, W), or None where nothing is chosen."""
+        """Returns the chosen mask, (H, W), or None."""
         if self.masks is None or not self.steps or self.steps[-1].chosen is None:
             return None
         return self.masks[self.steps[-1].chosen]
 
     def require_picture(self) -> Picture:
-        """The picture, or a ValueError where there is none."""
+        """Returns the image, or raises a UserError if there is none."""
         if self.picture is None:
-            raise UserError("there is no picture yet: choose one first")
+            raise UserError("there is no image yet: choose one first")
         return self.picture
 
     def require_mask(self) -> NDArray[np.bool_]:
-        """(H, W), or a ValueError where there is none."""
+        """Returns the chosen mask, (H, W), or raises a UserError if there is none."""
         mask = self.chosen_mask()
         if mask is None:
-            raise UserError("there is no mask yet: click on an object in the picture first")
+            raise UserError("there is no mask yet: click on an object in the image first")
         return mask
 
     def path(self, suffix: str) -> Path:
-        """Of a file to download, named after the picture."""
+        """Returns the path of a file to download, named after the image."""
         self.folder.mkdir(parents=True, exist_ok=True)
         name = Path(self.require_picture().name).stem
         return self.folder / (re.sub(r"[^\w.-]+", "_", name)[:80] + suffix)
 
     def draw(self) -> Pixels | None:
-        """The picture with the chosen mask and the prompt over it, as it is shown."""
+        """Returns the displayed image with the chosen mask and the prompt over it."""
         if self.picture is None:
             return None
         mask = self.chosen_mask()
@@ -231,7 +232,7 @@ class Session:
 
 
 class Sessions:
-    """All open pages, and the embeddings of their pictures, both bounded in number.
+    """All open pages, and the embeddings of their images, both limited in number.
 
     Example:
         >>> sessions = Sessions(sam, Path("files"))
@@ -253,10 +254,10 @@ class Sessions:
 
         Args:
             model: any SAM.
-            folder: where a page's files go, in a folder of its own.
-            max_pixels: of a picture.
-            max_sessions: of so many pages, the least lately used one is forgotten for another.
-            max_embeddings: likewise.
+            folder: folder with one subfolder per page for its files.
+            max_pixels: maximum number of pixels of an image.
+            max_sessions: maximum number of pages; beyond it the least recently used is forgotten.
+            max_embeddings: maximum number of embeddings, likewise.
         """
         self.model = model
         self.folder = folder
@@ -265,8 +266,8 @@ class Sessions:
         self.max_embeddings = max_embeddings
         self._sessions: OrderedDict[str, Session] = OrderedDict()
         self._predictors: OrderedDict[str, SamPredictor] = OrderedDict()
-        self._uses: Counter[str] = Counter()  # of pages, by events that are under way
-        self._closed: set[str] = set()  # pages that were closed while there were such
+        self._uses: Counter[str] = Counter()  # running events per page
+        self._closed: set[str] = set()  # pages that were closed during events
         self._lock = threading.Lock()
         self._encoding = threading.Lock()  # one at a time
 
@@ -275,11 +276,11 @@ class Sessions:
 
     @property
     def embeddings(self) -> int:
-        """How many there are."""
+        """Number of embeddings."""
         return len(self._predictors)
 
     def get(self, name: str) -> Session:
-        """The page of that name; a new one where there is none yet, or where it was forgotten."""
+        """Returns the page of that name, a new one if it is unknown or was forgotten."""
         with self._lock:
             session = self._sessions.pop(name, None)
             if session is None:
@@ -294,10 +295,10 @@ class Sessions:
 
     @contextmanager
     def using(self, name: str) -> Iterator[None]:
-        """Holds what a page has for as long as something works on it, even if the page is closed.
+        """Keeps the state of a page while an event works on it, even if the page is closed.
 
-        Whatever it writes goes with the page: nothing is left behind by work that ends later. Nor
-        is a page kept that holds no picture, such as one that was closed before its turn came.
+        Files that the event writes are deleted with the page. A page without an image is not kept
+        either, such as one that was closed before its turn in the queue.
         """
         with self._lock:
             self._uses[name] += 1
@@ -314,9 +315,9 @@ class Sessions:
                         self._forget(name)
 
     def drop(self, name: str) -> None:
-        """Frees what a page holds: its picture, masks and files, and its pictures' embeddings.
+        """Frees the image, masks, files and embeddings of a page.
 
-        At once, or when the last that is :meth:`using` it has ended.
+        At once, or when the last event that is :meth:`using` it has ended.
         """
         with self._lock:
             if self._uses[name]:
@@ -328,11 +329,11 @@ class Sessions:
         return picture.key in self._predictors
 
     def predictor(self, picture: Picture) -> SamPredictor:
-        """A predictor with the picture set, which encodes it where that is not done yet.
+        """Returns a predictor with the image set, encoding the image if that is not done yet.
 
-        It may serve several pages at once that show the same picture: predicting changes nothing.
+        Pages that show the same image share it: predicting changes nothing.
         """
-        predictor = self._find(picture)  # does not wait for others' pictures
+        predictor = self._find(picture)  # does not wait for others' images
         if predictor is not None:
             return predictor
         with self._encoding:
@@ -357,7 +358,7 @@ class Sessions:
         if session is None:
             return
         shutil.rmtree(session.folder, ignore_errors=True)
-        # Those of its earlier pictures, too, for which all that no page shows are taken.
+        # Embeddings that no page shows, those of its earlier images among them.
         shown = {each.picture.key for each in self._sessions.values() if each.picture is not None}
         for key in self._predictors.keys() - shown:
             del self._predictors[key]
@@ -367,22 +368,22 @@ def read_picture(path: str | os.PathLike[str], name: str, max_pixels: int) -> Pi
     """Decodes a file that came from a browser, which may hold anything.
 
     Args:
-        path: of the file.
-        name: what to call it in messages.
-        max_pixels: more are refused before they are decoded.
+        path: path of the file.
+        name: its name in messages.
+        max_pixels: larger images are refused before they are decoded.
 
     Raises:
-        UserError: it is no picture, damaged, too large or too thin.
+        UserError: if it is not an image, damaged, too large or too thin.
     """
     with open_image(path, name) as opened:
         check_size(*opened.size, name, max_pixels)
         pixels = as_pixels(opened)
-    input_size(pixels.shape[0], pixels.shape[1], 1024)  # refuses pictures that are too thin
+    input_size(pixels.shape[0], pixels.shape[1], 1024)  # refuses images that are too thin
     return Picture(name, pixels)
 
 
 def check_size(width: int, height: int, name: str, max_pixels: int) -> None:
-    """Refuses what has too many pixels, with a UserError."""
+    """Raises a UserError if there are too many pixels."""
     if width * height > max_pixels:
         raise UserError(
             f"{name} is too large: it has {width:,} x {height:,} pixels, this page takes up to "
@@ -391,7 +392,7 @@ def check_size(width: int, height: int, name: str, max_pixels: int) -> None:
 
 
 def shrink(pixels: Pixels, long_side: int = MAX_SHOWN) -> Pixels:
-    """The picture itself, or a smaller one if its long side is longer than that."""
+    """Returns the image, resized if its longer side exceeds `long_side` pixels."""
     height, width = pixels.shape[:2]
     scale = long_side / max(height, width)
     if scale >= 1:

@@ -1,4 +1,4 @@
-"""``mobile-sam app``: the page to click on."""
+"""``mobile-sam app``: the web page."""
 
 import socket
 import threading
@@ -14,17 +14,17 @@ def app(
         str,
         typer.Option(
             metavar="ADDRESS",
-            help="Where to listen; 0.0.0.0 lets everyone in who can reach this machine.",
+            help="Address to listen on; 0.0.0.0 admits everyone who can reach this machine.",
         ),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Where to listen.")] = 7860,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
     checkpoint: Checkpoint = None,
     device: Device = "auto",
     max_pixels: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Refuse larger pictures.")
+        int, typer.Option(metavar="N", min=1, help="Refuse images with more pixels.")
     ] = 25_000_000,
 ) -> None:
-    """Open a page in the browser: click on a picture, and take the mask home.
+    """Serve a web page: click on an object, download its mask.
 
     Runs until Ctrl-C.
     """
@@ -33,7 +33,7 @@ def app(
 
     from ..app.server import serve
 
-    # Pillow's own limit, half of what it refuses, must not be in the way of a higher one.
+    # Pillow's own limit must not prevent a higher one.
     Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, max_pixels)
 
     model = load_model(checkpoint, device)
@@ -43,7 +43,7 @@ def app(
 
 
 def _check_address(host: str, port: int) -> None:
-    """Refuses an address that cannot be listened at, before the model is loaded."""
+    """Refuses an address that cannot be listened on, before the model is loaded."""
     host = host.removeprefix("[").removesuffix("]")
     try:
         (family, kind, *_, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -53,10 +53,11 @@ def _check_address(host: str, port: int) -> None:
             probe.bind(address)
     except socket.gaierror as error:
         raise typer.BadParameter(
-            f"{host!r} is no address of a machine", param_hint="--host"
+            f"{host!r} is not an address of this machine, such as 127.0.0.1 or 0.0.0.0",
+            param_hint="--host",
         ) from error
     except OSError as error:
         raise typer.BadParameter(
-            f"port {port} of {host} cannot be had ({error.strerror}): name another one",
+            f"cannot listen on port {port} of {host} ({error.strerror}): choose another port",
             param_hint="--port",
         ) from error

@@ -49,7 +49,7 @@ sync_api: Any = pytest.importorskip("playwright.sync_api", reason="playwright is
 from mobile_sam_plugin.app import gradio as gr  # noqa: E402
 from mobile_sam_plugin.app import pipelines  # noqa: E402
 from mobile_sam_plugin.app.everything import EverythingTab  # noqa: E402
-from mobile_sam_plugin.app.parts import Stage  # noqa: E402
+from mobile_sam_plugin.app.parts import Components  # noqa: E402
 from mobile_sam_plugin.app.server import DECODERS, serve  # noqa: E402
 from mobile_sam_plugin.app.sessions import Picture, Sessions, read_picture  # noqa: E402
 
@@ -159,7 +159,7 @@ class Visit:
         clear = self.page.get_by_label("Remove Image")
         if clear.count():
             clear.click()
-            self.await_status("Choose a picture")
+            self.await_status("Choose an image")
         self.page.locator("#picture input[type=file]").set_input_files(path)
         return self.await_status(expected)
 
@@ -250,7 +250,7 @@ def visiting(browser: Any, server: Server, **options: Any) -> Iterator[Visit]:
     page.set_default_timeout(PATIENCE)
     page.goto(server.address)
     visit = Visit(page, requested)
-    visit.await_status("Choose a picture")
+    visit.await_status("Choose an image")
     page.evaluate(KEEP_WHAT_IS_TOLD)
     yield visit
     context.close()
@@ -290,7 +290,7 @@ def test_clicks_undo_box_and_downloads_of_the_command(
         visit.upload(PHOTOGRAPHS / "coffee.png")
         visit.click(*CUP, 600, 400)
         first = visit.await_status("^Candidate")
-        assert visit.has_told("Encoding the picture")
+        assert visit.has_told("Encoding the image")
         masks, scores, logits = predictor.predict([CUP], [1])
         best = int(scores.argmax())
         mask = visit.mask()
@@ -339,8 +339,10 @@ def check_downloads(visit: Visit, folder: Path, monkeypatch: pytest.MonkeyPatch)
     mask = visit.mask()
     cutout = np.asarray(Image.open(io.BytesIO(visit.download("Cut-out (PNG)"))))
     photograph = np.asarray(Image.open(PHOTOGRAPHS / "coffee.png").convert("RGB"))
-    np.testing.assert_array_equal(cutout[..., 3] == 255, mask)
-    np.testing.assert_array_equal(cutout[..., :3], photograph)
+    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    place = np.s_[y : y + height, x : x + width]
+    np.testing.assert_array_equal(cutout[..., 3] == 255, mask[place])
+    np.testing.assert_array_equal(cutout[mask[place], :3], photograph[mask])
     (record,) = json.loads(visit.download("COCO RLE (JSON)"))
     np.testing.assert_array_equal(decode_mask(record), mask)
     assert record["area"] == mask.sum()
@@ -356,11 +358,11 @@ def test_everything(visit: Visit) -> None:
     visit.upload(PHOTOGRAPHS / "coffee.png")
     visit.open_tab("Everything")
     for label, value in {
-        "Points a side": 8,
-        "Least predicted IoU": 0.2,
-        "Least stability score": 0.5,
+        "Points per side": 8,
+        "Minimum predicted IoU": 0.2,
+        "Minimum stability score": 0.5,
         "Stability offset": 0.3,
-        "Least area": 100,
+        "Minimum area": 100,
     }.items():
         visit.fill(label, value)
     visit.press("Segment everything")
@@ -382,7 +384,7 @@ def test_everything(visit: Visit) -> None:
     assert f"predicted IoU {annotations[smallest]['predicted_iou']:.3f}" in told
 
     # By keyboard.
-    visit.page.get_by_label("Tell about mask number").fill("1")
+    visit.page.get_by_label("Show mask number").fill("1")
     visit.page.keyboard.press("Enter")
     visit.await_status("^Mask 1:")
 
@@ -470,7 +472,7 @@ def test_twenty_visitors_at_once_all_get_their_masks(
         assert f"{index}.png, 96 x 72 pixels" in caller.receive()[1]
         caller.send("click", ["Object point", True], {"index": [30 + index, 36], "value": None})
     for caller in callers:
-        assert "Encoding the picture" in caller.receive()[1]
+        assert "Encoding the image" in caller.receive()[1]
         caller.send("encode")
     for caller in callers:  # none waits for another's answer
         assert "Candidate" in caller.receive()[1]
@@ -499,7 +501,7 @@ def test_who_waits_is_told_the_place_in_the_queue(
         waiting.upload(PHOTOGRAPHS / "coffee.png")
         busy.upload(PHOTOGRAPHS / "flower.jpg")
         busy.open_tab("Everything")
-        busy.fill("Points a side", 2)
+        busy.fill("Points per side", 2)
         busy.press("Segment everything")
         busy.page.locator("#status .progress-bar").first.wait_for(state="attached")
         waiting.click(*CUP, 600, 400)
@@ -544,7 +546,7 @@ def test_bad_uploads_are_told_and_the_server_goes_on(visit: Visit, tmp_path: Pat
         assert visit.page.locator("#status p.mistake").count() == 1
         assert str(tmp_path) not in visit.page.inner_text("body")
     visit.press("Mask (PNG)")
-    visit.page.get_by_text("there is no picture yet").wait_for()
+    visit.page.get_by_text("there is no image yet").wait_for()
     visit.upload(PHOTOGRAPHS / "coffee.png")
     visit.click(*CUP, 600, 400)
     visit.await_status("^Candidate")
@@ -676,7 +678,7 @@ def test_what_is_missing_is_told_by_the_line_to_install(
     visit.page.get_by_text("hf download openai/clip-vit-base-patch32").wait_for()
     visit.open_tab("Remove / fill / replace")
     assert visit.page.get_by_label("Remove (OpenCV)").is_checked()
-    visit.page.get_by_role("button", name="Remove with LaMa: unavailable here").click()
+    visit.page.get_by_role("button", name="Remove with LaMa: not installed").click()
     visit.page.get_by_text("hf download Carve/LaMa-ONNX lama_fp32.onnx").wait_for()
 
     monkeypatch.setattr(pipelines, "find_spec", lambda name: None)
@@ -723,11 +725,11 @@ def test_text_labels_and_fill_with_backends_of_a_few_lines(
         assert iou(decode_mask(found), masks[0]) >= 0.99
 
         visit.open_tab("Label")
-        visit.page.get_by_label("Names, with commas between").fill("tea, coffee, sky")
+        visit.page.get_by_label("Names, separated by commas").fill("tea, coffee, sky")
         for label, value in {
-            "Points a side": 4,
-            "Least predicted IoU": 0,
-            "Least stability score": 0,
+            "Points per side": 4,
+            "Minimum predicted IoU": 0,
+            "Minimum stability score": 0,
         }.items():
             visit.fill(label, value)
         visit.press("Name everything")
@@ -771,7 +773,7 @@ def test_fits_a_phone_and_a_laptop(
             visit.page.get_by_role("button", name="Track", exact=True).click()
         else:
             visit.open_tab("Track")
-        visit.page.get_by_text("Give a video").wait_for()
+        visit.page.get_by_text("Upload a video").wait_for()
 
 
 def test_no_path_of_the_server_is_readable(server: Server, tmp_path: Path) -> None:
@@ -901,7 +903,7 @@ def test_a_page_that_is_closed_while_something_works_leaves_nothing_behind(tmp_p
         session.path("_everything.json").write_text("{}")
         assert len(sessions) == 2
     assert list(tmp_path.iterdir()) == [] and len(sessions) == 1
-    with sessions.using("page"), pytest.raises(ValueError, match="there is no picture yet"):
+    with sessions.using("page"), pytest.raises(ValueError, match="there is no image yet"):
         sessions.get("page").path("_everything.json")  # its turn in the queue came later
     assert len(sessions) <= 1 and list(tmp_path.iterdir()) == []
 
@@ -919,8 +921,8 @@ def test_tabs_do_not_encode_again_what_a_click_has_encoded(
     request: Any = SimpleNamespace(session_hash="page")
     try:
         with gr.Blocks():
-            stage = Stage(sessions, *(gr.HTML() for _ in range(5)))
-            everything = EverythingTab(stage)
+            components = Components(sessions, *(gr.HTML() for _ in range(5)))
+            everything = EverythingTab(components)
         everything.find(2, 0.0, 0.0, 1.0, 0, request)
     finally:
         hook.remove()

@@ -1,9 +1,8 @@
 """Annotating a data set: images per second beside upstream's loop, peak memory, and workers.
 
 Both sides take the same images and the same weights, one after the other in one process, and write
-the masks of each image as JSON. Upstream's loop is what people write around segment_anything: an
-image after another, with the model from installed parts of ``baseline``. Peak memory is taken in
-fresh processes.
+the masks of each image as JSON. Upstream's loop is the usual script around segment_anything: one
+image after another, with the model of ``baseline``. Peak memory is measured in fresh processes.
 """
 
 import argparse

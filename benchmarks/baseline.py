@@ -1,4 +1,4 @@
-"""MobileSAM from installed parts only: what a user has without this package."""
+"""MobileSAM from segment-anything and timm's TinyViT: what a user has without this package."""
 
 from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from segment_anything.modeling.common import LayerNorm2d

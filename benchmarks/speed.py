@@ -1,8 +1,8 @@
 """The speed of this package beside segment-anything with timm's TinyViT.
 
-Both sides run on the same photographs with the same weights, in one process and by turns, at the
-default settings of each. Peak memory and start-up are taken in fresh processes. The limit of a row
-is the time that its multiplications alone take at the speed of this machine's matrix product.
+Both sides run on the same photographs with the same weights, alternating in one process, at their
+default settings. Peak memory and start-up are measured in fresh processes. The limit of a row is
+the time of its multiplications alone at the speed of this machine's matrix product.
 """
 
 import argparse
@@ -123,12 +123,12 @@ class Side:
 
 @dataclass(frozen=True)
 class Row:
-    """A thing that users wait for: ``prepare(side)(run)`` returns what is timed."""
+    """Something that users wait for: ``prepare(side)(run)`` returns the function to time."""
 
     title: str
     prepare: Callable[[Side], Callable[[int], Callable[[], Any]]]
-    warm_up: bool = True  # not where a run takes minutes, and the rows before have warmed up
-    memory: bool = True  # not where another row with the same batches has told
+    warm_up: bool = True  # not if a run takes minutes and earlier rows have warmed up
+    memory: bool = True  # not if another row has the same batches
 
 
 ROWS = {
@@ -137,16 +137,16 @@ ROWS = {
     "second_click": Row("second click", lambda side: side.second_click),
     "box": Row("box", lambda side: side.box),
     "boxes": Row("300 boxes", lambda side: side.boxes, warm_up=False),
-    "everything_8": Row("everything, 8 points a side", lambda side: side.everything(8)),
+    "everything_8": Row("everything, 8 points per side", lambda side: side.everything(8)),
     "everything_16": Row(
-        "everything, 16 points a side", lambda side: side.everything(16), False, False
+        "everything, 16 points per side", lambda side: side.everything(16), False, False
     ),
     "everything_32": Row(
-        "everything, 32 points a side", lambda side: side.everything(32), False, False
+        "everything, 32 points per side", lambda side: side.everything(32), False, False
     ),
     **{
         f"everything_{megapixels:g}mp": Row(
-            f"everything, 8 points a side, {megapixels:g} megapixels",
+            f"everything, 8 points per side, {megapixels:g} megapixels",
             lambda side, megapixels=megapixels: side.everything(8, megapixels),  # type: ignore[misc]
             warm_up=False,
         )

@@ -1,10 +1,10 @@
 """How well and how fast objects are followed, on generated clips with exact masks.
 
-In each clip textured objects, taken from the generator of training scenes, move, turn, grow, bend
-and hide each other before a moving background; in half of the clips something that is not followed
-passes in front of them. Every method starts from the exact masks of the first frame. J is the IoU
+In each clip textured objects from the generator of training scenes move, turn, grow, bend and hide
+each other in front of a moving background; in half of the clips an untracked object passes in
+front of them. Every method starts from the exact masks of the first frame. J is the IoU
 of a frame's mask with the exact one, 1 if both are empty, as in DAVIS; its mean is taken over
-objects, frames behind the first, and clips.
+objects, frames after the first, and clips.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-// Beside this file lie the folder "dist" of the npm package onnxruntime-web, renamed to
-// onnxruntime-web, and what `mobile-sam export --with-preprocessing` writes; see docs/deploy.md.
+// Needs in this folder: "dist" of the npm package onnxruntime-web, renamed to onnxruntime-web, and the
+// files of `mobile-sam export --with-preprocessing`; see docs/deploy.md.
 import * as ort from "./onnxruntime-web/ort.wasm.min.mjs";
 
-const LONG_SIDE = 1024; // of the model's input, in pixels
+const LONG_SIDE = 1024; // side of the model's input in pixels
 const LOW_RES = 256;
 const COLOR = [42, 120, 214, 150]; // of the mask, RGBA
 
@@ -10,7 +10,7 @@ const [file, clear, status, photograph, overlay] = ["file", "clear", "status", "
   .map((id) => document.getElementById(id));
 
 let encoder, decoder;
-let embeddings = null; // of the photograph that is shown
+let embeddings = null; // of the displayed photograph
 let clicks = []; // [x, y, label], in pixels of the photograph
 let busy = false;
 
@@ -24,7 +24,7 @@ async function start() {
 
 async function open(image) {
   const bitmap = await createImageBitmap(image, { colorSpaceConversion: "none" });
-  // From here on there is nothing to click on, until all that follows has gone well.
+  // Clicks do nothing until the photograph is encoded.
   embeddings = null;
   clicks = [];
   for (const canvas of [photograph, overlay]) {
@@ -39,7 +39,7 @@ async function open(image) {
   for (let i = 0, j = 0; i < data.length; i += 4) {
     for (let channel = 0; channel < 3; channel++) picture[j++] = data[i + channel];
   }
-  say("Looking at the photograph ...");
+  say("Encoding the photograph ...");
   const tensor = new ort.Tensor("uint8", picture, [bitmap.height, bitmap.width, 3]);
   ({ image_embeddings: embeddings } = await encoder.run({ [encoder.inputNames[0]]: tensor }));
   say("Click on an object.");
@@ -53,7 +53,7 @@ async function segment() {
   const started = performance.now();
   const { masks, iou_predictions: scores } = await decoder.run({
     image_embeddings: embeddings,
-    // Without a box, a point of label -1 pads the prompt.
+    // A prompt without a box is padded with a point of label -1.
     point_coords: new ort.Tensor("float32", [...points, 0, 0], [1, clicks.length + 1, 2]),
     point_labels: new ort.Tensor(
       "float32", [...clicks.map(([, , label]) => label), -1], [1, clicks.length + 1]),
@@ -62,7 +62,7 @@ async function segment() {
     has_mask_input: new ort.Tensor("float32", [0], [1]),
     orig_im_size: new ort.Tensor("float32", [height, width], [2]),
   });
-  // The first mask is for unambiguous prompts; a single click has the best of the other three.
+  // The first mask is for unambiguous prompts; a single click takes the best of the other three.
   const candidates = clicks.length === 1 ? [1, 2, 3] : [0];
   const best = candidates.reduce((a, b) => (scores.data[b] > scores.data[a] ? b : a));
   draw(masks.data.subarray(best * width * height, (best + 1) * width * height));
@@ -83,14 +83,14 @@ function say(text) {
   status.textContent = text;
 }
 
-// One thing at a time: a session of onnxruntime-web runs but once at once.
+// A session of onnxruntime-web handles one request at a time.
 async function attempt(work) {
   if (busy) return;
   busy = file.disabled = clear.disabled = true;
   try {
     await work();
   } catch (error) {
-    say(`That failed: ${error.message}`);
+    say(`Failed: ${error.message}`);
   }
   busy = false;
   file.disabled = !decoder;
@@ -115,7 +115,7 @@ overlay.addEventListener("click", (event) => attempt(async () => {
   try {
     await segment();
   } catch (error) {
-    clicks.pop(); // the mask that is shown is without it
+    clicks.pop(); // the displayed mask is without it
     throw error;
   }
 }));

@@ -115,6 +115,16 @@ def reference(bundled_sam: MobileSam) -> SamPredictor:
     return SamPredictor(bundled_sam)
 
 
+@pytest.fixture(scope="module")
+def small_predictor(small_files: Files) -> OnnxPredictor:
+    return OnnxPredictor(*small_files)
+
+
+@pytest.fixture(scope="module")
+def small_reference(small_sam: MobileSam) -> SamPredictor:
+    return SamPredictor(small_sam)
+
+
 def assert_same(
     ours: tuple[NDArray[Any], ...],
     theirs: tuple[NDArray[Any], ...],
@@ -127,8 +137,10 @@ def assert_same(
     np.testing.assert_allclose(ours[2], low_res_logits, rtol=0, atol=tolerance)
 
 
-def assert_parity(predictor: OnnxPredictor, reference: SamPredictor, pixels: Pixels) -> None:
-    """Both have ``pixels`` set; the numbers that are wanted for every kind of prompt."""
+def assert_parity(predictor: OnnxPredictor, reference: SamPredictor) -> None:
+    """Asserts that both, with the same image set, agree on every kind of prompt."""
+    for name in ("original_size", "input_size"):
+        assert getattr(predictor, name) == getattr(reference, name)
     embedding = reference.get_image_embedding().numpy()
     np.testing.assert_allclose(predictor.get_image_embedding(), embedding, rtol=0, atol=1e-4)
     _, _, earlier = reference.predict(box=PROMPTS["box"]["box"], multimask_output=False)
@@ -171,32 +183,42 @@ def test_names_and_shapes_are_upstreams(files: Files) -> None:
     ]
 
 
-@pytest.mark.parametrize(("name", "size"), SHAPES)
 def test_parity_with_torch(
-    predictor: OnnxPredictor, reference: SamPredictor, name: str, size: tuple[int, int] | None
+    predictor: OnnxPredictor, reference: SamPredictor, coffee: Pixels
+) -> None:
+    predictor.set_image(coffee)
+    reference.set_image(coffee)
+    assert_parity(predictor, reference)
+
+
+@pytest.mark.parametrize(("name", "size"), SHAPES)
+def test_parity_with_torch_for_images_of_all_shapes(
+    small_predictor: OnnxPredictor,
+    small_reference: SamPredictor,
+    name: str,
+    size: tuple[int, int] | None,
 ) -> None:
     pixels = photograph(name, size)
-    predictor.set_image(pixels)
-    reference.set_image(pixels)
-    assert (predictor.original_size, predictor.input_size) == (
-        reference.original_size,
-        reference.input_size,
-    )
-    assert_parity(predictor, reference, pixels)
+    small_predictor.set_image(pixels)
+    small_reference.set_image(pixels)
+    assert_parity(small_predictor, small_reference)
 
 
-def test_full_size_logits(predictor: OnnxPredictor, reference: SamPredictor) -> None:
+def test_full_size_logits(small_predictor: OnnxPredictor, small_reference: SamPredictor) -> None:
     pixels = photograph("camera.png", (333, 200))
-    predictor.set_image(pixels)
-    reference.set_image(pixels)
-    ours, theirs = (
-        each.predict([[100, 90]], [1], return_logits=True)[0] for each in (predictor, reference)
-    )
+    logits = []
+    for each in (small_predictor, small_reference):
+        each.set_image(pixels)
+        logits.append(each.predict([[100, 90]], [1], return_logits=True)[0])
+    ours, theirs = logits
     assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-3)
 
 
-def test_batches(predictor: OnnxPredictor, reference: SamPredictor, coffee: Pixels) -> None:
+def test_batches(
+    small_predictor: OnnxPredictor, small_reference: SamPredictor, coffee: Pixels
+) -> None:
+    predictor, reference = small_predictor, small_reference
     predictor.set_image(coffee)
     reference.set_image(coffee)
     random = np.random.default_rng(0)
@@ -223,7 +245,7 @@ def test_batches(predictor: OnnxPredictor, reference: SamPredictor, coffee: Pixe
     ours = predictor.predict_batch(boxes=boxes, mask_input=logits)
     assert_same(ours, tuple(each.numpy() for each in theirs))
     none = predictor.predict_batch(boxes=np.empty((0, 4)))
-    assert [each.shape for each in none] == [(0, 3, 400, 600), (0, 3), (0, 3, 256, 256)]
+    assert [each.shape for each in none] == [(0, 3, 400, 600), (0, 3), (0, 3, 56, 56)]
 
 
 def test_reference_data(reference_sam: MobileSam, tmp_path: Path) -> None:
@@ -303,7 +325,7 @@ def run_without_torch(code: str, *arguments: str | Path) -> str:
 
 
 def test_predictor_needs_no_torch(
-    files: Files, reference: SamPredictor, coffee: Pixels, tmp_path: Path
+    small_files: Files, small_reference: SamPredictor, coffee: Pixels, tmp_path: Path
 ) -> None:
     code = """
 import numpy as np
@@ -316,10 +338,12 @@ generator = OnnxAutomaticMaskGenerator(predictor, points_per_side=1, pred_iou_th
                                        stability_score_thresh=0.0)
 print(len(generator.generate(Image.open(sys.argv[3]))))
 """
-    printed = run_without_torch(code, *files, PHOTOGRAPHS / "coffee.png", tmp_path / "masks.npy")
+    printed = run_without_torch(
+        code, *small_files, PHOTOGRAPHS / "coffee.png", tmp_path / "masks.npy"
+    )
     assert int(printed) >= 1
-    reference.set_image(coffee)
-    expected = reference.predict([[300, 200]], [1])[0]
+    small_reference.set_image(coffee)
+    expected = small_reference.predict([[300, 200]], [1])[0]
     assert (np.load(tmp_path / "masks.npy") == expected).mean() >= 0.999
 
 
@@ -376,14 +400,14 @@ def test_generator_finds_what_torchs_does(
     assert not predictor.is_image_set, "the client's predictor is left alone"
 
 
-def test_generator_refuses_contradictions(predictor: OnnxPredictor) -> None:
+def test_generator_refuses_contradictions(small_predictor: OnnxPredictor) -> None:
     for options, message in (
         ({"points_per_side": None}, "either points_per_side or point_grids"),
         ({"point_grids": [np.zeros((1, 2))]}, "either points_per_side or point_grids"),
         ({"output_mode": "polygon"}, "output_mode must be one of .* not 'polygon'"),
     ):
         with pytest.raises(ValueError, match=message):
-            OnnxAutomaticMaskGenerator(predictor, **options)
+            OnnxAutomaticMaskGenerator(small_predictor, **options)
 
 
 def test_export_command(exported_with_preprocessing: tuple[Path, str]) -> None:
@@ -563,18 +587,21 @@ def test_photographs_are_checked_first_and_held_one_at_a_time(
 
 
 def test_decoder_without_the_upscaling(
-    files: Files, predictor: OnnxPredictor, coffee: Pixels, tmp_path: Path
+    small_files: Files, small_predictor: OnnxPredictor, coffee: Pixels, tmp_path: Path
 ) -> None:
     """As docs/deploy.md cuts it for TensorRT."""
     names = list(DECODER_INPUTS)[:-1]
     cut = tmp_path / "mobile_sam_decoder_low_res.onnx"
-    onnx.utils.extract_model(str(files[1]), str(cut), names, ["iou_predictions", "low_res_masks"])
+    onnx.utils.extract_model(
+        str(small_files[1]), str(cut), names, ["iou_predictions", "low_res_masks"]
+    )
     session = onnxruntime.InferenceSession(cut, providers=["CPUExecutionProvider"])
     assert [each.name for each in session.get_inputs()] == names
+    predictor = small_predictor
     predictor.set_image(coffee)
-    scale = np.array([1024 / 600, 683 / 400], np.float32)  # whole pixels: 683, not 682.7
+    scale = np.array([224 / 600, 149 / 400], np.float32)  # whole pixels: 149, not 149.3
     box = np.array([[[170, 10], [430, 300]]], np.float32) * scale
-    labels, mask_input = np.array([[2, 3]], np.float32), np.zeros((1, 1, 256, 256), np.float32)
+    labels, mask_input = np.array([[2, 3]], np.float32), np.zeros((1, 1, 56, 56), np.float32)
     feeds = (predictor.features, box, labels, mask_input, np.zeros(1, np.float32))
     scores, logits = session.run(None, dict(zip(names, feeds, strict=True)))
     _, expected_scores, expected = predictor.predict(box=[170, 10, 430, 300])
@@ -639,11 +666,11 @@ def test_masks_unlike_those_of_torch_are_not_written(
     ],
 )
 def test_export_refuses(
-    bundled_sam: MobileSam, tmp_path: Path, options: dict[str, Any], message: str
+    small_sam: MobileSam, tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
     arguments = {"images": [PHOTOGRAPHS / "coffee.png"], **options}
     with pytest.raises(ValueError, match=message):
-        export(bundled_sam, tmp_path / "out", **arguments)
+        export(small_sam, tmp_path / "out", **arguments)
     assert not (tmp_path / "out").exists()
 
 
@@ -702,17 +729,17 @@ def test_wrong_files_are_told_in_one_line(
         assert "\n" not in str(caught.value)
 
 
-def test_missing_provider_and_device(files: Files) -> None:
+def test_missing_provider_and_device(small_files: Files) -> None:
     with pytest.raises(ValueError, match="no execution provider 'NoSuch', only .*CPUExecution"):
-        OnnxPredictor(*files, providers=["NoSuch"])
+        OnnxPredictor(*small_files, providers=["NoSuch"])
     with pytest.raises(ValueError, match="at least one execution provider"):
-        OnnxPredictor(*files, providers=[])
+        OnnxPredictor(*small_files, providers=[])
     for wrong in ([7], [("CPUExecutionProvider", 7)], [("CPUExecutionProvider",)]):
         with pytest.raises(TypeError, match="names, or pairs of a name and a dict of options"):
-            OnnxPredictor(*files, providers=wrong)  # type: ignore[arg-type]
+            OnnxPredictor(*small_files, providers=wrong)  # type: ignore[arg-type]
     pytest.importorskip("openvino", reason="openvino is not installed")
     with pytest.raises(ValueError, match="OpenVINO has no device 'NPU9' here, only .*CPU"):
-        OpenVinoPredictor(*files, device="NPU9")
+        OpenVinoPredictor(*small_files, device="NPU9")
 
 
 def test_providers_are_what_onnxruntime_takes(small_files: Files, coffee: Pixels) -> None:
@@ -844,7 +871,7 @@ def test_openvino_gives_the_same(
     predictor = OpenVinoPredictor(*files)
     predictor.set_image(coffee)
     reference.set_image(coffee)
-    assert_parity(predictor, reference, coffee)
+    assert_parity(predictor, reference)
     ours = predictor.predict_batch(boxes=[[60, 40, 280, 250], [90, 80, 500, 390]])
     boxes = torch.tensor([[60, 40, 280, 250], [90, 80, 500, 390]])
     boxes = reference.transform.apply_boxes_torch(boxes, reference.original_size)

@@ -11,7 +11,7 @@ from ..errors import UserError
 from ..everything import drop_empty
 from ..records import Record, decode_mask
 from . import gradio as gr
-from .parts import QUEUED, Components, render, status_html
+from .parts import Components, render, status_html
 from .sessions import Picture, Session
 
 _PROGRESS = gr.Progress()
@@ -49,15 +49,8 @@ class EverythingTab:
         number = gr.Number(1, label="Show mask number", info="Press Enter", minimum=1, precision=0)
         download = gr.DownloadButton("Download COCO JSON", interactive=False, size="sm")
 
-        components.listen(
-            find.click,
-            self.find,
-            inputs=[points, iou, stability, offset, area],
-            outputs=[*components.views, download],
-            show_progress="full",
-            show_progress_on=components.status,
-            **QUEUED,
-        )
+        settings = [points, iou, stability, offset, area]
+        components.run(find, self.find, settings, [*components.views, download])
         components.listen(number.submit, self.show, inputs=number, outputs=components.views)
 
     def find(

@@ -66,6 +66,18 @@ class Components:
 
         return held
 
+    def run(self, button: Any, fn: Callable[..., Any], inputs: Any, outputs: Any) -> None:
+        """Makes a button start a slow callback, whose progress the status line shows."""
+        self.listen(
+            button.click,
+            fn,
+            inputs=inputs,
+            outputs=outputs,
+            show_progress="full",
+            show_progress_on=self.status,
+            **QUEUED,
+        )
+
     def receive(self, event: Callable[..., Any], fn: Callable[..., Any], **options: Any) -> Any:
         """Registers a callback, as :meth:`listen`, whose only input is the path of an upload.
 

@@ -5,7 +5,6 @@ whose weights or libraries are missing shows the commands that install them.
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -19,7 +18,7 @@ from PIL import Image
 
 from ..errors import UserError
 from . import gradio as gr
-from .parts import QUEUED, Components, render, status_html
+from .parts import Components, render, status_html
 from .sessions import Picture, Session, check_size, shrink
 
 if TYPE_CHECKING:
@@ -95,43 +94,24 @@ PAINTER = Need(
 )
 
 
-class Tab:
-    """Base of these tabs: the shared components, and a note if the tab cannot be used."""
-
-    def __init__(self, components: Components) -> None:
-        self.components = components
-
-    def run(self, button: Any, fn: Callable[..., Any], inputs: Any, outputs: Any) -> None:
-        """Makes a button start a slow callback."""
-        self.components.listen(
-            button.click,
-            fn,
-            inputs=inputs,
-            outputs=outputs,
-            show_progress="full",
-            show_progress_on=self.components.status,
-            **QUEUED,
-        )
-
-    @staticmethod
-    def note(need: Need) -> bool:
-        """Shows what is missing, if anything; returns whether the tab can be used."""
-        missing = need.missing
-        if missing is not None:
-            gr.Markdown(missing, elem_classes="unavailable")
-        return missing is None
+def show_missing(need: Need) -> bool:
+    """Shows what is missing, if anything; returns whether the tab can be used."""
+    missing = need.missing
+    if missing is not None:
+        gr.Markdown(missing, elem_classes="unavailable")
+    return missing is None
 
 
-class TextTab(Tab):
+class TextTab:
     """Grounded-SAM: masks of objects that match a text."""
 
     def __init__(self, components: Components) -> None:
-        super().__init__(components)
+        self.components = components
         gr.Markdown(
             "Find and segment objects that match a text; separate several with full stops or "
             "commas."
         )
-        usable = self.note(DETECTOR)
+        usable = show_missing(DETECTOR)
         words = gr.Textbox(
             "", label="What to find", placeholder="a dog. the red car.", interactive=usable
         )
@@ -139,7 +119,7 @@ class TextTab(Tab):
         text = gr.Slider(0, 1, 0.25, step=0.01, label="Minimum score of a word", interactive=usable)
         find = gr.Button("Find it", variant="primary", interactive=usable)
         download = gr.DownloadButton("Download COCO JSON", interactive=False, size="sm")
-        self.run(find, self.find, [words, box, text], [*components.views, download])
+        components.run(find, self.find, [words, box, text], [*components.views, download])
 
     @cached_property
     def _pipeline(self) -> "GroundedMobileSam":
@@ -159,11 +139,11 @@ class TextTab(Tab):
         return _show(session, picture, found, message)
 
 
-class InpaintTab(Tab):
+class InpaintTab:
     """Inpaint-Anything: remove an object, replace it, or change its background."""
 
     def __init__(self, components: Components) -> None:
-        super().__init__(components)
+        self.components = components
         gr.Markdown(
             "Click on an object in the image, then remove it, fill its place with something else, "
             "or replace its background."
@@ -184,8 +164,10 @@ class InpaintTab(Tab):
         for title, need in (("Remove with LaMa", LAMA), ("Fill and replace", PAINTER)):
             if need.missing is not None:
                 with gr.Accordion(f"{title}: not installed", open=False):
-                    self.note(need)
-        self.run(start, self.paint, [action, margin, prompt], [components.status, result, download])
+                    show_missing(need)
+        components.run(
+            start, self.paint, [action, margin, prompt], [components.status, result, download]
+        )
 
     @cached_property
     def _lama(self) -> "InpaintAnything":
@@ -229,11 +211,11 @@ class InpaintTab(Tab):
         )
 
 
-class TrackTab(Tab):
+class TrackTab:
     """Track-Anything: an object tracked through a video."""
 
     def __init__(self, components: Components) -> None:
-        super().__init__(components)
+        self.components = components
         gr.Markdown(
             "Upload a video, click on an object in its first frame, then press *Follow the object*."
         )
@@ -248,7 +230,7 @@ class TrackTab(Tab):
                 for name in ("overlay.mp4", "tracks.csv", "tracks.json")
             ]
         components.receive(video.upload, self.open, inputs=video, outputs=components.views)
-        self.run(start, self.track, None, [components.status, frames, *files])
+        components.run(start, self.track, None, [components.status, frames, *files])
 
     def open(self, path: Path, request: gr.Request) -> Any:
         from ..integrations.video import Video
@@ -303,13 +285,13 @@ class TrackTab(Tab):
         )
 
 
-class LabelTab(Tab):
+class LabelTab:
     """Semantic-Segment-Anything: a name for every mask."""
 
     def __init__(self, components: Components) -> None:
-        super().__init__(components)
+        self.components = components
         gr.Markdown("Segment everything, and give each mask the most likely name of a list.")
-        usable = self.note(CLASSIFIER)
+        usable = show_missing(CLASSIFIER)
         names = gr.Textbox(_CLASSES, label="Names, separated by commas", interactive=usable)
         points = gr.Slider(2, 64, 16, step=1, label="Points per side", interactive=usable)
         iou = gr.Slider(0, 1, 0.88, step=0.01, label="Minimum predicted IoU", interactive=usable)
@@ -318,7 +300,9 @@ class LabelTab(Tab):
         )
         start = gr.Button("Name everything", variant="primary", interactive=usable)
         download = gr.DownloadButton("Download COCO JSON", interactive=False, size="sm")
-        self.run(start, self.label, [names, points, iou, stability], [*components.views, download])
+        components.run(
+            start, self.label, [names, points, iou, stability], [*components.views, download]
+        )
 
     @cached_property
     def _classifier(self) -> Any:

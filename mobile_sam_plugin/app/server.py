@@ -116,6 +116,7 @@ def serve(
                 pwa=False,
                 max_file_size=MAX_BYTES,
                 footer_links=["settings"],
+                _frontend=False,  # or a machine that is busy for 3 s is taken for unreachable
                 app_kwargs={"middleware": [Middleware(Guard)], "docs_url": None},
                 theme=THEME,
                 css=STYLE,

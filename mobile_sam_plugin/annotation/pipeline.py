@@ -33,19 +33,10 @@ def ordered_map(
 def run_local(
     job: stages.Job, workers: int | None = None, batch_size: int | None = None
 ) -> Generator[ImageResult, None, None]:
-    """Takes images through all stages.
+    """Returns a generator that takes the images of a job through all stages.
 
-    Args:
-        job: images, model and options.
-        workers: threads that run the model; 2 on a GPU and 1 elsewhere if None. On a CPU torch's
-            threads are divided between them.
-        batch_size: images that are encoded together; 8 on a GPU and 1 elsewhere if None.
-
-    Returns:
-        A generator of the results, in order, each after its files have been written.
-
-    Raises:
-        Errors of :class:`~mobile_sam_plugin.annotation.stages.Segmenter`, before any result.
+    ``workers`` and ``batch_size`` are those of :meth:`.run.AnnotationRun.run`. The model's errors
+    are raised here, before the first result. On a CPU the workers divide torch's threads.
     """
     on_gpu = job.model.device.type != "cpu"
     segmenter = stages.Segmenter(job.model, job.options, job.categories)

@@ -38,19 +38,10 @@ def run_ray(
     batch_size: int | None = None,
     gpus_per_worker: float | None = None,
 ) -> Generator[ImageResult, None, None]:
-    """Takes images through all stages.
+    """Takes the images of a job through all stages; see :meth:`.run.AnnotationRun.run_on_ray`.
 
-    Args:
-        job: images, all of which are listed before the first is read; the model, which is sent to
-            the actors; and the folder, as every node of the cluster sees it.
-        address: of a cluster; if None, a cluster on this machine is started, and stopped at the
-            end, unless Ray has been initialised before.
-        workers: actors with a model; if None as many as the cluster's GPUs serve, without GPUs 1.
-        batch_size: images that are encoded together; 8 on a GPU and 1 elsewhere if None.
-        gpus_per_worker: GPUs per actor; 1 if the model is on a GPU, else 0, if None.
-
-    Yields:
-        The results, in order, each after its files have been written.
+    All images are listed before the first is read, and the model is sent to the actors. A cluster
+    that is started here is stopped at the end; if Ray has been initialised before, it is used.
     """
     own_cluster = not ray.is_initialized()
     if own_cluster:

@@ -277,6 +277,8 @@ def iou(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
     return float((one & other).sum() / (one | other).sum())
 
 
+@pytest.mark.browser
+@pytest.mark.process
 def test_clicks_undo_box_and_downloads_of_the_command(
     browser: Any,
     bundled_sam: MobileSam,
@@ -354,6 +356,7 @@ def check_downloads(visit: Visit, folder: Path, monkeypatch: pytest.MonkeyPatch)
     assert iou(names["mask"], mask) >= 0.99
 
 
+@pytest.mark.browser
 def test_everything(visit: Visit) -> None:
     visit.upload(PHOTOGRAPHS / "coffee.png")
     visit.open_tab("Everything")
@@ -389,6 +392,7 @@ def test_everything(visit: Visit) -> None:
     visit.await_status("^Mask 1:")
 
 
+@pytest.mark.browser
 def test_two_visitors_clicking_in_turn_never_mix(
     browser: Any, server: Server, small_sam: MobileSam
 ) -> None:
@@ -486,6 +490,7 @@ def test_twenty_visitors_at_once_all_get_their_masks(
         assert iou(decode_mask(record), masks[scores.argmax()]) >= 0.99
 
 
+@pytest.mark.browser
 def test_who_waits_is_told_the_place_in_the_queue(
     browser: Any, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -540,6 +545,7 @@ def write_huge_png(path: Path, width: int, height: int) -> Path:
     return path
 
 
+@pytest.mark.browser
 def test_bad_uploads_are_told_and_the_server_goes_on(visit: Visit, tmp_path: Path) -> None:
     for path, message in write_bad_files(tmp_path).items():
         visit.upload(path, message)
@@ -552,6 +558,7 @@ def test_bad_uploads_are_told_and_the_server_goes_on(visit: Visit, tmp_path: Pat
     visit.await_status("^Candidate")
 
 
+@pytest.mark.browser
 def test_without_a_mouse(visit: Visit, predictor: SamPredictor) -> None:
     """A photograph, the place of a point and a candidate, all by keys."""
     page = visit.page
@@ -581,6 +588,7 @@ def test_without_a_mouse(visit: Visit, predictor: SamPredictor) -> None:
     assert page.locator("#status [role=status]").get_attribute("aria-live") == "polite"
 
 
+@pytest.mark.browser
 def test_controls_have_names(visit: Visit) -> None:
     """What a screen reader would say of each button and field, in every tab."""
     for name in ("Click", "Everything", "Text", "Remove / fill / replace", "Track", "Label"):
@@ -595,6 +603,7 @@ def test_controls_have_names(visit: Visit) -> None:
         assert nameless == []
 
 
+@pytest.mark.browser
 def test_webcam(visit: Visit) -> None:
     page = visit.page
     page.get_by_label("Capture from camera").click()
@@ -604,6 +613,7 @@ def test_webcam(visit: Visit) -> None:
     visit.await_status("click on an object")
 
 
+@pytest.mark.browser
 def test_paste(visit: Visit) -> None:
     visit.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     visit.page.evaluate(
@@ -618,6 +628,7 @@ def test_paste(visit: Visit) -> None:
     visit.await_status("120 x 80 pixels: click on an object")
 
 
+@pytest.mark.browser
 def test_remove(visit: Visit) -> None:
     visit.upload(PHOTOGRAPHS / "coffee.png")
     visit.click(*CUP, 600, 400)
@@ -644,6 +655,7 @@ def write_video(path: Path) -> Path:
     return path
 
 
+@pytest.mark.browser
 def test_track(visit: Visit, tmp_path: Path) -> None:
     video = write_video(tmp_path / "disc.mp4")
     broken = tmp_path / "broken.mp4"
@@ -668,6 +680,7 @@ def test_track(visit: Visit, tmp_path: Path) -> None:
     assert len(visit.download("overlay.mp4")) > 1000
 
 
+@pytest.mark.browser
 def test_what_is_missing_is_told_by_the_line_to_install(
     visit: Visit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -703,6 +716,7 @@ def paint_white(
     return np.full_like(image, 255)
 
 
+@pytest.mark.browser
 def test_text_labels_and_fill_with_backends_of_a_few_lines(
     browser: Any, small_sam: MobileSam, predictor: SamPredictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -752,6 +766,7 @@ def test_text_labels_and_fill_with_backends_of_a_few_lines(
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(("width", "height"), [(390, 844), (1280, 800)])
+@pytest.mark.browser
 def test_fits_a_phone_and_a_laptop(
     browser: Any, server: Server, width: int, height: int, scheme: str
 ) -> None:
@@ -842,6 +857,7 @@ def test_the_package_is_not_written_to(server: Server) -> None:
     assert not list(Path(pipelines.__file__).parent.glob("*.pyi"))
 
 
+@pytest.mark.browser
 def test_closing_the_page_frees_its_memory(browser: Any, small_sam: MobileSam) -> None:
     """With the server in this process, where its sessions can be counted."""
     held: list[Sessions] = []
@@ -970,6 +986,7 @@ def test_addresses_of_both_versions(small_sam: MobileSam, host: str) -> None:
         assert requests.get(address, timeout=60).ok
 
 
+@pytest.mark.process
 def test_taken_port_is_told_in_one_line() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -980,6 +997,7 @@ def test_taken_port_is_told_in_one_line() -> None:
     assert len(done.stderr.splitlines()) == 1 and f"port {port}" in done.stderr
 
 
+@pytest.mark.process
 def test_missing_gradio_is_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "gradio.py").write_text("raise ImportError('no gradio')")
     done = subprocess.run(
@@ -995,6 +1013,7 @@ def test_missing_gradio_is_told_in_one_line(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.process
 def test_ctrl_c_stops_it_and_takes_the_files_along(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(tmp_path))

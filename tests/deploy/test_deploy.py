@@ -324,6 +324,7 @@ def run_without_torch(code: str, *arguments: str | Path) -> str:
     return done.stdout
 
 
+@pytest.mark.process
 def test_predictor_needs_no_torch(
     small_files: Files, small_reference: SamPredictor, coffee: Pixels, tmp_path: Path
 ) -> None:
@@ -348,6 +349,7 @@ print(len(generator.generate(Image.open(sys.argv[3]))))
 
 
 @pytest.mark.parametrize("backend", ["onnx", "openvino"])
+@pytest.mark.process
 def test_command_segments_without_torch(files: Files, tmp_path: Path, backend: str) -> None:
     if backend == "openvino":
         pytest.importorskip("openvino", reason="openvino is not installed")
@@ -878,6 +880,7 @@ def test_openvino_gives_the_same(
     assert_same(ours, tuple(e.numpy() for e in reference.predict_torch(None, None, boxes)))
 
 
+@pytest.mark.process
 def test_openvino_predictors_survive_the_end_of_a_child(small_files: Files) -> None:
     """Two whose lives overlap share OpenVINO's core; two cores would leave a freed signal stack."""
     pytest.importorskip("openvino", reason="openvino is not installed")

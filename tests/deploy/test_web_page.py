@@ -108,6 +108,7 @@ def shown_score(page: Any) -> float:
     return float(page.inner_text("#status").split()[2].rstrip(","))
 
 
+@pytest.mark.browser
 def test_clicks_give_the_masks_that_python_gives(
     page: Any, bundled_sam: MobileSam, coffee: NDArray[np.uint8]
 ) -> None:

@@ -246,8 +246,8 @@ def follow(
             tracker.track(frame)
         objects = tracker.current.objects
         masks = np.zeros_like(clip.masks[0])
-        assert objects.ids is not None
-        masks[objects.ids - 1] = objects.masks
+        assert objects.tracker_id is not None
+        masks[objects.tracker_id - 1] = objects.masks
         yield masks
 
 

@@ -20,19 +20,19 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert
 
 from .pretrained import check_length, load_pretrained, place_inputs
-from .texts import split_prompts as split_prompts
+from .texts import split_text as split_text
 
 DEFAULT_DETECTOR = "IDEA-Research/grounding-dino-tiny"
 
 
 class Detections(NamedTuple):
-    """What a detector found in one image.
+    """The objects that a detector finds in one image.
 
     Attributes:
         boxes: (N, 4), XYXY in pixels of the image.
         scores: (N,), in [0, 1].
-        phrases: N texts, of the prompts or parts of them.
-        class_ids: (N,), indices into the prompts; if None, :func:`match_phrases` finds them.
+        phrases: N phrases: requested texts, or parts of them.
+        class_ids: (N,), indices into the texts; found by :func:`match_phrases` if None.
     """
 
     boxes: NDArray[np.float32]
@@ -42,12 +42,12 @@ class Detections(NamedTuple):
 
 
 class Detector(Protocol):
-    """Finds what phrases name. A function with these arguments is one, too."""
+    """Finds objects by text. A function with these arguments is also a detector."""
 
     def __call__(
         self,
         image: NDArray[np.uint8],
-        prompts: Sequence[str],
+        texts: Sequence[str],
         box_threshold: float,
         text_threshold: float,
         /,
@@ -55,19 +55,19 @@ class Detector(Protocol):
         """Detects objects.
 
         Args:
-            image: (H, W, 3) RGB.
-            prompts: phrases, none of them empty.
-            box_threshold: the lowest score, in [0, 1].
-            text_threshold: the score from which on a word belongs to a box's phrase, in [0, 1]. A
-                detector that scores whole phrases has no use for it.
+            image: (H, W, 3) uint8 RGB.
+            texts: phrases, none of them empty.
+            box_threshold: minimum score of a box, in [0, 1].
+            text_threshold: minimum score of a word in the phrase of a box, in [0, 1]. Detectors
+                that score whole phrases ignore it.
         """
 
 
 class TransformersDetector:
-    """A zero-shot detector of transformers: Grounding DINO, OWLv2 and others.
+    """Zero-shot detector of transformers: Grounding DINO, OWLv2 and others.
 
-    That is, whatever ``AutoModelForZeroShotObjectDetection`` loads. Of Grounding DINO, a box
-    belongs to the prompt of its best word, and no word of another prompt gets into its phrase.
+    ``AutoModelForZeroShotObjectDetection`` loads it. With Grounding DINO, a box belongs to the text
+    of its best word, and its phrase has no words of other texts.
 
     Example:
         >>> detector = TransformersDetector("google/owlv2-base-patch16-ensemble", "cuda")
@@ -82,11 +82,11 @@ class TransformersDetector:
         """Loads model and processor.
 
         Args:
-            model: a repository on the Hub, or a folder that ``save_pretrained`` wrote.
-            device: where to compute.
+            model: repository on the Hub, or a folder that ``save_pretrained`` has written.
+            device: device of the model.
 
         Raises:
-            As :func:`~mobile_sam_plugin.integrations.pretrained.load_pretrained`.
+            Exception: as :func:`~mobile_sam_plugin.integrations.pretrained.load_pretrained`.
         """
         self.model, self.processor = load_pretrained(
             "AutoModelForZeroShotObjectDetection", model, device, extra="grounded"
@@ -98,17 +98,17 @@ class TransformersDetector:
     def __call__(
         self,
         image: NDArray[np.uint8],
-        prompts: Sequence[str],
+        texts: Sequence[str],
         box_threshold: float,
         text_threshold: float,
     ) -> Detections:
         """Detects objects, see :class:`Detector`.
 
         Raises:
-            ValueError: a prompt is longer than the model reads.
+            UserError: if a text is longer than the model reads.
         """
-        self._check_length(prompts)
-        text = _caption(prompts) if self._scores_words else [list(prompts)]
+        self._check_length(texts)
+        text = _caption(texts) if self._scores_words else [list(texts)]
         inputs = place_inputs(
             self.processor(images=Image.fromarray(image), text=text, return_tensors="pt"),
             self.model,
@@ -116,32 +116,32 @@ class TransformersDetector:
         outputs = self.model(**inputs)
         for name, value in outputs.items():
             if isinstance(value, Tensor) and value.is_floating_point():
-                outputs[name] = value.float()  # in half precision boxes would be off by pixels
+                outputs[name] = value.float()  # half precision would move boxes by pixels
         if self._scores_words:
             return self._read_word_scores(
-                outputs, inputs["input_ids"][0], image, prompts, box_threshold, text_threshold
+                outputs, inputs["input_ids"][0], image, texts, box_threshold, text_threshold
             )
         (result,) = self.processor.post_process_grounded_object_detection(
             outputs,
             threshold=box_threshold,
             target_sizes=[image.shape[:2]],
-            text_labels=[list(prompts)],
+            text_labels=[list(texts)],
         )
         phrases = list(result["text_labels"])
         return Detections(
             _to_numpy(result["boxes"]),
             _to_numpy(result["scores"]),
             phrases,
-            np.array([prompts.index(phrase) for phrase in phrases], dtype=np.int64),
+            np.array([texts.index(phrase) for phrase in phrases], dtype=np.int64),
         )
 
-    def _check_length(self, prompts: Sequence[str]) -> None:
-        """Refuses what the model would cut off."""
+    def _check_length(self, texts: Sequence[str]) -> None:
+        """Refuses texts that the model would cut off."""
         config = self.model.config
         if self._scores_words:
-            texts, limit = [_caption(prompts)], config.max_text_len
+            texts, limit = [_caption(texts)], config.max_text_len
         else:
-            texts, limit = list(prompts), config.text_config.max_position_embeddings
+            texts, limit = list(texts), config.text_config.max_position_embeddings
         check_length(texts, limit, self.processor.tokenizer)
 
     def _read_word_scores(
@@ -149,25 +149,25 @@ class TransformersDetector:
         outputs: Any,
         tokens: Tensor,
         image: NDArray[np.uint8],
-        prompts: Sequence[str],
+        texts: Sequence[str],
         box_threshold: float,
         text_threshold: float,
     ) -> Detections:
-        """Boxes and phrases of Grounding DINO, as its ``predict`` with ``remove_combined``."""
+        """Boxes and phrases of Grounding DINO, as in its ``predict`` with ``remove_combined``."""
         tokenizer = self.processor.tokenizer
         stop, *around = tokenizer.convert_tokens_to_ids([".", "[CLS]", "[SEP]"])
         ends = tokens == stop
-        prompt_of_token = (ends.cumsum(0) - ends.long()).clamp(max=len(prompts) - 1)
+        text_of_token = (ends.cumsum(0) - ends.long()).clamp(max=len(texts) - 1)
         is_word = ~torch.isin(tokens, torch.tensor([stop, *around], device=tokens.device))
 
         scores = outputs.logits[0, :, : len(tokens)].sigmoid()
         best, best_token = scores.max(dim=1)
         kept = best > box_threshold
-        classes = prompt_of_token[best_token[kept]]
+        classes = text_of_token[best_token[kept]]
         in_phrase = (scores[kept] > text_threshold) & is_word
-        in_phrase &= prompt_of_token == classes[:, None]
+        in_phrase &= text_of_token == classes[:, None]
         phrases = [
-            tokenizer.decode(tokens[words].tolist()) or prompts[index]
+            tokenizer.decode(tokens[words].tolist()) or texts[index]
             for words, index in zip(in_phrase, classes.tolist(), strict=True)
         ]
         return Detections(
@@ -195,16 +195,16 @@ class GroundingDinoDetector:
     def __call__(
         self,
         image: NDArray[np.uint8],
-        prompts: Sequence[str],
+        texts: Sequence[str],
         box_threshold: float,
         text_threshold: float,
     ) -> Detections:
         """Detects objects, see :class:`Detector`.
 
         Raises:
-            ValueError: the prompts are longer than the model reads.
+            UserError: if the texts are longer than the model reads.
         """
-        caption = _caption(prompts)
+        caption = _caption(texts)
         network = self.model.model
         check_length([caption], network.max_text_len, network.tokenizer)
         detections, phrases = self.model.predict_with_caption(
@@ -217,18 +217,18 @@ class GroundingDinoDetector:
 
 
 def match_phrases(phrases: Sequence[str], classes: Sequence[str]) -> NDArray[np.int64]:
-    """Finds the class that a detector's phrase means, as ``Model.phrases2classes``, but by words.
+    """Returns the class of each phrase, as ``Model.phrases2classes`` does, but by words.
 
-    A phrase is of the class that shares most words with it, the shorter one of several such, the
-    earlier one of several of those; or else of the first class with the phrase in a word, since
+    Picks the class that shares most words with the phrase; on ties the one with fewer words, then
+    the earlier. If none shares a word, picks the first class that contains the phrase, since
     Grounding DINO reads pieces of words. Case does not matter.
 
     Args:
-        phrases: what a detector returned: classes, parts of them, or parts of several.
-        classes: what it was asked for.
+        phrases: what a detector returns: classes, parts of them, or parts of several.
+        classes: what was requested.
 
     Returns:
-        (N,) indices into the classes, -1 where a phrase has nothing in common with any.
+        (N,) indices into the classes, -1 for a phrase that no class matches.
     """
     return np.array([_match_phrase(phrase, classes) for phrase in phrases], dtype=np.int64)
 
@@ -243,10 +243,10 @@ def _match_phrase(phrase: str, classes: Sequence[str]) -> int:
 
 
 def cxcywh_to_xyxy(boxes: Tensor, image_size: tuple[int, ...]) -> Tensor:
-    """Turns Grounding DINO's boxes into pixels.
+    """Converts Grounding DINO's boxes to pixels.
 
     Args:
-        boxes: (N, 4), centre X and Y, width and height, as fractions of the image's.
+        boxes: (N, 4), centre X and Y, width and height, as fractions of the image's size.
         image_size: (height, width) in pixels.
 
     Returns:
@@ -256,12 +256,12 @@ def cxcywh_to_xyxy(boxes: Tensor, image_size: tuple[int, ...]) -> Tensor:
     return box_convert(boxes, "cxcywh", "xyxy") * boxes.new_tensor([width, height, width, height])
 
 
-def _caption(prompts: Sequence[str]) -> str:
+def _caption(texts: Sequence[str]) -> str:
     """The form in which Grounding DINO was trained to read several phrases.
 
-    It takes full stops and question marks for the ends of phrases, so none may be within one.
+    Full stops and question marks end a phrase, so they are removed from the inside of phrases.
     """
-    phrases = (" ".join(re.sub("[.?]", " ", prompt).lower().split()) for prompt in prompts)
+    phrases = (" ".join(re.sub("[.?]", " ", text).lower().split()) for text in texts)
     return ". ".join(phrases) + "."
 
 
@@ -277,8 +277,7 @@ def _to_numpy(values: Tensor) -> NDArray[np.float32]:
 def _support_transformers_5(module: ModuleType) -> None:
     """Replaces groundingdino's copy of BERT's ``forward``, whose helpers transformers 5 dropped.
 
-    All that its copy was for is a mask between the prompts, of a matrix a caption, and BERT itself
-    takes that now.
+    The copy only adds a mask between the texts, one matrix per caption. BERT itself now takes it.
     """
     from transformers import BertModel
 

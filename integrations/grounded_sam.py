@@ -1,8 +1,6 @@
-"""Grounded-SAM on MobileSAM: a detector finds boxes by text, MobileSAM their masks.
+"""Grounded-SAM on MobileSAM: a detector finds boxes by text, MobileSAM segments them.
 
 Follows Grounded-Segment-Anything (https://github.com/IDEA-Research/Grounded-Segment-Anything).
-Importing this module also lets the ``groundingdino`` package, which was written for transformers 4,
-run with transformers 5.
 """
 
 import os
@@ -24,14 +22,14 @@ from mobile_sam_plugin.inputs import check_number
 
 from .detectors import DEFAULT_DETECTOR, Detections, Detector, TransformersDetector, match_phrases
 from .instances import Instances, as_predictor, path_of
-from .texts import split_prompts as split_prompts
+from .texts import split_text
 
-# What the masks of so many boxes take at once stays small beside the model, also at 12 megapixels.
+# Even at 12 megapixels the masks of these take little memory compared with the model.
 _BOXES_PER_BATCH = 8
 
 
 class GroundedMobileSam:
-    """Segments what a text names.
+    """Segments the objects that a text names.
 
     Example:
         >>> grounded = GroundedMobileSam(sam_model_registry["vit_t"]())
@@ -41,24 +39,24 @@ class GroundedMobileSam:
 
     def __init__(
         self,
-        predictor: nn.Module | segment_anything.SamPredictor,
+        model: nn.Module | segment_anything.SamPredictor,
         detector: Detector | str | os.PathLike[str] = DEFAULT_DETECTOR,
         device: str | torch.device | None = None,
     ) -> None:
-        """Takes the two models.
+        """Combines a model with a detector.
 
         Args:
-            predictor: a ``Sam``, or a predictor that holds one.
-            detector: a backend, or the name or the folder of one of transformers' models, as
-                :class:`TransformersDetector` takes it.
-            device: where MobileSAM, and a detector given by its name, compute; where MobileSAM is
+            model: a ``Sam``, or a predictor that holds one.
+            detector: a detector, or the name or folder of one in transformers, as
+                :class:`~mobile_sam_plugin.integrations.detectors.TransformersDetector` takes it.
+            device: device of the model and of a detector that is given by name; where the model is
                 if None.
 
         Raises:
-            As :func:`~mobile_sam_plugin.integrations.instances.as_predictor` and
-            :class:`TransformersDetector`.
+            TypeError: if ``model`` is neither.
+            Exception: as :func:`~mobile_sam_plugin.integrations.pretrained.load_pretrained`.
         """
-        self.predictor = as_predictor(predictor, device)
+        self.predictor = as_predictor(model, device)
         self.detector: Detector = (
             TransformersDetector(detector, self.predictor.device)
             if isinstance(detector, str | os.PathLike)
@@ -69,57 +67,58 @@ class GroundedMobileSam:
     def predict(
         self,
         image: ImageSource,
-        prompts: str | Sequence[str],
+        text: str | Sequence[str],
         box_threshold: float = ...,
         text_threshold: float = ...,
-        nms_threshold: float = ...,
+        nms_thresh: float = ...,
     ) -> Instances: ...
 
     @overload
     def predict(
         self,
         image: list[ImageSource] | tuple[ImageSource, ...],
-        prompts: str | Sequence[str],
+        text: str | Sequence[str],
         box_threshold: float = ...,
         text_threshold: float = ...,
-        nms_threshold: float = ...,
+        nms_thresh: float = ...,
     ) -> list[Instances]: ...
 
     def predict(
         self,
         image: ImageSource | list[ImageSource] | tuple[ImageSource, ...],
-        prompts: str | Sequence[str],
+        text: str | Sequence[str],
         box_threshold: float = 0.25,
         text_threshold: float = 0.25,
-        nms_threshold: float = 0.8,
+        nms_thresh: float = 0.8,
     ) -> Instances | list[Instances]:
-        """Finds and segments objects; the thresholds' defaults are those of the original demo.
+        """Finds and segments objects. The defaults are those of the original demo.
 
-        Boxes are clipped to the image, and those wholly outside of it are dropped. Of boxes of the
-        same class that overlap, the best stays.
+        Boxes are clipped to the image, and boxes outside it are dropped.
 
         Args:
-            image: an image, or a list of them, which are done one after another.
-            prompts: phrases, as a list, or as one text with full stops, commas or line ends between
-                them, see :func:`~mobile_sam_plugin.integrations.texts.split_prompts`.
-            box_threshold: the lowest score of an object, in [0, 1]. OWLv2 scores lower than
-                Grounding DINO: try 0.1.
-            text_threshold: the score from which on a word belongs to an object's label, in [0, 1].
-            nms_threshold: the IoU of two boxes from which on the worse one goes, in [0, 1].
+            image: an array, a PIL image or a path; or a list of them.
+            text: phrases, as a list or as one text with full stops, commas or line ends between
+                them, see :func:`~mobile_sam_plugin.integrations.texts.split_text`.
+            box_threshold: minimum score of an object, in [0, 1]. OWLv2 scores lower than Grounding
+                DINO: try 0.1.
+            text_threshold: minimum score of a word in an object's label, in [0, 1].
+            nms_thresh: if two boxes of a class have an IoU above this, in [0, 1], the one with the
+                lower score is dropped.
 
         Returns:
-            The objects, best first: ``labels`` are the phrases, ``class_ids`` are indices into the
-            prompts, ``scores`` are the detector's. A list of this for a list of images.
+            The objects, best first: ``labels`` are the detector's phrases, ``class_ids`` indices
+            into the requested phrases, ``scores`` the detector's. A list of these for a list of
+            images.
 
         Raises:
-            TypeError: prompts that are no text, or a threshold that is no number.
-            ValueError: an empty prompt, a prompt given twice or longer than the detector reads, a
-                threshold outside [0, 1], or a detector that returns nonsense.
-            FileNotFoundError, TypeError, ValueError: an image that cannot be read, as
+            TypeError: if ``text`` is not a text or a list of texts, or a threshold not a number.
+            UserError: if a phrase is empty, repeated or longer than the detector reads, a threshold
+                is outside [0, 1], or the detector returns malformed results.
+            FileNotFoundError, TypeError, ValueError: if an image cannot be read, as in
                 :func:`~mobile_sam_plugin.images.load_image`.
         """
-        phrases = split_prompts(prompts)
-        thresholds = box_threshold, text_threshold, nms_threshold
+        phrases = split_text(text)
+        thresholds = box_threshold, text_threshold, nms_thresh
         _check_thresholds(*thresholds)
         if isinstance(image, list | tuple):
             return [self._predict(one, phrases, *thresholds) for one in image]
@@ -128,13 +127,13 @@ class GroundedMobileSam:
     def _predict(
         self,
         image: ImageSource,
-        prompts: list[str],
+        texts: list[str],
         box_threshold: float,
         text_threshold: float,
-        nms_threshold: float,
+        nms_thresh: float,
     ) -> Instances:
         pixels = load_image(image)
-        found = self.detect(pixels, prompts, box_threshold, text_threshold, nms_threshold)
+        found = self.detect(pixels, texts, box_threshold, text_threshold, nms_thresh)
         return Instances(
             image_size=pixels.shape[:2],
             boxes=found.boxes,
@@ -143,35 +142,35 @@ class GroundedMobileSam:
             labels=found.phrases,
             class_ids=found.class_ids,
             image=pixels,
-            classes=prompts,
+            classes=texts,
             image_path=path_of(image),
         )
 
     def detect(
         self,
         image: NDArray[np.uint8],
-        prompts: Sequence[str],
+        texts: Sequence[str],
         box_threshold: float = 0.25,
         text_threshold: float = 0.25,
-        nms_threshold: float = 0.8,
+        nms_thresh: float = 0.8,
     ) -> Detections:
-        """Finds the boxes of :meth:`predict`, which segments them.
+        """Finds the boxes that :meth:`predict` segments.
 
         Args:
             image: (H, W, 3) uint8 RGB.
-            prompts: phrases, as :func:`split_prompts` returns them.
-            box_threshold, text_threshold, nms_threshold: as of :meth:`predict`.
+            texts: phrases, as ``split_text`` returns them.
+            box_threshold, text_threshold, nms_thresh: as in :meth:`predict`.
 
         Returns:
             The objects, best first, with ``class_ids``; boxes are clipped to the image.
 
         Raises:
-            ValueError: a prompt longer than the detector reads, a threshold outside [0, 1], or a
-                detector that returns nonsense.
+            UserError: if a phrase is longer than the detector reads, a threshold is outside [0, 1],
+                or the detector returns malformed results.
         """
-        _check_thresholds(box_threshold, text_threshold, nms_threshold)
-        detections = self.detector(image, prompts, box_threshold, text_threshold)
-        found = _check_detections(detections, prompts, type(self.detector).__name__)
+        _check_thresholds(box_threshold, text_threshold, nms_thresh)
+        detections = self.detector(image, texts, box_threshold, text_threshold)
+        found = _check_detections(detections, texts, type(self.detector).__name__)
         height, width = image.shape[:2]
         boxes = found.boxes.clip(0, np.array([width, height] * 2, dtype=np.float32))
         inside = np.flatnonzero((boxes[:, :2] < boxes[:, 2:]).all(axis=1))
@@ -181,7 +180,7 @@ class GroundedMobileSam:
                 torch.from_numpy(boxes[inside]),
                 torch.from_numpy(found.scores[inside]),
                 torch.from_numpy(found.class_ids[inside]),
-                nms_threshold,
+                nms_thresh,
             ).numpy()
         ]
         return Detections(
@@ -191,17 +190,17 @@ class GroundedMobileSam:
     def _segment(self, pixels: NDArray[np.uint8], boxes: NDArray[np.float32]) -> NDArray[np.bool_]:
         """The mask of each box, (N, H, W)."""
         size = pixels.shape[:2]
-        # Memory that nothing is written to is not taken: hence only the part with the object is.
+        # np.zeros allocates lazily: write only the object's window.
         masks = np.zeros((len(boxes), *size), dtype=bool)
         if not len(boxes):
             return masks
         self.predictor.set_image(pixels)
-        prompts = self.predictor.transform.apply_boxes_torch(
+        transformed = self.predictor.transform.apply_boxes_torch(
             torch.as_tensor(boxes, device=self.predictor.device), size
         )
         for start in range(0, len(boxes), _BOXES_PER_BATCH):
             batch, _, _ = self.predictor.predict_torch(
-                None, None, prompts[start : start + _BOXES_PER_BATCH], multimask_output=False
+                None, None, transformed[start : start + _BOXES_PER_BATCH], multimask_output=False
             )
             for index, mask in enumerate(batch[:, 0].cpu().numpy(), start):
                 x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
@@ -211,25 +210,26 @@ class GroundedMobileSam:
 
 
 def setup_model() -> MobileSam:
-    """Returns MobileSAM untrained, as ``MobileSAM.setup_mobile_sam.setup_model`` of Grounded-SAM.
+    """Returns an untrained MobileSAM, like ``MobileSAM.setup_mobile_sam.setup_model``.
 
-    The demo then loads ``mobile_sam.pt`` into it. With this import in place of that one it runs.
+    Grounded-SAM's demo loads ``mobile_sam.pt`` into it, and runs with this import instead of
+    that one.
     """
     return build_sam_vit_t(None)
 
 
-def _check_thresholds(box_threshold: float, text_threshold: float, nms_threshold: float) -> None:
+def _check_thresholds(box_threshold: float, text_threshold: float, nms_thresh: float) -> None:
     check_number("box_threshold", box_threshold, 0, 1)
     check_number("text_threshold", text_threshold, 0, 1)
-    check_number("nms_threshold", nms_threshold, 0, 1)
+    check_number("nms_thresh", nms_thresh, 0, 1)
 
 
-def _check_detections(detections: Detections, prompts: Sequence[str], detector: str) -> Detections:
-    """The detections as arrays, with class ids.
+def _check_detections(detections: Detections, texts: Sequence[str], detector: str) -> Detections:
+    """Returns the detections as arrays, with class ids.
 
     Raises:
-        ValueError: they are no XYXY boxes with a score and a phrase each, or class ids of no
-            prompt.
+        UserError: if they are not XYXY boxes with one score and one phrase each, or a class id is
+            out of range.
     """
     boxes, scores, phrases, class_ids = detections
     boxes = np.asarray(boxes, dtype=np.float32)
@@ -241,7 +241,7 @@ def _check_detections(detections: Detections, prompts: Sequence[str], detector: 
         )
     scores = np.asarray(scores, dtype=np.float32)
     if class_ids is None:
-        class_ids = match_phrases(phrases, prompts)
+        class_ids = match_phrases(phrases, texts)
     class_ids = np.asarray(class_ids, dtype=np.int64)
     if not len(boxes) == len(scores) == len(phrases) == len(class_ids):
         raise UserError(
@@ -251,11 +251,10 @@ def _check_detections(detections: Detections, prompts: Sequence[str], detector: 
     for values, name in ((boxes, "box"), (scores, "score")):
         if not np.isfinite(values).all():
             raise UserError(f"the detector {detector} returned a {name} with NaN or infinity")
-    strange = class_ids[(class_ids < -1) | (class_ids >= len(prompts))]
+    strange = class_ids[(class_ids < -1) | (class_ids >= len(texts))]
     if strange.size:
         raise UserError(
-            f"the detector {detector} returned the class id {strange[0]}, there are "
-            f"{len(prompts)} prompts"
+            f"the detector {detector} returned the class id {strange[0]} for {len(texts)} texts"
         )
     swapped = (boxes[:, :2] > boxes[:, 2:]).any(axis=1)
     if swapped.any():

@@ -1,9 +1,9 @@
-"""Inpaint-Anything on MobileSAM: a click, a box or a phrase, and the object is gone or another one.
+"""Inpaint-Anything on MobileSAM: remove, fill or replace an object.
 
 The pipeline of Yu et al., "Inpaint Anything: Segment Anything Meets Image Inpainting"
-(https://arxiv.org/abs/2304.06790): SAM's mask of the object is grown by a margin, since what would
-be left of its edge is painted on; then *remove* paints the background in, *fill* a prompt's
-content, and *replace* a prompt's background around the object.
+(https://arxiv.org/abs/2304.06790). SAM's mask of the object is dilated by a margin, since an
+inpainter would continue the remains of its edge. Then *remove* paints the background, *fill* paints
+what a prompt describes, and *replace* paints a background around the object.
 """
 
 import io
@@ -39,22 +39,22 @@ if TYPE_CHECKING:
 from .inpainters import DiffusersInpainter, Inpainter, Mask, OpenCVInpainter, Pixels, window_around
 
 Selection = Instances | NDArray[Any]
-"""What to paint: the masks of objects together, or one mask (H, W), bool or 0 and anything else."""
+"""The pixels to paint: objects, or one mask (H, W), bool or numbers that are not 0 inside."""
 MARGIN = 7
-"""Pixels; Inpaint-Anything's own scripts dilate by 15 x 15."""
+"""In pixels; Inpaint-Anything's own scripts dilate by 15 x 15."""
 
 
 @dataclass(eq=False)
 class Inpainting:
-    """An image, and what became of it.
+    """An image before and after inpainting.
 
     Attributes:
-        image: (H, W, 3) uint8 RGB, painted.
-        original: (H, W, 3) uint8 RGB. ``image`` holds the same bytes where ``mask`` is False.
-        mask: (H, W), True where was painted.
-        objects: those that were chosen, before their masks were grown.
-        alpha: (H, W) uint8, how opaque the painted image is, if the original had transparency.
-        icc_profile: the original's, which says what its colours mean, if it had one.
+        image: (H, W, 3) uint8 RGB, the painted image.
+        original: (H, W, 3) uint8 RGB. ``image`` has the same bytes where ``mask`` is False.
+        mask: (H, W) bool, True where the image is painted.
+        objects: the selected objects, before their masks are dilated.
+        alpha: (H, W) uint8, opacity of the painted image, if the original has transparency.
+        icc_profile: colour profile of the original, if it has one.
     """
 
     image: Pixels
@@ -65,24 +65,25 @@ class Inpainting:
     icc_profile: bytes | None = None
 
     def overlay(self) -> Pixels:
-        """Returns the original with the chosen objects drawn over it, (H, W, 3) RGB."""
+        """Returns the original with the selected objects drawn over it, (H, W, 3) RGB."""
         return self.objects.overlay(self.original)
 
     def to_supervision(self) -> "supervision.Detections":
-        """Returns the chosen objects, see :meth:`Instances.to_supervision`."""
+        """Returns the selected objects, see :meth:`Instances.to_supervision`."""
         return self.objects.to_supervision()
 
     def to_coco(self) -> dict[str, Any]:
-        """Returns the chosen objects, see :meth:`Instances.to_coco`."""
+        """Returns the selected objects, see :meth:`Instances.to_coco`."""
         return self.objects.to_coco()
 
     def save(self, folder: str | os.PathLike[str]) -> list[Path]:
-        """Writes ``inpainted.png`` and ``inpainted_mask.png``, what was painted, and the objects.
+        """Writes ``inpainted.png``, ``inpainted_mask.png`` and the selected objects.
 
-        ``inpainted.png`` has the original's transparency and ICC profile.
+        ``inpainted.png`` has the transparency and ICC profile of the original. For the objects see
+        :meth:`Instances.save`.
 
         Args:
-            folder: made if need be; for the objects see :meth:`Instances.save`.
+            folder: created if missing.
 
         Returns:
             The paths of all files, ``inpainted.png`` first.
@@ -98,7 +99,7 @@ class Inpainting:
 
 
 class InpaintAnything:
-    """Removes, fills and replaces what MobileSAM, or any other SAM, segments.
+    """Removes, fills and replaces the objects that MobileSAM, or any other SAM, segments.
 
     Example:
         >>> editor = InpaintAnything(sam_model_registry["vit_t"]())
@@ -115,20 +116,19 @@ class InpaintAnything:
         detector: Detector | str | os.PathLike[str] = DEFAULT_DETECTOR,
         device: str | torch.device | None = None,
     ) -> None:
-        """Takes what segments, paints and finds.
+        """Combines a model with an inpainter and a detector.
 
         Args:
-            model: a ``Sam``, or a predictor that holds one; None if :meth:`segment` is not needed,
-                since there are masks already.
-            inpainter: what paints. If None, :class:`OpenCVInpainter` for ``remove``, and
-                :class:`DiffusersInpainter`, loaded when first used, for ``fill`` and ``replace``.
-            detector: what finds phrases, as ``GroundedMobileSam`` takes it; one given by its name
-                is loaded when first used.
-            device: where the model, the detector and the default inpainter compute; where the
-                model is if None.
+            model: a ``Sam``, or a predictor that holds one; None if :meth:`segment` is not used.
+            inpainter: the inpainter. If None, ``OpenCVInpainter`` for :meth:`remove`, and
+                ``DiffusersInpainter``, loaded on first use, for :meth:`fill` and :meth:`replace`.
+            detector: detects objects by text, as in ``GroundedMobileSam``; loaded on first use if
+                it is given by name.
+            device: device of the model, the detector and the default inpainter; where the model is
+                if None.
 
         Raises:
-            TypeError: model is neither a Sam nor a predictor.
+            TypeError: if ``model`` is neither a Sam nor a predictor.
         """
         self.predictor = None if model is None else as_predictor(model, device)
         self.device = device if self.predictor is None else self.predictor.device
@@ -145,35 +145,38 @@ class InpaintAnything:
         box_threshold: float = 0.25,
         min_area: int = 1,
     ) -> Instances:
-        """Returns what clicks, a box or a phrase point out.
+        """Segments the object at points or in a box, or the objects that match a text.
 
-        A single click is ambiguous: of SAM's three candidates it gives the one of the highest
-        predicted IoU.
+        A single point is ambiguous: the result is the one of SAM's three candidates with the
+        highest predicted IoU.
 
         Args:
             image: an array, a PIL image or a path.
             point_coords: (N, 2), XY in pixels.
-            point_labels: (N,), 1 for the object, 0 for the background; all 1 if None.
+            point_labels: (N,), 1 on the object, 0 on the background; all 1 if None.
             box: XYXY in pixels.
-            text: what to look for, several phrases with full stops or commas between; every object
-                found is returned. Needs ``pip install "mobile-sam-plugin[grounded]"``.
-            box_threshold: the lowest score of an object that a text finds, in [0, 1].
-            min_area: the least pixels of an object that a text finds. A warning tells how many
-                are left out.
+            text: phrases with full stops or commas between them; selects all matching objects.
+                Needs ``pip install "mobile-sam-plugin[grounded]"``.
+            box_threshold: minimum score of an object that matches the text, in [0, 1].
+            min_area: minimum area in pixels of an object that matches the text; a warning reports
+                how many are skipped.
+
+        Returns:
+            The objects: one for points and box, at least one for a text.
 
         Raises:
-            RuntimeError: the editor has no model.
-            UserError: no prompt, text beside clicks or a box, a malformed prompt, or nothing
-                found, or nothing of that score and size.
-            ImportError: text, and the extra is not installed.
-            FileNotFoundError, ConnectionError: the detector cannot be loaded.
+            RuntimeError: if there is no model.
+            UserError: if there is no prompt, text and another prompt, or a malformed one; if
+                nothing matches the text, or nothing of that score and area.
+            MissingExtra: if the extra for text is not installed.
+            FileNotFoundError, ConnectionError: if the detector cannot be loaded.
         """
         if self.predictor is None:
             raise RuntimeError("there is no model to segment with: InpaintAnything(sam)")
         pixels = load_image(image)
         if text is not None:
             if point_coords is not None or box is not None:
-                raise UserError("give either text, or clicks and a box, not both")
+                raise UserError("give either text, or points and a box, not both")
             found = self._grounded.predict(pixels, text, box_threshold)
             if not len(found):
                 raise UserError(
@@ -184,44 +187,44 @@ class InpaintAnything:
             large = areas >= max(min_area, 1)
             if not large.any():
                 raise UserError(
-                    f"all that matches {text!r} is smaller than {max(min_area, 1)} pixels: "
-                    f"{areas.max()} at most; lower min_area, or try other words"
+                    f"all objects that match {text!r} have fewer than {max(min_area, 1)} pixels, "
+                    f"at most {areas.max()}: lower min_area, or try other words"
                 )
             if not large.all():
                 warnings.warn(
-                    f"{np.count_nonzero(~large)} of {len(found)} objects that match {text!r} are "
-                    f"smaller than {max(min_area, 1)} pixels and left out",
+                    f"skipped {np.count_nonzero(~large)} of {len(found)} objects that match "
+                    f"{text!r}: they have fewer than {max(min_area, 1)} pixels",
                     stacklevel=2,
                 )
             return found[large]
         if point_coords is None and box is None:
-            raise UserError("nothing says what to segment: give point_coords, box or text")
-        clicks = 0
+            raise UserError("there is no prompt: give point_coords, box or text")
+        count = 0
         if point_coords is not None:
-            clicks = len(np.atleast_2d(np.asarray(point_coords)))
+            count = len(np.atleast_2d(np.asarray(point_coords)))
             if point_labels is None:
-                point_labels = np.ones(clicks, dtype=int)
+                point_labels = np.ones(count, dtype=int)
         self.predictor.set_image(pixels)
         masks, scores, _ = self.predictor.predict(
-            point_coords, point_labels, box, multimask_output=clicks == 1 and box is None
+            point_coords, point_labels, box, multimask_output=count == 1 and box is None
         )
         best = int(scores.argmax())
         return _as_instances(masks[best], pixels, float(scores[best]))
 
     def remove(self, image: ImageSource, selection: Selection, margin: int = MARGIN) -> Inpainting:
-        """Paints the background in where the objects are.
+        """Removes objects: paints the background in their place.
 
-        A pixel that is painted gets the transparency of the nearest one that is not.
+        A painted pixel gets the opacity of the nearest pixel that is not painted.
 
         Args:
             image: an array, a PIL image or a path.
-            selection: :meth:`segment`'s objects, or a mask (H, W).
-            margin: by how many pixels the masks are grown. All pixels outside of them stay as
-                they are, to the byte.
+            selection: objects of :meth:`segment`, or a mask (H, W).
+            margin: distance in pixels by which the masks are dilated. Pixels outside keep their
+                bytes.
 
         Raises:
-            ValueError: a mask of another size than the image, empty, or that leaves nothing of
-                the image to go by; a negative margin; or an inpainter that returns no such image.
+            UserError: if a mask is empty, covers the whole image or has another size; if the margin
+                is negative; or if the inpainter returns another kind of image.
         """
         pixels = load_image(image)
         objects = _as_instances(selection, pixels)
@@ -238,24 +241,23 @@ class InpaintAnything:
         selections: Iterable[Selection | None] | Mapping[int, Selection],
         margin: int = MARGIN,
     ) -> Iterator[Pixels]:
-        """Removes a tracked object from a video, frame by frame as the frames come.
+        """Removes a tracked object from a video, one frame at a time.
 
         Args:
             video: a video file, a folder of images, or an iterable of frames.
-            selections: one a frame, as of :meth:`remove`, None or an empty mask where the object is
-                hidden or lost; or by the numbers of the frames, such as a
-                :class:`~mobile_sam_plugin.integrations.video.MaskFolder`. Frames without one stay
-                as they are; so do those that one covers whole. Warnings tell at the end how many
-                frames had no number and how many were covered.
-            margin: as of :meth:`remove`.
+            selections: one per frame, as in :meth:`remove`, or None or an empty mask where the
+                object is not visible; or a mapping of frame numbers, for example a
+                :class:`~mobile_sam_plugin.integrations.video.MaskFolder`. Frames stay as they are
+                if they have no selection or it covers them; warnings at the end report how many.
+            margin: as in :meth:`remove`.
 
         Yields:
-            The frames, (H, W, 3) uint8 RGB, painted.
+            The painted frames, (H, W, 3) uint8 RGB.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            UserError: the video cannot be decoded or changes its size, there are fewer or more
-                selections than frames where they have no numbers, or as :meth:`remove`.
+            FileNotFoundError: if there is no such file.
+            UserError: if the video cannot be decoded or its size changes, or the numbers of frames
+                and of selections differ; or as in :meth:`remove`.
 
         Example:
             >>> masks = (tracked.objects for tracked in track)
@@ -274,24 +276,24 @@ class InpaintAnything:
             yield pixels if hole.all() else self._remove(pixels, hole)
         if covered:
             warnings.warn(
-                f"{covered} of {length} frames are left as they are, since their masks cover them "
-                "whole: nothing is left there to tell what is behind the object",
+                f"{covered} of {length} frames stay as they are, since their masks cover them "
+                "completely: nothing shows the background",
                 stacklevel=2,
             )
 
     def fill(
         self, image: ImageSource, selection: Selection, prompt: str, margin: int = MARGIN
     ) -> Inpainting:
-        """Paints what a prompt says where the objects are.
+        """Paints what a prompt describes in the place of the objects.
 
         Args:
-            image, selection, margin: as of :meth:`remove`.
-            prompt: what to paint.
+            image, selection, margin: as in :meth:`remove`.
+            prompt: description of what to paint.
 
         Raises:
-            ValueError: an empty prompt, or one that is longer than the model reads; a mask of
-                another size than the image, or empty; or as the inpainter.
-            ImportError: the extra of the default inpainter is not installed.
+            UserError: if the prompt is empty or longer than the model reads; if a mask is empty or
+                has another size; or if the inpainter fails.
+            MissingExtra: if the extra of the default inpainter is not installed.
         """
         pixels, objects = self._prepare(image, selection, prompt)
         hole = _union(objects, margin)
@@ -300,17 +302,17 @@ class InpaintAnything:
     def replace(
         self, image: ImageSource, selection: Selection, prompt: str, margin: int = MARGIN
     ) -> Inpainting:
-        """Paints a background that a prompt says around the objects.
+        """Paints a background that a prompt describes around the objects.
 
-        All pixels of the objects and of the margin around them stay as they are, to the byte.
+        The pixels of the objects and of the margin around them keep their bytes.
 
         Args:
-            image, selection, margin: as of :meth:`remove`.
-            prompt: the background.
+            image, selection, margin: as in :meth:`remove`.
+            prompt: description of the background.
 
         Raises:
-            ValueError: as :meth:`fill`, or masks that leave no background.
-            ImportError: the extra of the default inpainter is not installed.
+            UserError: as in :meth:`fill`, or if the masks leave no background.
+            MissingExtra: if the extra of the default inpainter is not installed.
         """
         pixels, objects = self._prepare(image, selection, prompt)
         hole = ~_union(objects, margin)
@@ -320,9 +322,7 @@ class InpaintAnything:
 
     def _remove(self, pixels: Pixels, hole: Mask) -> Pixels:
         if hole.all():
-            raise UserError(
-                "the masks cover the whole image: nothing is left to tell what is behind them"
-            )
+            raise UserError("the masks cover the whole image: nothing shows the background")
         return _paint(self.inpainter or OpenCVInpainter(), pixels, hole, "")
 
     def _paint_prompt(
@@ -338,7 +338,7 @@ class InpaintAnything:
         self, image: ImageSource, selection: Selection, prompt: str
     ) -> tuple[Pixels, Instances]:
         if not prompt.strip():
-            raise UserError("the prompt is empty: say what to paint, as 'a cat on a bench'")
+            raise UserError("the prompt is empty: describe what to paint, as 'a cat on a bench'")
         pixels = load_image(image)
         return pixels, _as_instances(selection, pixels)
 
@@ -359,21 +359,21 @@ def predict_masks_with_sam(
     ckpt_p: str,
     device: str = "cuda",
 ) -> tuple[NDArray[np.bool_], NDArray[np.float32], NDArray[np.float32]]:
-    """``predict_masks_with_sam`` of Inpaint-Anything's ``sam_segment.py``, with its signature.
+    """Replaces ``predict_masks_with_sam`` of Inpaint-Anything's ``sam_segment.py``.
 
     Args:
         img: (H, W, 3) uint8 RGB.
         point_coords: (N, 2), XY in pixels.
-        point_labels: (N,), 1 for the object, 0 for the background.
-        model_type: ``"vit_t"``, or another type of ``sam_model_registry``.
-        ckpt_p: the checkpoint, see :func:`~mobile_sam_plugin.build_sam_vit_t`.
-        device: where to compute.
+        point_labels: (N,), 1 on the object, 0 on the background.
+        model_type: ``"vit_t"``, or another type in ``sam_model_registry``.
+        ckpt_p: checkpoint, see :func:`~mobile_sam_plugin.build_sam_vit_t`.
+        device: device of the model.
 
     Returns:
         Three masks (3, H, W), their predicted IoU (3,), and low-res logits (3, 256, 256).
 
     Raises:
-        ValueError: an unknown model_type, or as ``SamPredictor.predict``.
+        UserError: if ``model_type`` is unknown, or as in ``SamPredictor.predict``.
 
     Example:
         >>> masks, _, _ = predict_masks_with_sam(
@@ -391,21 +391,21 @@ def predict_masks_with_sam(
 
 
 def grow_mask(mask: Mask, margin: int) -> Mask:
-    """Returns a mask and all pixels that are at most so many pixels away from it.
+    """Returns a mask with all pixels that are at most a margin away from it.
 
     Args:
-        mask: (H, W).
-        margin: a distance from centre to centre, 0 or more.
+        mask: (H, W) bool.
+        margin: distance in pixels between centres, at least 0.
 
     Raises:
-        ValueError: a negative margin.
+        UserError: if the margin is negative.
     """
     if margin < 0:
         raise UserError(f"the margin must be 0 pixels or more, not {margin}")
     grown = mask.copy()
     if margin == 0 or not mask.any():
         return grown
-    # A distance transform costs the same for every margin, a dilation its square.
+    # The cost of a distance transform does not depend on the margin; that of a dilation is square.
     window = window_around(mask, lambda side: side + 2 * margin + 2)
     distance = cv2.distanceTransform(
         (~mask[window]).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE
@@ -415,7 +415,7 @@ def grow_mask(mask: Mask, margin: int) -> Mask:
 
 
 def _read_extras(image: ImageSource) -> tuple[Pixels | None, bytes | None]:
-    """The transparency (H, W) of an image, and its ICC profile, as far as it has them."""
+    """The opacity (H, W) of an image, and its ICC profile, as far as it has them."""
     if isinstance(image, np.ndarray):
         return (image[..., 3].copy() if image.ndim == 3 and image.shape[2] == 4 else None), None
     if not isinstance(image, Image.Image):
@@ -425,7 +425,7 @@ def _read_extras(image: ImageSource) -> tuple[Pixels | None, bytes | None]:
     alpha = None
     if image.has_transparency_data:
         alpha = np.asarray(ImageOps.exif_transpose(image).convert("RGBA"))[..., 3]
-    # A profile of grays or inks does not fit the RGB that is painted.
+    # A profile of gray or CMYK does not fit the painted RGB.
     fits = image.mode in ("P", "PA", "RGB", "RGBA", "RGBX")
     return alpha, image.info.get("icc_profile") if fits else None
 
@@ -433,7 +433,7 @@ def _read_extras(image: ImageSource) -> tuple[Pixels | None, bytes | None]:
 def _pair(
     video: Video, selections: Iterable[Selection | None] | Mapping[int, Selection]
 ) -> Iterator[tuple[Pixels, Selection | None]]:
-    """Each frame with what is chosen in it."""
+    """Yields each frame with its selection."""
     if isinstance(selections, Mapping):
         index = -1
         for index, pixels in enumerate(video):
@@ -441,13 +441,13 @@ def _pair(
         masked = sum(number <= index for number in selections)
         if masked <= index:
             warnings.warn(
-                f"{index + 1 - masked} of {index + 1} frames have no mask and are left as they are",
+                f"{index + 1 - masked} of {index + 1} frames have no mask and stay as they are",
                 stacklevel=3,
             )
         if masked < len(selections):
             warnings.warn(
-                f"{len(selections) - masked} of {len(selections)} masks are left out, since the "
-                f"video ends before their frames, after {index + 1}",
+                f"{len(selections) - masked} of {len(selections)} masks are not used, since the "
+                f"video has only {index + 1} frames",
                 stacklevel=3,
             )
         return
@@ -456,14 +456,14 @@ def _pair(
         if pixels is end or selection is end:
             ended, others = ("frames", "masks") if pixels is end else ("masks", "frames")
             raise UserError(
-                f"the {ended} end after {index}, and the {others} go on: give one mask a frame, "
-                "None where the object is not to be seen"
+                f"there are {index} {ended} and more {others}: give one mask per frame, None where "
+                "the object is not visible"
             )
         yield pixels, selection
 
 
 def _fill_nearest(values: Pixels, hole: Mask) -> Pixels:
-    """(H, W) values, those in the hole taken from the nearest pixel outside."""
+    """Replaces the values (H, W) in a hole by those of the nearest pixels outside."""
     _, places = cv2.distanceTransformWithLabels(
         hole.astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
     )
@@ -473,14 +473,14 @@ def _fill_nearest(values: Pixels, hole: Mask) -> Pixels:
 
 
 def _as_instances(selection: Selection, image: Pixels, score: float = 1.0) -> Instances:
-    """A selection as objects of this image, which have at least a pixel."""
+    """A selection as objects of this image, which have at least one pixel."""
     masks = _masks_of(selection)
     if masks.shape[-2:] != image.shape[:2]:
         raise UserError(
             f"the mask must have the shape {image.shape[:2]} of the image, not {masks.shape[-2:]}"
         )
     if not masks.any():
-        raise UserError("the mask is empty: no pixel of the image is chosen")
+        raise UserError("the mask is empty: it selects no pixel of the image")
     if isinstance(selection, Instances):
         return selection
     return Instances(
@@ -494,7 +494,7 @@ def _as_instances(selection: Selection, image: Pixels, score: float = 1.0) -> In
 
 
 def _masks_of(selection: Selection) -> Mask:
-    """(N, H, W)."""
+    """The masks of a selection, (N, H, W)."""
     if isinstance(selection, Instances):
         return selection.masks
     mask = np.asarray(selection)
@@ -508,7 +508,7 @@ def _union(objects: Instances, margin: int) -> Mask:
 
 
 def _paint(inpainter: Inpainter, image: Pixels, hole: Mask, prompt: str) -> Pixels:
-    """The image painted in the hole and, whatever the inpainter does, nowhere else."""
+    """Paints an image in the hole and, whatever the inpainter does, nowhere else."""
     painted = np.asarray(inpainter(image.copy(), hole.copy(), prompt))
     if painted.shape != image.shape or painted.dtype != np.uint8:
         raise UserError(

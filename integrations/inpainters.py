@@ -27,7 +27,7 @@ STABLE_DIFFUSION = "stable-diffusion-v1-5/stable-diffusion-inpainting"
 
 
 class Inpainter(Protocol):
-    """What paints a hole: any function or object that can be called so.
+    """Paints a hole in an image. A function with these arguments is also an inpainter.
 
     Example:
         >>> def gray(image, mask, prompt):
@@ -40,27 +40,31 @@ class Inpainter(Protocol):
 
         Args:
             image: (H, W, 3) uint8 RGB, of any size.
-            mask: (H, W), True in the hole, at least in one pixel.
-            prompt: what to paint there, empty for the background.
+            mask: (H, W) bool, True in the hole, which has at least one pixel.
+            prompt: description of what to paint, empty for the background.
 
         Returns:
-            (H, W, 3) uint8 RGB. What it holds outside of the hole is not used.
+            (H, W, 3) uint8 RGB. Only the pixels in the hole are used.
         """
         ...
 
 
 class OpenCVInpainter:
-    """Telea's fast marching, ``cv2.inpaint``: no weights, no network; for small or smooth holes."""
+    """Telea's method in OpenCV, for small or smooth holes; needs no weights."""
 
     def __init__(self, radius: float = 3.0) -> None:
-        """Takes how many pixels around each one that it paints Telea's method averages."""
+        """Sets the neighbourhood of the method.
+
+        Args:
+            radius: of the neighbourhood that each painted pixel is averaged from, in pixels.
+        """
         self.radius = radius
 
     def __call__(self, image: Pixels, mask: Mask, prompt: str = "") -> Pixels:
         """Returns the image painted, see :class:`Inpainter`.
 
         Raises:
-            ValueError: there is a prompt.
+            UserError: if there is a prompt.
         """
         _refuse_prompt(prompt, "cv2.inpaint")
         context = 2 * int(self.radius) + 2  # pixels further away do not count
@@ -73,9 +77,9 @@ class OpenCVInpainter:
 
 
 class LamaInpainter:
-    """LaMa (https://arxiv.org/abs/2109.07161) in onnxruntime: large holes, and textures.
+    """LaMa (https://arxiv.org/abs/2109.07161) in onnxruntime, for large holes and textures.
 
-    The model sees a square about the hole, at full resolution where the hole is small enough.
+    The model sees a square around the hole, at full resolution if the hole is small enough.
 
     Example:
         >>> InpaintAnything(sam, LamaInpainter()).remove("street.jpg", car).save("out")
@@ -84,19 +88,19 @@ class LamaInpainter:
     def __init__(
         self, model: str | os.PathLike[str] = LAMA, device: str | torch.device = "cpu"
     ) -> None:
-        """Loads the model, and downloads it where need be (208 MB).
+        """Loads the model, and downloads it (208 MB) if it is not in the Hub's cache.
 
         Args:
-            model: a path, or ``"hf://owner/repo/file"`` on the Hub. An ONNX file with the inputs
+            model: path, or ``"hf://owner/repo/file"`` on the Hub, of an ONNX file with the inputs
                 ``image`` (1, 3, S, S) in [0, 1] and ``mask`` (1, 1, S, S), 1 in the hole, and one
                 output (1, 3, S, S) in [0, 255], all float32.
-            device: ``"cuda"`` needs onnxruntime-gpu; all others compute on the CPU.
+            device: ``"cuda"`` needs onnxruntime-gpu; all other devices mean the CPU.
 
         Raises:
-            ImportError: onnxruntime is not installed.
-            FileNotFoundError, ConnectionError, PermissionError: as
+            MissingExtra: if onnxruntime is not installed.
+            FileNotFoundError, ConnectionError, PermissionError: as in
                 :func:`~mobile_sam_plugin.checkpoint.locate_checkpoint`.
-            ValueError: the file is no ONNX model, or not of these inputs.
+            UserError: if the file is not an ONNX model, or has other inputs.
         """
         try:
             import onnxruntime
@@ -111,14 +115,14 @@ class LamaInpainter:
             else:
                 warnings.warn(
                     "this onnxruntime cannot use CUDA, so LaMa runs on the CPU: install "
-                    "onnxruntime-gpu in place of onnxruntime",
+                    "onnxruntime-gpu instead of onnxruntime",
                     stacklevel=2,
                 )
         try:
             self._session = onnxruntime.InferenceSession(path, providers=providers)
         except Exception as error:  # onnxruntime's errors share no other base
             raise UserError(
-                f"{str(path)!r} is no ONNX model that onnxruntime can read: {error}"
+                f"onnxruntime cannot read {str(path)!r} as an ONNX model: {error}"
             ) from error
         inputs = {value.name: value.shape for value in self._session.get_inputs()}
         sizes = {tuple(shape[2:]) for shape in inputs.values()}
@@ -130,7 +134,7 @@ class LamaInpainter:
             or not isinstance(size[0], int)
         ):
             raise UserError(
-                f"{str(path)!r} is not LaMa as it is on the Hub ({LAMA}): its inputs are {inputs}, "
+                f"{str(path)!r} is not LaMa as on the Hub ({LAMA}): its inputs are {inputs}, "
                 "expected image [1, 3, 512, 512] and mask [1, 1, 512, 512]"
             )
         self._size = size[0]
@@ -139,7 +143,7 @@ class LamaInpainter:
         """Returns the image painted, see :class:`Inpainter`.
 
         Raises:
-            ValueError: there is a prompt, or the model computes NaN.
+            UserError: if there is a prompt, or the model returns NaN.
         """
         _refuse_prompt(prompt, "LaMa")
         return _paint_square(image, mask, self._size, self._paint)
@@ -156,9 +160,9 @@ class LamaInpainter:
 
 
 class DiffusersInpainter:
-    """Any inpainting model of diffusers: paints what a prompt says.
+    """An inpainting model of diffusers, which paints what a prompt describes.
 
-    The model sees a square about the hole, scaled to the size it was trained at.
+    The model sees a square around the hole, scaled to its training size.
 
     Example:
         >>> painter = DiffusersInpainter(device="cuda", seed=0, num_inference_steps=30)
@@ -172,21 +176,21 @@ class DiffusersInpainter:
         seed: int | None = None,
         **options: Any,
     ) -> None:
-        """Loads the model, and downloads it where need be.
+        """Loads the model, and downloads it if it is not in the Hub's cache.
 
         Args:
-            model: a repository on the Hub or a folder, which ``AutoPipelineForInpainting`` loads,
-                in half precision for CUDA; or such a pipeline, taken as it is.
-            device: where the pipeline is moved.
-            seed: paints the same every time; at random if None.
-            options: handed to every call of the pipeline: ``num_inference_steps``,
-                ``guidance_scale``, ``negative_prompt`` and others.
+            model: repository on the Hub or folder that ``AutoPipelineForInpainting`` loads, in half
+                precision for CUDA; or such a pipeline, which is used as it is.
+            device: device of the pipeline.
+            seed: random seed, for repeatable results; random if None.
+            options: passed to every call of the pipeline, for example ``num_inference_steps``,
+                ``guidance_scale`` and ``negative_prompt``.
 
         Raises:
-            ImportError: diffusers or transformers is not installed.
-            FileNotFoundError: there is no such repository or folder, or no pipeline in it.
-            ConnectionError: the Hub cannot be reached, and the model is not in its cache.
-            PermissionError: the repository is gated.
+            MissingExtra: if diffusers or transformers is not installed.
+            FileNotFoundError: if there is no such repository or folder, or no pipeline in it.
+            ConnectionError: if the Hub cannot be reached and the model is not in its cache.
+            PermissionError: if the repository is gated.
         """
         self.seed = seed
         self.options = options
@@ -202,8 +206,8 @@ class DiffusersInpainter:
         """Returns the image painted, see :class:`Inpainter`.
 
         Raises:
-            ValueError: the prompt is longer than the model reads, or the model's safety checker
-                holds the outcome back.
+            UserError: if the prompt is longer than the model reads, or the model's safety checker
+                withholds the result.
         """
         self._check_length(prompt)
         sample_size = getattr(self.pipeline, "default_sample_size", None)
@@ -228,7 +232,7 @@ class DiffusersInpainter:
         )
         if any(getattr(output, "nsfw_content_detected", None) or []):
             raise UserError(
-                "the model's safety checker holds back what it painted: try another prompt or seed"
+                "the model's safety checker withholds the result: try another prompt or seed"
             )
         return np.asarray(output.images[0].convert("RGB"))
 
@@ -250,9 +254,9 @@ def _paint_square(
 ) -> Pixels:
     """Paints with a model that takes squares of one size only.
 
-    It is shown a square about the hole, with half as much again around it: at full resolution if
-    that fits the model, else scaled to its size. Where the image ends it is reflected, hole and
-    all, for a model would take up anything else as background.
+    The model sees a square around the hole with a margin of a quarter of its side: at full
+    resolution if that fits, else scaled. Beyond its borders the image is reflected, with the hole,
+    since a model would continue any other padding as background.
     """
     _, _, *sides = cv2.boundingRect(hole.astype(np.uint8))
     side = max(size, round(1.5 * max(sides)))
@@ -261,7 +265,7 @@ def _paint_square(
     scale = size / max(height, width)
     scaled = max(1, round(width * scale)), max(1, round(height * scale))
     pixels = cv2.resize(image[window], scaled, interpolation=_interpolation(scale))
-    # All that the hole touches, however little, so that nothing of the object is left to be seen.
+    # Every pixel that the hole touches, so that no trace of the object is left.
     share = cv2.resize(hole[window].astype(np.float32), scaled, interpolation=cv2.INTER_AREA)
     borders = 0, size - scaled[1], 0, size - scaled[0]
     square = cv2.copyMakeBorder(pixels, *borders, cv2.BORDER_REFLECT)
@@ -296,20 +300,20 @@ def window_around(mask: Mask, enlarge: Callable[[int], int]) -> tuple[slice, sli
 def _refuse_prompt(prompt: str, name: str) -> None:
     if prompt:
         raise UserError(
-            f"{name} paints the background and no prompt, so not {prompt!r}: fill and replace "
-            "need a DiffusersInpainter"
+            f"{name} paints the background and takes no prompt, such as {prompt!r}: fill and "
+            "replace need a DiffusersInpainter"
         )
 
 
 def _load_pipeline(name: str) -> Any:
     try:
-        import transformers  # noqa: F401 - which diffusers would miss later, and less clearly
+        import transformers  # noqa: F401 - diffusers reports its absence later, and less clearly
         from diffusers import AutoPipelineForInpainting
     except ImportError as error:
         raise MissingExtra.of(error.name or "diffusers", "inpaint") from error
     index = "model_index.json"
     if not Path(name).is_dir():
-        download(name, index)  # says what is wrong with the name, which diffusers does not
+        download(name, index)  # unlike diffusers, this explains what is wrong with the name
     elif not (Path(name) / index).exists():
-        raise FileNotFoundError(f"the folder {name!r} holds no pipeline of diffusers, no {index}")
+        raise FileNotFoundError(f"the folder {name!r} has no {index}, so no pipeline of diffusers")
     return AutoPipelineForInpainting.from_pretrained(name)

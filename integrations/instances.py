@@ -1,4 +1,4 @@
-"""What the pipelines share: images in, and the objects found in them out."""
+"""What the pipelines share: predictors of any model, and the objects found in an image."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from mobile_sam_plugin.files import encode_image, write_file
 from mobile_sam_plugin.images import ImageSource, load_image
 from mobile_sam_plugin.inputs import check_number
 from mobile_sam_plugin.polygons import Losses, labelme_content, relative_path
-from mobile_sam_plugin.records import encode_mask
+from mobile_sam_plugin.records import Record, decode_mask, encode_mask
 from mobile_sam_plugin.results import write_masks
 
 if TYPE_CHECKING:
@@ -40,11 +40,12 @@ def as_predictor(
     """Returns this package's predictor for a model.
 
     Args:
-        model: a ``Sam``, or a predictor that holds one. This package's predictor comes back itself.
-        device: where the model is moved; it stays where it is if None.
+        model: a ``Sam``, or a predictor that holds one. This package's predictor is returned as it
+            is.
+        device: device that the model is moved to; it stays where it is if None.
 
     Raises:
-        TypeError: neither.
+        TypeError: if ``model`` is neither.
     """
     sam = getattr(model, "model", model)
     if not isinstance(sam, nn.Module) or not hasattr(sam, "mask_decoder"):
@@ -60,15 +61,15 @@ def as_predictor(
 def everything_mode(
     model: nn.Module | segment_anything.SamPredictor, **options: Any
 ) -> SamAutomaticMaskGenerator:
-    """Returns everything mode for a model.
+    """Returns a mask generator for a model.
 
     Args:
         model: a ``Sam``, or a predictor that holds one.
         options: of :class:`~mobile_sam_plugin.SamAutomaticMaskGenerator`.
 
     Raises:
-        TypeError: the model is neither.
-        ValueError: a threshold outside [0, 1], or as the generator.
+        TypeError: if ``model`` is neither, or a threshold is not a number.
+        ValueError: if a threshold is outside [0, 1], or the generator refuses an option.
     """
     for name, value in options.items():
         if name.endswith("_thresh"):
@@ -81,16 +82,16 @@ class Instances:
     """Objects found in one image.
 
     Attributes:
-        image_size: (height, width) of the image.
-        boxes: (N, 4) float32, XYXY in pixels of the image.
+        image_size: (height, width) of the image in pixels.
+        boxes: (N, 4) float32, XYXY in pixels; right and bottom are the edges after the last pixel.
         masks: (N, H, W) bool.
-        scores: (N,) float32, of the detector, the classifier or the mask.
+        scores: (N,) float32 in [0, 1]: of the detector, the classifier or the mask.
         labels: N phrases or names of classes.
-        class_ids: (N,) int64, indices into the classes that were asked for, -1 for none of them.
-        classes: the names of those classes.
-        ids: (N,) int64, the same for the same object in every frame of a video.
-        image: (H, W, 3) uint8 RGB, what they were found in, for pictures of them; it is no copy.
-        image_path: where that lies, if it came from a file.
+        class_ids: (N,) int64, indices into ``classes``, -1 for none of them.
+        tracker_id: (N,) int64, the same for an object in all frames of a video.
+        image: (H, W, 3) uint8 RGB, the image, not copied.
+        classes: names of the classes or the phrases that were requested.
+        image_path: path of the image, if it came from a file.
 
     Example:
         >>> objects = GroundedMobileSam(sam).predict("street.jpg", "a dog. the red car.")
@@ -105,7 +106,7 @@ class Instances:
     scores: NDArray[np.float32]
     labels: list[str]
     class_ids: NDArray[np.int64] | None = None
-    ids: NDArray[np.int64] | None = None
+    tracker_id: NDArray[np.int64] | None = None
     image: NDArray[np.uint8] | None = None
     classes: Sequence[str] = ()
     image_path: str | None = None
@@ -117,7 +118,7 @@ class Instances:
             "masks": (count, *self.image_size),
             "scores": (count,),
             "class_ids": (count,),
-            "ids": (count,),
+            "tracker_id": (count,),
             "image": (*self.image_size, 3),
         }
         for name, shape in expected.items():
@@ -128,11 +129,38 @@ class Instances:
                     f"{self.image_size[0]} x {self.image_size[1]}, not {values.shape}"
                 )
 
+    @classmethod
+    def from_records(
+        cls,
+        records: Sequence[Record],
+        image_size: tuple[int, int],
+        image: NDArray[np.uint8] | None = None,
+    ) -> Self:
+        """Returns the masks of ``SamAutomaticMaskGenerator``, with the predicted IoU as score.
+
+        Args:
+            records: what the generator returns. The label is the record's ``category``, or else
+                "object".
+            image_size: (height, width) of the image.
+            image: (H, W, 3) uint8 RGB, kept for :meth:`overlay` and :meth:`save`.
+        """
+        masks = np.zeros((len(records), *image_size), dtype=bool)
+        for mask, record in zip(masks, records, strict=True):
+            mask[:] = decode_mask(record)
+        return cls(
+            image_size,
+            boxes_of(masks),
+            masks,
+            np.array([record["predicted_iou"] for record in records], np.float32),
+            [record.get("category", "object") for record in records],
+            image=image,
+        )
+
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int | slice | NDArray[Any] | Sequence[int]) -> Self:
-        """Returns some of the objects: by an index, a slice, indices, or N booleans."""
+        """Returns some of the objects, by an index, a slice, indices or N booleans."""
         if isinstance(index, int | np.integer):
             if not -len(self) <= index < len(self):
                 raise IndexError(f"there is no object {index}, there are {len(self)}")
@@ -145,7 +173,7 @@ class Instances:
             scores=self.scores[chosen],
             labels=[self.labels[i] for i in chosen],
             class_ids=None if self.class_ids is None else self.class_ids[chosen],
-            ids=None if self.ids is None else self.ids[chosen],
+            tracker_id=None if self.tracker_id is None else self.tracker_id[chosen],
         )
 
     def __iter__(self) -> Iterator[Self]:
@@ -153,13 +181,13 @@ class Instances:
         return (self[index] for index in range(len(self)))
 
     def to_supervision(self) -> "supervision.Detections":
-        """Returns them as ``supervision`` takes them; the labels are ``data["class_name"]``.
+        """Returns the objects for ``supervision``, with the labels as ``data["class_name"]``.
 
-        ``class_id`` numbers the distinct labels where there are no ``class_ids``, since
-        supervision's annotators choose colours by it.
+        Without ``class_ids``, ``class_id`` numbers the distinct labels, since supervision's
+        annotators choose colours by it.
 
         Raises:
-            MissingExtra: supervision is not installed.
+            MissingExtra: if supervision is not installed.
         """
         try:
             import supervision
@@ -174,7 +202,7 @@ class Instances:
             mask=self.masks,
             confidence=self.scores,
             class_id=class_ids,
-            tracker_id=self.ids,
+            tracker_id=self.tracker_id,
             data={"class_name": np.array(self.labels, dtype=str)},
         )
 
@@ -185,17 +213,17 @@ class Instances:
         file_name: str | None = None,
         polygons: bool = False,
     ) -> dict[str, Any]:
-        """Returns them as a COCO data set of one image, which ``json`` can write.
+        """Returns the objects as a COCO data set of one image, which ``json`` can write.
 
-        Categories are what was asked for, in its order from 1, whatever was found of it, so that
-        those of several images agree; where nothing was asked for, the distinct labels.
+        Categories are ``classes``, numbered from 1, whether found or not, so that the categories of
+        several images agree. Without ``classes`` they are the distinct labels.
 
         Args:
-            image_id: the image's number in the data set.
-            first_annotation_id: the first object's; the next have the next.
-            file_name: the image's; by default that of ``image_path``, or else "instances.png".
-            polygons: whether masks are polygons in place of RLE. Holes are lost then, and masks of
-                no pixel; a warning tells of how many.
+            image_id: number of the image in the data set.
+            first_annotation_id: number of the first object; the others follow.
+            file_name: of the image; if None, that of ``image_path``, or else "instances.png".
+            polygons: write masks as polygons instead of RLE. This loses holes and empty masks; a
+                warning reports how many.
 
         Returns:
             ``images``, ``categories`` and ``annotations``, with masks as compressed RLE or
@@ -206,7 +234,7 @@ class Instances:
         annotations = []
         for index, (box, mask) in enumerate(zip(self.boxes.tolist(), self.masks, strict=True)):
             x0, y0, x1, y1 = box
-            more = {} if self.ids is None else {"track_id": int(self.ids[index])}
+            more = {} if self.tracker_id is None else {"track_id": int(self.tracker_id[index])}
             annotations.append(
                 coco_annotation(
                     encode_mask(mask),
@@ -226,7 +254,7 @@ class Instances:
         return coco_dataset(self.image_size, file_name, categories, annotations, image_id)
 
     def _categories(self) -> tuple[dict[int, str], list[int]]:
-        """The names of all categories by their ids, from 1, and the id of each object's."""
+        """The names of all categories by id, from 1, and the category id of each object."""
         if self.class_ids is None:
             ids = {label: place for place, label in enumerate(dict.fromkeys(self.labels), 1)}
             return {place: label for label, place in ids.items()}, [ids[x] for x in self.labels]
@@ -243,15 +271,15 @@ class Instances:
     def overlay(self, image: ImageSource | None = None) -> NDArray[np.uint8]:
         """Returns the image with masks, boxes, labels and scores drawn over it, (H, W, 3) RGB.
 
-        An object's colour goes by its id if it has one, else by its place.
+        The colour of an object depends on its ``tracker_id`` if it has one, else on its index.
 
         Args:
-            image: another one of that size; the one that they were found in if None.
+            image: image to draw on, of the same size; ``self.image`` if None.
 
         Raises:
-            ValueError: the image has another size than the masks, or there is none.
+            UserError: if there is no image, or it has another size than the masks.
         """
-        numbers = None if self.ids is None else self.ids.tolist()
+        numbers = None if self.tracker_id is None else self.tracker_id.tolist()
         captions = [
             f"{label} {score:.2f}" for label, score in zip(self.labels, self.scores, strict=True)
         ]
@@ -269,12 +297,12 @@ class Instances:
         if image is None:
             image = self.image
         if image is None:
-            raise UserError("the objects came without their image: give it")
+            raise UserError("the objects have no image: pass image=")
         pixels = load_image(image)
         if pixels.shape[:2] != self.image_size:
             raise UserError(
                 f"the image has {pixels.shape[0]} x {pixels.shape[1]} pixels, "
-                f"the objects are of one with {self.image_size[0]} x {self.image_size[1]}"
+                f"the objects come from one with {self.image_size[0]} x {self.image_size[1]}"
             )
         return pixels
 
@@ -287,39 +315,39 @@ class Instances:
         polygons: bool = False,
         labelme: bool = False,
     ) -> list[Path]:
-        """Writes the objects into a folder, in place of earlier results in it.
+        """Writes the objects to a folder, in place of earlier results in it.
 
-        ``mask_000.png`` and so on (0 and 255), ``overlay.png``, and ``instances.json``, which is
-        what :meth:`to_coco` returns. It names the file that the image came from; an image that came
-        from none is written beside it as ``instances.png``. A file appears whole or not at all,
-        ``instances.json`` last.
+        Writes ``mask_000.png`` and so on (0 and 255), ``overlay.png``, and ``instances.json`` with
+        the result of :meth:`to_coco`. The JSON file names the image's file; an image without a file
+        is written as ``instances.png``. Each file appears whole or not at all, ``instances.json``
+        last.
 
         Args:
-            folder: made if need be.
-            image: as of :meth:`overlay`.
-            cutouts: whether there is ``cutout_000.png`` and so on as well: RGBA, cropped to the
-                mask, transparent around it.
-            polygons: as of :meth:`to_coco`.
-            labelme: whether there is ``labelme.json`` as well, which labelme opens. Holes are lost
-                in it, too.
+            folder: created if missing.
+            image: as in :meth:`overlay`.
+            cutouts: also write ``cutout_000.png`` and so on: RGBA, cropped to the mask, transparent
+                around it.
+            polygons: as in :meth:`to_coco`.
+            labelme: also write ``labelme.json``, which labelme opens. It loses holes.
 
         Returns:
-            The paths of all these files, those of the masks first.
+            The paths of these files, the masks first.
 
         Raises:
-            ValueError: as :meth:`overlay`.
+            UserError: as in :meth:`overlay`.
         """
         pixels = self._load_same_size(image)  # once, since it may be a file
-        overlay = self.overlay(pixels)
+        pictures = self._encode_pictures(pixels)
         source = self.image_path or path_of(image)
+        if source is None:
+            pictures[_UNNAMED] = encode_image(".png", pixels)
         target = Path(folder)
         coco = self.to_coco(file_name=Path(source or _UNNAMED).name, polygons=polygons)
         masks = write_masks(target, self.masks, pixels if cutouts else None)
-        paths = masks + sorted(target.glob("cutout_*.png")) + [target / "overlay.png"]
-        write_file(paths[-1], encode_image(".png", overlay))
-        if source is None:
-            paths.append(target / _UNNAMED)
-            write_file(paths[-1], encode_image(".png", pixels))
+        paths = masks + sorted(target.glob("cutout_*.png"))
+        for name, png in pictures.items():
+            paths.append(target / name)
+            write_file(paths[-1], png)
         if labelme:
             names, category_ids = self._categories()
             labels = (names[number] for number in category_ids)
@@ -328,7 +356,7 @@ class Instances:
             content = labelme_content(
                 zip(labels, self.masks, strict=True), self.image_size, path, losses
             )
-            if not polygons:  # else it has been told
+            if not polygons:  # else to_coco has warned
                 losses.warn()
             paths.append(target / "labelme.json")
             write_file(paths[-1], json.dumps(content).encode())
@@ -336,9 +364,13 @@ class Instances:
         write_file(paths[-1], json.dumps(coco, allow_nan=False).encode())
         return paths
 
+    def _encode_pictures(self, image: NDArray[np.uint8]) -> dict[str, bytes]:
+        """The pictures that :meth:`save` writes beside the masks, as PNG by file name."""
+        return {"overlay.png": encode_image(".png", self.overlay(image))}
+
 
 def path_of(image: ImageSource | None) -> str | None:
-    """The path of an image's file, None if it came from none; of PIL's images where it is known."""
+    """Returns the path of an image's file, None if there is none or PIL does not know it."""
     if isinstance(image, str | os.PathLike):
         return os.fspath(image)
     return str(getattr(image, "filename", "")) or None
@@ -351,8 +383,8 @@ def boxes_of(masks: NDArray[np.bool_]) -> NDArray[np.float32]:
         masks: (N, H, W).
 
     Returns:
-        (N, 4), XYXY in pixels, the right and the lower edge behind the last pixel; all 0 where a
-        mask is empty.
+        (N, 4), XYXY in pixels; right and bottom are the edges after the last pixel. All 0 for an
+        empty mask.
     """
     boxes = np.zeros((len(masks), 4), dtype=np.float32)
     for box, mask in zip(boxes, masks, strict=True):

@@ -1,4 +1,4 @@
-"""Models of the transformers library, loaded as the pipelines need them."""
+"""Models of the transformers library, loaded with errors that say what to do."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,8 +20,7 @@ from torch import nn
 
 from mobile_sam_plugin.errors import MissingExtra, UserError
 
-# Of the HTTP library that huggingface_hub is built on, requests or httpx, that which all its errors
-# are.
+# The base class of the errors of huggingface_hub's HTTP library, which is requests or httpx.
 _HTTP_ERROR: type[BaseException] = [
     base
     for base in HfHubHTTPError.__mro__
@@ -38,20 +37,21 @@ def load_pretrained(
     """Returns a model of transformers in eval mode, and its processor.
 
     Args:
-        auto_class: the class of transformers that knows the kind of model, for example
+        auto_class: class of transformers that loads this kind of model, for example
             ``"AutoModelForZeroShotObjectDetection"``.
-        name: a repository on the Hub, ``"owner/repo"``, or a folder that ``save_pretrained`` wrote.
-        device: where the model goes.
-        extra: the extra of this package that brings transformers.
+        name: repository on the Hub, ``"owner/repo"``, or a folder that ``save_pretrained`` has
+            written.
+        device: device of the model.
+        extra: extra of this package that installs transformers.
 
     Raises:
-        MissingExtra: transformers is not installed, or what this model needs beside it.
-        FileNotFoundError: no such repository or folder, or a file is missing in it.
-        PermissionError: the repository is gated, or the Hub's cache may not be written.
-        ConnectionError: the Hub cannot be reached and the model is not in its cache, or the
-            transfer broke off.
-        OSError: the disk is full, or fails.
-        UserError: it is another kind of model, or damaged.
+        MissingExtra: if transformers, or a library that this model needs, is not installed.
+        FileNotFoundError: if there is no such repository or folder, or a file is missing in it.
+        PermissionError: if the repository is gated, or the Hub's cache is not writable.
+        ConnectionError: if the Hub cannot be reached and the model is not in its cache, or the
+            transfer was interrupted.
+        OSError: if the disk is full or fails.
+        UserError: if it is another kind of model, or damaged.
     """
     try:
         import transformers
@@ -72,11 +72,11 @@ def load_pretrained(
 
 
 def place_inputs(inputs: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """Returns what a processor made of images and texts, as a model takes it.
+    """Returns the tensors of a processor on the device and in the precision of a model.
 
     Args:
         inputs: tensors by name.
-        model: one of transformers. Its numbers may be in half precision, as it was saved.
+        model: model of transformers, whose weights may be in half precision.
     """
     return {
         name: value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
@@ -85,9 +85,9 @@ def place_inputs(inputs: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
 
 
 def _explain(source: str, error: BaseException) -> Exception:
-    """What came between a model and its name: an error of the class that says so.
+    """Returns the error to raise when a model cannot be loaded.
 
-    transformers raises OSError for nearly all, with the one behind it as its cause.
+    transformers raises OSError for nearly everything, with the actual error as its cause.
     """
     message = f"the model {source!r} cannot be loaded: "
     for cause in _causes(error):
@@ -104,8 +104,8 @@ def _explain(source: str, error: BaseException) -> Exception:
         if connects or isinstance(cause, (_HTTP_ERROR, ConnectionError, TimeoutError)):
             return ConnectionError(
                 f"{message}the Hub at {ENDPOINT} cannot be reached, or offline mode is on, or the "
-                "transfer broke off, and the Hub's cache does not hold the whole model: connect "
-                f"and try again, or name a folder ({_first_line(cause)})"
+                "transfer was interrupted, and the Hub's cache does not hold the whole model: "
+                f"connect and try again, or give a folder ({_first_line(cause)})"
             )
         if isinstance(cause, OSError) and cause.errno is not None:
             return OSError(cause.errno, f"{message}{cause.strerror}")
@@ -115,7 +115,7 @@ def _explain(source: str, error: BaseException) -> Exception:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, and those that it arose from."""
+    """Yields an error and its causes."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
@@ -129,17 +129,17 @@ def check_length(texts: Iterable[str], limit: int, tokenizer: Any) -> None:
     """Refuses texts that a model would cut off.
 
     Args:
-        texts: as the tokenizer gets them.
-        limit: how many tokens the model reads, with those that the tokenizer adds.
-        tokenizer: one of transformers.
+        texts: the texts that the tokenizer gets.
+        limit: number of tokens that the model reads, with those that the tokenizer adds.
+        tokenizer: tokenizer of transformers.
 
     Raises:
-        UserError: a text has more tokens.
+        UserError: if a text has more tokens.
     """
     for text in texts:
         length = len(tokenizer(text, verbose=False)["input_ids"])
         if length > limit:
             raise UserError(
-                f"the text {text if len(text) <= 60 else text[:57] + '...'!r} is too long: it has "
-                f"{length} tokens, the model reads {limit}"
+                f"the text {text if len(text) <= 60 else text[:57] + '...'!r} has {length} "
+                f"tokens, the model reads only {limit}: shorten it"
             )

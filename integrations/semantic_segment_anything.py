@@ -1,4 +1,4 @@
-"""Names for the masks of everything mode, by CLIP, and the mask that fits a sentence.
+"""Class names by CLIP for the masks of everything mode, and the masks that match a sentence.
 
 Follows segment-anything-with-clip (https://github.com/Curt-Park/segment-anything-with-clip), which
 shows CLIP the masked crops, and Semantic-Segment-Anything
@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any, Protocol
 
 import cv2
@@ -23,11 +22,11 @@ from torch import Tensor, nn
 from mobile_sam_plugin.drawing import colors_of, palette
 from mobile_sam_plugin.errors import UserError
 from mobile_sam_plugin.everything import drop_empty
-from mobile_sam_plugin.files import encode_image, write_file
+from mobile_sam_plugin.files import encode_image
 from mobile_sam_plugin.images import ImageSource, load_image
 from mobile_sam_plugin.inputs import check_integer
 from mobile_sam_plugin.predictor import SamPredictor
-from mobile_sam_plugin.records import decode_mask
+from mobile_sam_plugin.results import cut_out
 
 from .instances import (
     Instances,
@@ -43,7 +42,7 @@ DEFAULT_CLASSIFIER = "openai/clip-vit-base-patch32"
 
 
 class Classifier(Protocol):
-    """Tells how well images fit texts. A function with these arguments is one, too."""
+    """Scores how well images match texts. A function with these arguments is also a classifier."""
 
     def __call__(
         self, images: Iterable[NDArray[np.uint8]], texts: Sequence[str]
@@ -51,21 +50,26 @@ class Classifier(Protocol):
         """Compares images with texts.
 
         Args:
-            images: each (H, W, 3) RGB, of any size, made one by one as they are asked for.
+            images: an iterable, which makes each image when it is read: (H, W, 3) uint8 RGB, of any
+                size.
             texts: at least one.
 
         Returns:
-            (number of images, number of texts), logits: the higher, the better the fit. Softmax
-            over texts gives an image's probabilities.
+            Logits, (number of images, number of texts): higher for a better match. Softmax over the
+            texts gives the probabilities of an image.
         """
 
 
 @dataclass(eq=False)
 class SemanticInstances(Instances):
-    """Masks with a class each."""
+    """Masks with one class each.
+
+    :meth:`save` also writes ``semantic_map.png``, whose values are 1 and up for the classes and 0
+    for none, with a palette, or 16 bits for more than 255 classes; and ``legend.png``.
+    """
 
     def semantic_map(self) -> NDArray[np.int64]:
-        """Returns the class of every pixel, (H, W), -1 where there is no mask.
+        """Returns the class of each pixel, (H, W), -1 outside all masks.
 
         Where masks overlap, the smaller one counts, as in Semantic-Segment-Anything.
         """
@@ -76,9 +80,15 @@ class SemanticInstances(Instances):
         return classes
 
     def legend(self, image: ImageSource | None = None) -> NDArray[np.uint8]:
-        """Returns the map over the image, with names and shares beside it, (H, W', 3) RGB.
+        """Returns the map over the image, beside the names and area fractions of its classes.
 
-        Only classes that occur are named, the largest first. For ``image`` see :meth:`overlay`.
+        The classes that occur are listed, the largest first.
+
+        Args:
+            image: as in :meth:`overlay`.
+
+        Returns:
+            (H, W', 3) uint8 RGB.
         """
         picture = self._load_same_size(image).copy()
         classes = self.semantic_map()
@@ -91,36 +101,20 @@ class SemanticInstances(Instances):
             [picture, _draw_column(len(picture), texts, colors_of(1 + np.array(occurring, int)))]
         )
 
-    def save(
-        self,
-        folder: str | os.PathLike[str],
-        image: ImageSource | None = None,
-        *,
-        cutouts: bool = False,
-        polygons: bool = False,
-        labelme: bool = False,
-    ) -> list[Path]:
-        """As :meth:`Instances.save`, and ``semantic_map.png`` and ``legend.png`` beside.
-
-        The values of ``semantic_map.png`` are 1 and up for the classes, 0 for none; it has a
-        palette, or 16 bits for more than 255 classes.
-        """
-        legend = encode_image(".png", self.legend(image))
+    def _encode_pictures(self, image: NDArray[np.uint8]) -> dict[str, bytes]:
         values = self.semantic_map() + 1
         semantic_map = (
             encode_image(".png", values.astype(np.uint8), palette=palette())
             if len(self.classes) < 256
             else encode_image(".png", values.astype(np.uint16))
         )
-        paths = super().save(folder, image, cutouts=cutouts, polygons=polygons, labelme=labelme)
-        for name, content in (("semantic_map.png", semantic_map), ("legend.png", legend)):
-            paths.append(Path(folder) / name)
-            write_file(paths[-1], content)
-        return paths
+        legend = encode_image(".png", self.legend(image))
+        pictures = super()._encode_pictures(image)
+        return {**pictures, "semantic_map.png": semantic_map, "legend.png": legend}
 
 
 class SemanticMobileSam:
-    """Segments everything in an image, and names what it finds.
+    """Segments everything in an image, and classifies the masks.
 
     Example:
         >>> semantic = SemanticMobileSam(sam_model_registry["vit_t"]())
@@ -136,20 +130,21 @@ class SemanticMobileSam:
         device: str | torch.device | None = None,
         **generator_options: Any,
     ) -> None:
-        """Takes the two models.
+        """Combines a model with a classifier.
 
         Args:
             model: a ``Sam``, or a predictor that holds one.
-            classifier: a backend, or the name or the folder of a CLIP model of transformers, as
+            classifier: a classifier, or the name or folder of a CLIP model in transformers, as
                 :class:`ClipClassifier` takes it.
-            device: where MobileSAM, and a classifier given by its name, compute; where MobileSAM is
-                if None.
+            device: device of the model and of a classifier that is given by name; where the model
+                is if None.
             **generator_options: options of
                 :class:`~mobile_sam_plugin.SamAutomaticMaskGenerator`, such as ``points_per_side``.
 
         Raises:
-            As :func:`~mobile_sam_plugin.integrations.instances.as_predictor` and
-            :class:`ClipClassifier`.
+            TypeError: if ``model`` is neither.
+            ValueError: if the generator refuses an option.
+            Exception: as :func:`~mobile_sam_plugin.integrations.pretrained.load_pretrained`.
         """
         predictor = as_predictor(model, device)
         self.generator = everything_mode(predictor, output_mode="coco_rle", **generator_options)
@@ -165,19 +160,19 @@ class SemanticMobileSam:
         progress: Callable[[int, int], None] | None = None,
         predictor: SamPredictor | None = None,
     ) -> NDArray[np.bool_]:
-        """Returns the masks of everything in an image, (N, H, W), for several calls of the others.
+        """Segments everything in an image, for several calls of :meth:`predict` or :meth:`search`.
 
         Args:
             image: an array, a PIL image or a path.
-            progress: called with the number of points done and of all points, again and again.
-            predictor: one that has this image set, so that it need not be encoded again.
+            progress: called repeatedly with the number of points done and of all points.
+            predictor: predictor with this image set, which then need not be encoded again.
+
+        Returns:
+            The masks, (N, H, W) bool, none of them empty.
         """
         pixels = load_image(image)
         records = drop_empty(self.generator.generate(pixels, progress, predictor))
-        masks = np.zeros((len(records), *pixels.shape[:2]), dtype=bool)
-        for mask, record in zip(masks, records, strict=True):
-            mask[:] = decode_mask(record)
-        return masks
+        return Instances.from_records(records, pixels.shape[:2]).masks
 
     def predict(
         self,
@@ -185,23 +180,23 @@ class SemanticMobileSam:
         classes: Sequence[str],
         masks: NDArray[np.bool_] | Sequence[NDArray[np.bool_]] | None = None,
     ) -> SemanticInstances:
-        """Names masks.
+        """Classifies masks.
 
         Args:
             image: an array, a PIL image or a path.
-            classes: names; CLIP reads "a photo of a" before them.
-            masks: (N, H, W), or a list of N, those of :meth:`segment` or of anything else; of
-                everything if None.
+            classes: names, which CLIP reads after "a photo of a".
+            masks: (N, H, W) bool, or a list of N masks (H, W); those of :meth:`segment` if None.
 
         Returns:
-            The masks in their order: ``labels`` and ``class_ids`` are the likeliest classes,
+            The masks in the same order: ``labels`` and ``class_ids`` are the most likely classes,
             ``scores`` their probabilities.
 
         Raises:
-            TypeError: classes that are no list of texts, or masks that are not boolean.
-            ValueError: no class, an empty one, one given twice or longer than the classifier reads;
-                masks of another size; a classifier that returns nonsense.
-            FileNotFoundError, TypeError, ValueError: an image that cannot be read, as
+            TypeError: if ``classes`` is not a list of texts, or the masks are not boolean.
+            UserError: if there is no class, or one is empty, repeated or longer than the classifier
+                reads; if the masks have another size; or if the classifier returns malformed
+                results.
+            FileNotFoundError, TypeError, ValueError: if the image cannot be read, as in
                 :func:`~mobile_sam_plugin.images.load_image`.
         """
         names = _check_classes(classes)
@@ -228,27 +223,27 @@ class SemanticMobileSam:
         masks: NDArray[np.bool_] | Sequence[NDArray[np.bool_]] | None = None,
         limit: int = 5,
     ) -> Instances:
-        """Finds the masks that fit a sentence best.
+        """Finds the masks that match a sentence best.
 
         Args:
             image: an array, a PIL image or a path.
-            text: what CLIP reads, for example "a photo of a red cup".
-            masks: (N, H, W), or a list of N, those of :meth:`segment` or of anything else; of
-                everything if None.
-            limit: how many masks at most.
+            text: sentence that CLIP reads, for example "a photo of a red cup".
+            masks: as in :meth:`predict`.
+            limit: maximum number of masks.
 
         Returns:
             The best masks, best first; ``scores`` are their probabilities among all masks, as in
             segment-anything-with-clip.
 
         Raises:
-            TypeError, ValueError, FileNotFoundError: as :meth:`predict`; a text that is empty or no
-            text, or a limit that is no whole number or below 1.
+            TypeError: if ``text`` is not a str, or ``limit`` not a whole number.
+            UserError: if ``text`` is empty, or ``limit`` below 1.
+            FileNotFoundError, TypeError, ValueError: as in :meth:`predict`.
         """
         if not isinstance(text, str):
             raise TypeError(f"the text must be a str, not {type(text).__name__}")
         if not text.strip():
-            raise UserError("the text is empty: tell what is to be found")
+            raise UserError("the text is empty: describe what to search for")
         check_integer("limit", limit, 1)
         pixels = load_image(image)
         found = self._check_masks(pixels, masks)
@@ -269,7 +264,7 @@ class SemanticMobileSam:
         pixels: NDArray[np.uint8],
         masks: NDArray[np.bool_] | Sequence[NDArray[np.bool_]] | None,
     ) -> NDArray[np.bool_]:
-        """The masks given, or those of everything."""
+        """Checks the masks; segments everything if there are none."""
         if masks is None:
             return self.segment(pixels)
         size = pixels.shape[:2]
@@ -277,7 +272,7 @@ class SemanticMobileSam:
         try:
             found = np.asarray(masks)
         except ValueError as error:
-            raise UserError(f"{expected}, not shapes of several kinds") from error
+            raise UserError(f"{expected}, not several shapes") from error
         if not found.size:
             found = np.zeros((0, *size), dtype=bool)
         if found.dtype != bool:
@@ -286,7 +281,7 @@ class SemanticMobileSam:
             raise UserError(f"{expected}, not {found.shape}")
         empty = np.flatnonzero(~found.any(axis=(1, 2)))
         if empty.size:
-            raise UserError(f"mask {empty[0]} is empty")
+            raise UserError(f"mask {empty[0]} is empty: drop empty masks")
         return found
 
     def _compare(
@@ -294,7 +289,7 @@ class SemanticMobileSam:
     ) -> NDArray[np.float32]:
         if not len(masks):
             return np.zeros((0, len(texts)), dtype=np.float32)
-        crops = (masked_crop(pixels, mask) for mask in masks)
+        crops = (cut_out(pixels, mask)[..., :3] for mask in masks)  # black around the mask
         logits = np.asarray(self.classifier(crops, texts), dtype=np.float32)
         if logits.shape != (len(masks), len(texts)):
             raise UserError(
@@ -309,7 +304,7 @@ class SemanticMobileSam:
 
 
 class ClipClassifier:
-    """CLIP, or another model of transformers that embeds images and texts alike.
+    """CLIP, or another model of transformers that embeds images and texts in one space.
 
     Example:
         >>> classifier = ClipClassifier("openai/clip-vit-large-patch14", "cuda")
@@ -325,12 +320,12 @@ class ClipClassifier:
         """Loads model and processor.
 
         Args:
-            model: a repository on the Hub, or a folder that ``save_pretrained`` wrote.
-            device: where to compute.
-            batch_size: how many images are computed at once.
+            model: repository on the Hub, or a folder that ``save_pretrained`` has written.
+            device: device of the model.
+            batch_size: number of images per batch.
 
         Raises:
-            As :func:`~mobile_sam_plugin.integrations.pretrained.load_pretrained`.
+            Exception: as :func:`~mobile_sam_plugin.integrations.pretrained.load_pretrained`.
         """
         self.model, self.processor = load_pretrained(
             "AutoModelForZeroShotImageClassification", model, device, extra="semantic"
@@ -344,12 +339,12 @@ class ClipClassifier:
         """Compares images with texts, see :class:`Classifier`.
 
         Raises:
-            ValueError: a text is longer than the model reads.
+            UserError: if a text is longer than the model reads.
         """
         tokenizer, config = self.processor.tokenizer, self.model.config
         limit = config.text_config.max_position_embeddings
         check_length(texts, limit, tokenizer)
-        # SigLIP was trained on texts filled up to full length, and reads what fills them.
+        # SigLIP was trained on texts padded to full length, and reads the padding.
         full = config.model_type.startswith("siglip")
         tokens = place_inputs(
             tokenizer(
@@ -364,28 +359,13 @@ class ClipClassifier:
         bias = getattr(self.model, "logit_bias", 0)
         logits = []
         for batch in _batches(images, self.batch_size):
-            # A square, since the processor cuts the largest one out of the middle.
+            # Square, since the processor crops the largest square from the middle.
             pictures = self.processor(images=list(map(_pad, batch)), return_tensors="pt")
             inputs = place_inputs(pictures, self.model)
             embeddings = _normalized(self.model.get_image_features(**inputs))
             similarity = embeddings @ text_embeddings.T
             logits.append(similarity * self.model.logit_scale.exp() + bias)
         return torch.cat(logits).float().cpu().numpy()
-
-
-def masked_crop(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Returns the part of an image that a mask covers, black around it.
-
-    Args:
-        image: (H, W, 3).
-        mask: (H, W), not empty.
-
-    Returns:
-        The smallest rectangle around the mask, (h, w, 3).
-    """
-    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
-    window = slice(y, y + height), slice(x, x + width)
-    return image[window] * mask[window][..., None]
 
 
 def _check_classes(classes: Sequence[str]) -> list[str]:
@@ -417,7 +397,7 @@ def _batches(images: Iterable[NDArray[np.uint8]], size: int) -> Iterator[list[ND
 
 
 def _pad(image: NDArray[np.uint8]) -> Image.Image:
-    """The image in the middle of a black square."""
+    """Pads an image to a black square, with the image in the middle."""
     height, width = image.shape[:2]
     side = max(height, width)
     square = Image.new("RGB", (side, side))
@@ -426,7 +406,7 @@ def _pad(image: NDArray[np.uint8]) -> Image.Image:
 
 
 def _draw_column(height: int, texts: Sequence[str], colors: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """White, with a coloured square and a text a line, as many lines as there is room for."""
+    """A white column with a coloured square and a text per line, as many lines as fit."""
     unit = max(10, height // 25)
     font, scale, thickness = cv2.FONT_HERSHEY_SIMPLEX, unit / 32, max(1, unit // 20)
     widths = [cv2.getTextSize(text, font, scale, thickness)[0][0] for text in texts]

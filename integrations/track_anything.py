@@ -1,12 +1,10 @@
 """Track-Anything and Segment-and-Track-Anything on MobileSAM: objects followed through videos.
 
-:class:`TrackAnything` follows objects frame by frame, :func:`track_video` a whole video into a
-folder. :class:`BaseSegmenter` and :class:`Segmentor` stand for the classes of those names in
-https://github.com/gaomingqi/Track-Anything and
+:class:`TrackAnything` follows objects frame by frame; :func:`track_video` follows them through a
+whole video and writes the results to a folder. See https://github.com/gaomingqi/Track-Anything and
 https://github.com/z-x-yang/Segment-and-Track-Anything.
 """
 
-import operator
 import os
 import warnings
 from collections import Counter
@@ -18,12 +16,10 @@ import segment_anything
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
-from tqdm import tqdm
 
 from mobile_sam_plugin.checkpoint import fingerprint
 from mobile_sam_plugin.errors import UserError
-from mobile_sam_plugin.inputs import check_number
-from mobile_sam_plugin.records import decode_mask
+from mobile_sam_plugin.inputs import check_integer, check_number
 
 from .flow import FlowPropagator, mask_prompt
 from .instances import (
@@ -35,189 +31,191 @@ from .instances import (
     load_image,
 )
 from .propagators import FrameEncoder, Propagator, claim_pixels
-from .tracks import TrackedFrame, TrackWriter
+from .tracks import TrackedFrame, TrackWriter, ids_of
 from .video import Frame, Video, VideoSource
 
 Mask = NDArray[np.bool_]
-Finder = Callable[[Frame], Instances]
-"""Finds objects in a frame, (H, W, 3) uint8 RGB."""
+FrameDetector = Callable[[Frame], Instances]
+"""Returns the objects in a frame, (H, W, 3) uint8 RGB."""
+
 MAX_OBJECTS = 255  # ids must fit a PNG with a palette
+_SAME_PROMPT = 0.9  # least IoU of two masks of one prompt, which computers may round differently
 
 
-def find_everything(model: nn.Module | segment_anything.SamPredictor, **options: Any) -> Finder:
-    """Returns a finder of everything in a frame.
+def everything_detector(
+    model: nn.Module | segment_anything.SamPredictor, **options: Any
+) -> FrameDetector:
+    """Returns a detector that segments everything in a frame.
 
     Args:
         model: a ``Sam``, or a predictor that holds one.
-        options: of :class:`~mobile_sam_plugin.SamAutomaticMaskGenerator`, but for its
-            ``output_mode``.
+        options: of :class:`~mobile_sam_plugin.SamAutomaticMaskGenerator`, except ``output_mode``.
 
     Example:
-        >>> tracker = TrackAnything(sam, find=find_everything(sam, points_per_side=16))
+        >>> detector = everything_detector(sam, points_per_side=16)
+        >>> tracker = TrackAnything(sam, detector=detector)
     """
     generator = everything_mode(model, output_mode="coco_rle", **options)
 
-    def find(frame: Frame) -> Instances:
-        records = generator.generate(frame)
-        masks = np.zeros((len(records), *frame.shape[:2]), dtype=bool)
-        for mask, record in zip(masks, records, strict=True):
-            mask[:] = decode_mask(record)
-        scores = [record["predicted_iou"] for record in records]
-        return _as_instances(masks, scores, ["object"] * len(records))
+    def detect(frame: Frame) -> Instances:
+        return Instances.from_records(generator.generate(frame), frame.shape[:2])
 
-    return find
+    return detect
 
 
 class TrackAnything:
-    """Follows objects through the frames of a video, as they come.
+    """Follows objects through the frames of a video, one frame at a time.
 
     Attributes:
-        left_out (Counter[str]): how many finds were not followed since :meth:`start`, by the
-            reason: ``"small"``, of fewer than ``min_area`` pixels, and ``"many"``, beyond 255
-            objects. Those that are followed already do not count.
+        left_out (Counter[str]): number of detections since :meth:`start` that are not followed, by
+            reason: ``"small"`` (fewer than ``min_area`` pixels) and ``"many"`` (beyond 255
+            objects). Detections of objects that are followed already do not count.
 
     Example:
         >>> tracker = TrackAnything(sam_model_registry["vit_t"]())
         >>> frames = iter(Video("street.mp4"))
         >>> tracker.start(next(frames))
-        >>> dog = tracker.add_object(points=[[320, 240]])
+        >>> dog = tracker.add_object(point_coords=[[320, 240]])
         >>> car = tracker.add_object(box=[10, 200, 210, 330])
         >>> for frame in frames:
         ...     tracked = tracker.track(frame)
-        ...     print(tracked.index, tracked.objects.ids, tracked.objects.boxes, tracked.lost)
+        ...     print(tracked.index, tracked.objects.tracker_id, tracked.lost)
     """
 
     def __init__(
         self,
         model: nn.Module | segment_anything.SamPredictor,
         propagator: Propagator | None = None,
-        find: Finder | None = None,
-        find_every: int = 0,
+        detector: FrameDetector | None = None,
+        detect_every: int = 0,
         min_area: int = 200,
-        min_new_share: float = 0.8,
+        min_new_fraction: float = 0.8,
         device: str | torch.device | None = None,
     ) -> None:
-        """Takes the model and what carries masks from frame to frame.
+        """Combines a model with a propagator and a detector.
 
         Args:
             model: a ``Sam``, or a predictor that holds one.
-            propagator: a :class:`~mobile_sam_plugin.integrations.propagators.FlowPropagator` if
-                None.
-            find: finds objects in the first frame and every ``find_every`` frames, such as
-                :func:`find_everything`, or a text's by ``lambda frame: grounded.predict(frame,
-                "a dog.")``. Those that are not followed yet are, from then on.
-            find_every: 0 for the first frame only; Segment-and-Track-Anything's ``sam_gap``.
-            min_area: in pixels; smaller finds are left. Its ``min_area``.
-            min_new_share: of a find that no followed object may cover. Its ``min_new_obj_iou``.
-            device: where the model is moved; it stays where it is if None.
+            propagator: carries masks from frame to frame; a
+                :class:`~mobile_sam_plugin.integrations.flow.FlowPropagator` if None.
+            detector: detects objects in the first frame and every ``detect_every`` frames, for
+                example :func:`everything_detector`, or ``lambda frame: grounded.predict(frame,
+                "a dog.")`` for a text. New objects are followed from then on.
+            detect_every: 0 for the first frame only; Segment-and-Track-Anything's ``sam_gap``.
+            min_area: minimum area in pixels of a new object; Segment-and-Track-Anything's
+                ``min_area``.
+            min_new_fraction: minimum fraction of a detection that no followed object covers, if it
+                is to count as new; Segment-and-Track-Anything's ``min_new_obj_iou``.
+            device: device that the model is moved to; it stays where it is if None.
 
         Raises:
-            TypeError: the model is no ``Sam``, the propagator none, ``find`` no function, or
-                ``find_every`` or ``min_area`` no whole number.
-            UserError: ``find_every`` or ``min_area`` is negative, or ``min_new_share`` outside
-                [0, 1].
+            TypeError: if ``model`` is not a ``Sam``, ``propagator`` lacks a method, ``detector`` is
+                not callable, or ``detect_every`` or ``min_area`` is not a whole number.
+            UserError: if ``detect_every`` or ``min_area`` is negative, or ``min_new_fraction``
+                outside [0, 1].
         """
-        for name, value in (("find_every", find_every), ("min_area", min_area)):
-            if _whole_number(name, value) < 0:
-                raise UserError(f"{name} ({value}) must not be negative")
-        check_number("min_new_share", min_new_share, 0, 1)
+        check_integer("detect_every", detect_every, 0)
+        check_integer("min_area", min_area, 0)
+        check_number("min_new_fraction", min_new_fraction, 0, 1)
         methods = ("reset", "set_masks", "propagate")
         if propagator is not None and not all(hasattr(propagator, name) for name in methods):
             raise TypeError(
                 f"propagator must be an object with {', '.join(methods)}, such as "
                 f"TransformersPropagator(NAME), not {propagator!r:.60}"
             )
-        if find is not None and not callable(find):
+        if detector is not None and not callable(detector):
             raise TypeError(
-                f"find must be a function of a frame, such as find_everything(model), not "
-                f"{find!r:.60}"
+                "detector must be a function of a frame, such as everything_detector(model), not "
+                f"{detector!r:.60}"
             )
         self.predictor = as_predictor(model, device)
         self._encoder = FrameEncoder(self.predictor)
         self.propagator: Propagator = (
             FlowPropagator(self._encoder) if propagator is None else propagator
         )
-        self.find = find
-        self.find_every = find_every
+        self.detector = detector
+        self.detect_every = detect_every
         self.min_area = min_area
-        self.min_new_share = min_new_share
+        self.min_new_fraction = min_new_fraction
         self._frame: Frame | None = None
         self._labels: dict[int, str] = {}
-        # Of the objects seen in the current frame: the id of each pixel's, which takes less memory
-        # than their masks, since those do not overlap; their scores; and the areas of those just
-        # told, with what is hidden by others.
+        # Of the objects visible in the current frame: the id of each pixel, which takes less memory
+        # than their masks, since those do not overlap; their scores; and the areas of new ones,
+        # including what other objects hide.
         self._ids = np.zeros((0, 0), np.int32)
         self._scores: dict[int, float] = {}
         self._areas: dict[int, int] = {}
         self._forget()
 
     def start(self, frame: ImageSource, index: int = 0) -> TrackedFrame:
-        """Begins a video, forgetting the one before, and finds objects if there is a finder.
+        """Begins a video: forgets the objects of an earlier one, and runs the detector, if any.
 
         Args:
-            frame: the first one: an array (H, W, 3) in RGB order, a PIL image or a path.
+            frame: first frame, an array (H, W, 3) in RGB order, a PIL image or a path.
             index: its number in the video.
 
         Returns:
-            As :attr:`current`.
+            :attr:`current`.
         """
         self._forget()
-        self._begin(load_image(frame).copy(), index)  # the caller may fill its buffer anew
-        if self.find is not None:
-            self.find_objects()
+        self._begin(load_image(frame).copy(), index)  # the caller may reuse its buffer
+        if self.detector is not None:
+            self.detect_objects()
         return self.current
 
     def add_object(
         self,
-        points: ArrayLike | None = None,
-        labels: ArrayLike | None = None,
+        point_coords: ArrayLike | None = None,
+        point_labels: ArrayLike | None = None,
         box: ArrayLike | None = None,
         mask: Mask | None = None,
         label: str = "object",
         object_id: int | None = None,
     ) -> int:
-        """Follows another object from the current frame on.
+        """Starts to follow another object, which is given by points, a box or a mask.
 
-        Of objects that overlap the smaller one is on top, in whatever order they are told.
+        Where objects overlap, the smaller one is on top, whatever their order.
 
         Args:
-            points: (N, 2), XY in pixels.
-            labels: (N,), 1 on the object, 0 on the background; all 1 if None.
+            point_coords: (N, 2), XY in pixels.
+            point_labels: (N,), 1 on the object, 0 on the background; all 1 if None.
             box: XYXY in pixels.
-            mask: (H, W), bool or whole numbers above 0 inside, in place of clicks and a box.
-            label: what it is, for the results.
-            object_id: 1 to 255; the next after the highest if None.
+            mask: (H, W), bool or whole numbers above 0 inside, instead of points and a box.
+            label: name of the object in the results.
+            object_id: 1 to 255; the highest id plus 1 if None.
 
         Returns:
-            Its id.
+            The object's id.
 
         Raises:
-            RuntimeError: before :meth:`start`.
-            TypeError: the mask has other numbers, the label is no text, or the id no whole number.
-            UserError: no prompt, a mask beside another one, or one of the wrong shape; nothing is
-                found there but smaller objects; the id is taken or too high.
+            RuntimeError: if :meth:`start` has not been called.
+            TypeError: if the mask has another dtype, ``label`` is not a str, or ``object_id`` not a
+                whole number.
+            UserError: if there is no prompt, or a mask and another prompt; if the prompt has the
+                wrong shape, or selects only pixels of smaller objects; if the id is used already or
+                out of range.
         """
         frame = self._require_frame()
         if not isinstance(label, str):
             raise TypeError(f"label must be a text, not {type(label).__name__} ({label!r:.60})")
         if object_id is None:
             object_id = 1 + max(self._labels, default=0)
-        object_id = _whole_number("object_id", object_id)
+        check_integer("object_id", object_id)
         if object_id in self._labels:
             raise UserError(f"there is an object {object_id} already: call correct to change it")
         if not 1 <= object_id <= MAX_OBJECTS:
-            raise UserError(f"an object's id must lie in 1 to {MAX_OBJECTS}, not at {object_id}")
+            raise UserError(f"object_id must be in 1 to {MAX_OBJECTS}, not {object_id}")
         if mask is None:
-            found, score = self._segment(points, labels, box)
+            found, score = self._segment(point_coords, point_labels, box)
         else:
-            found, score = _only_mask(mask, frame, points, labels, box), 1.0
+            found, score = _only_mask(mask, frame, point_coords, point_labels, box), 1.0
         area = int(np.count_nonzero(found))
         smaller = [number for number in self._scores if self._area(number) < area]
         visible = found & ~np.isin(self._ids, smaller)
         if not visible.any():
             raise UserError(
-                f"nothing was found there but the objects {smaller}, which are followed already: "
-                "call correct to change them"
+                f"the prompt selects only pixels of the objects {smaller}, which are followed "
+                "already: call correct to change them"
             )
         self._labels[object_id] = label
         self._place({object_id: visible}, {object_id: score})
@@ -227,24 +225,24 @@ class TrackAnything:
     def correct(
         self,
         object_id: int,
-        points: ArrayLike | None = None,
-        labels: ArrayLike | None = None,
+        point_coords: ArrayLike | None = None,
+        point_labels: ArrayLike | None = None,
         box: ArrayLike | None = None,
         mask: Mask | None = None,
     ) -> TrackedFrame:
-        """Corrects an object in the current frame, or shows where it is if it was lost.
+        """Corrects an object in the current frame, or shows where a lost object is.
 
         Args:
-            object_id: of a followed object.
-            points, labels, box, mask: as :meth:`add_object`. Clicks go with the mask so far. What
-                is found is the object's, whichever was there.
+            object_id: id of a followed object.
+            point_coords, point_labels, box, mask: as in :meth:`add_object`. Points refine the
+                current mask. The new mask takes its pixels from other objects.
 
         Returns:
-            As :attr:`current`, from where tracking goes on.
+            :attr:`current`, from which tracking continues.
 
         Raises:
-            KeyError: there is no such object.
-            RuntimeError, TypeError, UserError: as :meth:`add_object`.
+            KeyError: if there is no such object.
+            RuntimeError, TypeError, UserError: as in :meth:`add_object`.
         """
         frame = self._require_frame()
         if object_id not in self._labels:
@@ -253,39 +251,40 @@ class TrackAnything:
             before = None
             if box is None and object_id in self._scores:
                 before = self._ids == object_id
-            found, score = self._segment(points, labels, box, before)
+            found, score = self._segment(point_coords, point_labels, box, before)
         else:
-            found, score = _only_mask(mask, frame, points, labels, box), 1.0
+            found, score = _only_mask(mask, frame, point_coords, point_labels, box), 1.0
         self._place({object_id: found}, {object_id: score})
         return self.current
 
     def add_instances(self, instances: Instances) -> list[int]:
-        """Follows those of the objects found in the current frame that are not followed yet.
+        """Starts to follow the objects detected in the current frame that are new.
 
-        As Segment-and-Track-Anything's ``find_new_objs``: of objects that overlap each other the
-        smaller one is on top, and what is left of each is new if enough of it is no followed
-        object's, and large enough.
+        Works as Segment-and-Track-Anything's ``find_new_objs``: where detections overlap, the
+        smaller one is on top. The visible part of a detection is a new object if it is large enough
+        and followed objects cover little enough of it.
 
         Args:
-            instances: of the current frame, be it by text, everything mode or another way.
+            instances: detections in the current frame.
 
         Returns:
-            The ids that they got. No more than 255 objects are followed; :attr:`left_out` counts
-            what was left out.
+            The ids of the new objects. At most 255 objects are followed; :attr:`left_out` counts
+            the others.
 
         Raises:
-            TypeError: they are no ``Instances``.
-            UserError: they are of an image of another size.
+            RuntimeError: if :meth:`start` has not been called.
+            TypeError: if they are not ``Instances``.
+            UserError: if they come from an image of another size.
         """
         frame = self._require_frame()
         if not isinstance(instances, Instances):
             raise TypeError(
-                f"what find returns, or add_instances gets, must be Instances, not "
-                f"{type(instances).__name__}"
+                f"a detector must return Instances, not {type(instances).__name__}; the same holds "
+                "for the argument of add_instances"
             )
         if instances.image_size != frame.shape[:2]:
             raise UserError(
-                f"the objects are of an image of {instances.image_size[0]} x "
+                f"the objects come from an image of {instances.image_size[0]} x "
                 f"{instances.image_size[1]} pixels, the frame has {frame.shape[0]} x "
                 f"{frame.shape[1]}"
             )
@@ -299,7 +298,7 @@ class TrackAnything:
             visible = painted == place
             new = visible & free
             area = np.count_nonzero(new)
-            enough = area >= self.min_new_share * np.count_nonzero(visible)
+            enough = area >= self.min_new_fraction * np.count_nonzero(visible)
             object_id = 1 + max(self._labels, default=0)
             if not enough or not area:
                 continue
@@ -315,86 +314,96 @@ class TrackAnything:
             self._place(masks, scores)
         return [*masks]
 
-    def find_objects(self) -> list[int]:
-        """Has the finder look at the current frame; returns the ids of new objects."""
-        if self.find is None:
-            raise RuntimeError("there is nothing to find objects by: pass find to TrackAnything")
-        return self.add_instances(self.find(self._require_frame()))
+    def detect_objects(self) -> list[int]:
+        """Runs the detector on the current frame, and returns the ids of new objects.
+
+        Raises:
+            RuntimeError: if there is no detector, or :meth:`start` has not been called.
+            TypeError, UserError: as in :meth:`add_instances`.
+        """
+        if self.detector is None:
+            raise RuntimeError("there is no detector: pass detector to TrackAnything")
+        return self.add_instances(self.detector(self._require_frame()))
 
     def track(self, frame: ImageSource) -> TrackedFrame:
         """Follows all objects to the next frame.
 
         Args:
-            frame: as :meth:`start` takes it, of the same size.
+            frame: as in :meth:`start`, of the same size.
 
         Returns:
-            As :attr:`current`.
+            :attr:`current`.
 
         Raises:
-            RuntimeError: before :meth:`start`.
-            ValueError: the frame has another size, or the propagator returns other objects, masks
-                of another size, or NaN.
+            RuntimeError: if :meth:`start` has not been called.
+            UserError: if the frame has another size, or the propagator returns unknown objects,
+                masks of another size, or NaN.
         """
         before = self._require_frame()
         pixels = load_image(frame).copy()
         if pixels.shape != before.shape:
             raise UserError(
-                f"frame {self._index + 1} has {pixels.shape[1]} x {pixels.shape[0]} pixels, those "
-                f"before have {before.shape[1]} x {before.shape[0]}: start anew for another video"
+                f"frame {self._index + 1} has {pixels.shape[1]} x {pixels.shape[0]} pixels, the "
+                f"frames before have {before.shape[1]} x {before.shape[0]}: call start for another "
+                "video"
             )
         logits = self.propagator.propagate(pixels) if self._labels else {}
-        # One after another: all of them in the size of the frame would take much memory.
+        # One after another, since all of them in the size of the frame would take much memory.
         checked = ((number, self._check_logits(number, logits[number])) for number in logits)
         ids, highest = claim_pixels(checked, pixels.shape[:2])
         self._begin(pixels, self._index + 1)
         self._ids = ids
         for number in _values(ids):
             self._scores[number] = float(np.mean(1 / (1 + np.exp(-highest[ids == number]))))
-        if self.find is not None and self.find_every and self._index % self.find_every == 0:
-            self.find_objects()
+        if self.detector and self.detect_every and self._index % self.detect_every == 0:
+            self.detect_objects()
         return self.current
 
     @property
     def current(self) -> TrackedFrame:
-        """What is known of the current frame: the objects seen in it, and the ids of the others.
+        """The visible objects in the current frame, and the ids of the lost ones.
 
-        A score is the mean probability of a mask's pixels, or the predicted IoU where the object
-        was just told.
+        A score is the mean probability of the mask's pixels. For an object that was added or
+        corrected in this frame it is the predicted IoU, or 1 for a mask.
         """
         frame = self._require_frame()
         seen = sorted(self._scores)
         masks = np.empty((len(seen), *frame.shape[:2]), dtype=bool)
         for mask, number in zip(masks, seen, strict=True):
             np.equal(self._ids, number, out=mask)
-        objects = _as_instances(
+        objects = Instances(
+            frame.shape[:2],
+            boxes_of(masks),
             masks,
-            [self._scores[i] for i in seen],
-            [self._labels[i] for i in seen],
-            seen,
-            frame,
+            np.array([self._scores[number] for number in seen], np.float32),
+            [self._labels[number] for number in seen],
+            tracker_id=np.array(seen, np.int64),
+            image=frame,
         )
         lost = tuple(sorted(self._labels.keys() - self._scores.keys()))
         return TrackedFrame(self._index, objects, lost, tuple(self._labels[i] for i in lost))
 
     def resume(self, history: Iterable[tuple[ImageSource, TrackedFrame]]) -> None:
-        """Takes up a video where another tracker left it.
+        """Continues a video where another tracker has stopped.
 
         Args:
-            history: the last frame, and before it, in order, those in which objects that are lost
-                by now were last seen. It is read once, and none of it is kept. Objects of which it
-                has no more than the id are labelled ``"object"``.
+            history: the frames in which lost objects were last seen, in order, then the last frame,
+                each with its objects. It is read once and not kept. Objects of which only the id is
+                known get the label ``"object"``.
+
+        Raises:
+            UserError: if the objects have no ``tracker_id``.
         """
         self._forget()
         for frame, tracked in history:
             self._begin(load_image(frame).copy(), tracked.index)
             objects = tracked.objects
-            assert objects.ids is not None
-            ids = objects.ids.tolist()
+            ids = ids_of(objects)
             self._labels.update(zip(ids, objects.labels, strict=True))
             labels = dict(zip(tracked.lost, tracked.lost_labels, strict=False))
-            for number in tracked.lost:  # which may never have been seen
+            for number in tracked.lost:  # some of which may never have been seen
                 self._labels.setdefault(number, labels.get(number) or "object")
-            # Also where nothing is seen, so that the propagator knows that all are lost.
+            # Also where nothing is visible, so that the propagator knows that all are lost.
             if self._labels:
                 self._place(
                     dict(zip(ids, objects.masks, strict=True)),
@@ -402,13 +411,13 @@ class TrackAnything:
                 )
 
     def describe_left_out(self) -> str:
-        """Returns in words how many finds were not followed since :meth:`start`, and why."""
+        """Returns a message about the detections in :attr:`left_out`, "" if there are none."""
         kinds = {
             "small": f"of fewer than min_area ({self.min_area}) pixels: lower it (--min-area)",
             "many": f"beyond {MAX_OBJECTS} objects",
         }
         told = [
-            f"{count} find{'s'[: count != 1]} {kinds[kind]}"
+            f"{count} detection{'s'[: count != 1]} {kinds[kind]}"
             for kind, count in sorted(self.left_out.items())
         ]
         return f"left out: {'; '.join(told)}" if told else ""
@@ -421,13 +430,13 @@ class TrackAnything:
         self.left_out: Counter[str] = Counter()
 
     def _begin(self, frame: Frame, index: int) -> None:
-        """Makes a frame the current one, in which nothing is seen yet."""
+        """Makes a frame the current one, in which nothing is visible yet."""
         self._frame, self._index = frame, index
         self._ids = np.zeros(frame.shape[:2], np.int32)
         self._scores, self._areas = {}, {}
 
     def _area(self, number: int) -> int:
-        """Of an object that is seen: as it was told, or in pixels."""
+        """The area of a visible object; with its hidden part, if it is new in this frame."""
         return self._areas.get(number) or int(np.count_nonzero(self._ids == number))
 
     def _require_frame(self) -> Frame:
@@ -437,36 +446,36 @@ class TrackAnything:
 
     def _segment(
         self,
-        points: ArrayLike | None,
-        labels: ArrayLike | None,
+        point_coords: ArrayLike | None,
+        point_labels: ArrayLike | None,
         box: ArrayLike | None,
         before: Mask | None = None,
     ) -> tuple[Mask, float]:
-        """The mask that a prompt points out in the current frame, and its predicted IoU."""
-        if points is None and box is None:
-            raise UserError("point the object out: give points, a box or a mask")
+        """The mask of a prompt in the current frame, and its predicted IoU."""
+        if point_coords is None and box is None:
+            raise UserError("there is no prompt: give points, a box or a mask")
         predictor = self._encoder(self._require_frame())
-        count = np.shape(points)[:1] if points is not None else ()
-        if points is not None and labels is None:
-            labels = np.ones(count, dtype=int)
+        count = np.shape(point_coords)[:1] if point_coords is not None else ()
+        if point_coords is not None and point_labels is None:
+            point_labels = np.ones(count, dtype=int)
         ambiguous = box is None and before is None and count == (1,)
         masks, scores, _ = predictor.predict(
-            points,
-            labels,
+            point_coords,
+            point_labels,
             box,
             mask_input=None if before is None else mask_prompt(predictor, before),
             multimask_output=ambiguous,
         )
         best = int(scores.argmax())
         if not masks[best].any():
-            raise UserError("nothing was found there: give more points, or a box")
+            raise UserError("the mask of the prompt is empty: give more points, or a box")
         return masks[best], float(scores[best])
 
     def _place(self, masks: dict[int, Mask], scores: dict[int, float]) -> None:
         """Sets masks in the current frame, which take their pixels from other objects."""
         frame = self._require_frame()
         ids = self._ids.copy()
-        ids[np.isin(ids, [*masks])] = 0  # where corrected ones were
+        ids[np.isin(ids, [*masks])] = 0  # the earlier masks of corrected objects
         for number, mask in masks.items():
             ids[mask] = number
         robbed = [number for number in _values(self._ids[ids != self._ids]) if number not in masks]
@@ -482,12 +491,12 @@ class TrackAnything:
         frame = self._require_frame()
         name = type(self.propagator).__name__
         if object_id not in self._labels:
-            raise UserError(f"{name} returned an object {object_id}, which is not followed")
+            raise UserError(f"{name} returned the object {object_id}, which is not followed")
         logits = np.asarray(values)
         if logits.shape != frame.shape[:2]:
             raise UserError(
-                f"{name} returned a mask of the shape {logits.shape} for object {object_id}, not "
-                f"of the frame's, {frame.shape[:2]}"
+                f"{name} returned a mask of the shape {logits.shape} for object {object_id}, the "
+                f"frame has {frame.shape[:2]}"
             )
         if logits.dtype == bool:
             return np.where(logits, 10, -10).astype(np.float32)
@@ -503,53 +512,55 @@ def track_video(
     prompts: Mapping[int, Callable[[TrackAnything], object]] | None = None,
     first_frame: int = 0,
     settings: Mapping[str, Any] | None = None,
+    progress: Callable[[int, int | None], object] | None = None,
+    on_frame: Callable[[Frame, TrackedFrame], object] | None = None,
 ) -> list[int]:
-    """Follows objects through a video, and writes what it finds into a folder.
+    """Follows objects through a video, and writes the results to a folder.
 
-    See :class:`~mobile_sam_plugin.integrations.video.TrackWriter` for the files. Memory does not
-    grow with the video. A bar shows the progress and the frames a second. What is found and not
-    followed is told of at the end. A run that was interrupted is taken up by the same call: frames
-    that were done stay as they are, and objects are followed from where they are in the last of
-    them. It is the same if the weights are, and if the first frame's prompt comes to what is
-    written of that frame.
+    See :class:`~mobile_sam_plugin.integrations.tracks.TrackWriter` for the files. Memory does not
+    grow with the video. At the end, a warning reports detections that are not followed.
+
+    The same call resumes an interrupted run: the frames that are done stay as they are, and objects
+    are followed from the last of them. A run is the same if video, weights and settings are, and if
+    the prompt of the first frame gives the masks that are written for it.
 
     Args:
-        tracker: what follows; it forgets the objects that it knows.
-        video: a video file, a folder of images, or an iterable of frames.
-        folder: made if need be.
-        prompts: what to do with the tracker on which frame, such as ``{0: lambda tracker:
-            tracker.add_object(points=[[320, 240]]), 30: lambda tracker: tracker.correct(1,
-            points=[[200, 90]], labels=[0])}``.
-        first_frame: where tracking begins; frames before it are left out.
-        settings: what else tells this run from others on the same video, which may not be taken up
-            as this one, such as later frames' prompts; ``json`` must be able to write it.
+        tracker: the tracker, which forgets its objects.
+        video: a video file, a folder of images, or an iterable of frames. An iterable cannot be
+            resumed.
+        folder: created if missing.
+        prompts: functions of the tracker by frame number, for example ``{0: lambda tracker:
+            tracker.add_object(point_coords=[[320, 240]]), 30: lambda tracker: tracker.correct(1,
+            point_coords=[[200, 90]], point_labels=[0])}``.
+        first_frame: frame at which tracking begins; earlier frames are skipped.
+        settings: everything else that distinguishes this run from others on the same video, such
+            as the prompts of later frames, as ``json`` takes it.
+        progress: called after each frame with the number of frames done and of all frames, which is
+            None if unknown.
+        on_frame: called after each frame with the frame and its objects.
 
     Returns:
-        The ids of all objects.
+        The ids of all objects, sorted.
 
     Raises:
-        UserError: no object is found to be followed, ``prompts`` name a frame that the video does
-            not have, the folder holds another run, or as :class:`Video` and the tracker.
+        UserError: if there is no object to follow, ``prompts`` has a frame that the video lacks, or
+            the folder holds another run; or as in :class:`Video` and the tracker.
     """
-    first_frame = _whole_number("first_frame", first_frame)
+    check_integer("first_frame", first_frame, 0)
     video = video if isinstance(video, Video) else Video(video)
     prompts = prompts or {}
     early = [index for index in prompts if index < first_frame]
-    if first_frame < 0 or early:
+    if early:
         raise UserError(
-            f"tracking begins at frame {first_frame}, which must not be negative, nor behind a "
-            f"prompt's frame {early}"
+            f"first_frame ({first_frame}) must not be later than the frame of a prompt {early}"
         )
     index = -1
     objects: set[int] = set()
-    last_seen: dict[int, int] = {}  # the frame in which each object was, of those that are done
+    last_seen: dict[int, int] = {}  # of the frames that are done, the last one with each object
     weights = fingerprint(tracker.predictor.model.state_dict())
     run = {"first_frame": first_frame, "weights_sha256": weights, **(settings or {})}
     total = None if video.length is None else max(0, video.length - first_frame)
-    with (
-        TrackWriter(folder, video, run) as writer,
-        tqdm(total=total, unit=" frames", bar_format=_BAR, disable=None) as bar,
-    ):
+    with TrackWriter(folder, video, run) as writer:
         for index, frame in enumerate(video):
             if index < first_frame:
                 continue
@@ -565,25 +576,26 @@ def track_video(
             tracked = writer.read(index) if done else tracker.current
             if done and index == first_frame and not _alike(tracker.current, tracked):
                 raise UserError(
-                    f"the folder {os.fspath(folder)!r} holds results of another run, which follows "
-                    f"other objects from frame {index} on: name another folder, or delete this one"
+                    f"the folder {os.fspath(folder)!r} holds another run, with other objects in "
+                    f"frame {index}: choose another folder, or delete this one"
                 )
-            assert tracked.objects.ids is not None
-            seen_ids = tracked.objects.ids.tolist()
-            objects.update(seen_ids, tracked.lost)
-            more_to_come = tracker.find_every or any(number > index for number in prompts)
+            seen = ids_of(tracked.objects)
+            objects.update(seen, tracked.lost)
+            more_to_come = tracker.detect_every or any(number > index for number in prompts)
             if index == first_frame and not objects and not more_to_come:
                 reasons = tracker.describe_left_out()
                 raise UserError(
-                    f"no object was found in frame {index} to be followed"
+                    f"there is no object to follow in frame {index}"
                     + (f"; {reasons}" if reasons else "")
                 )
             writer.write(frame, tracked)
             if done:
-                # Under 0, no object's id, the last frame.
-                last_seen.update(dict.fromkeys((0, *seen_ids), index))
-            bar.set_postfix_str(f"{len(seen_ids)} objects, {len(tracked.lost)} lost", False)
-            bar.update()
+                # 0, which is no object's id, stands for the last frame.
+                last_seen.update(dict.fromkeys((0, *seen), index))
+            if on_frame is not None:
+                on_frame(frame, tracked)
+            if progress is not None:
+                progress(index + 1 - first_frame, total)
         late = [number for number in prompts if number > index]
         if first_frame > index or late:
             raise UserError(
@@ -598,10 +610,10 @@ def track_video(
 def _read_again(
     video: Video, writer: TrackWriter, indices: Collection[int]
 ) -> Iterator[tuple[Frame, TrackedFrame]]:
-    """Some of the frames that an earlier run has done, in order, and what it found in them.
+    """Yields some of the frames that an earlier run has done, with their objects, in order.
 
-    They are decoded once more, since to keep them for objects that may never come back would take
-    the more memory the longer the video.
+    They are decoded again: to keep them for objects that may never come back would take memory in
+    proportion to the video.
     """
     last = max(indices)
     for index, frame in enumerate(video):
@@ -612,58 +624,29 @@ def _read_again(
 
 
 def _alike(found: TrackedFrame, written: TrackedFrame) -> bool:
-    """Whether two runs begin with the same objects, but for what computers differ in."""
+    """Whether two runs begin with the same objects, apart from rounding."""
     if found.lost != written.lost or len(found.objects) != len(written.objects):
         return False
     ours, theirs = found.id_map(), written.id_map()
     for number in {*_values(ours), *_values(theirs)}:
         common = np.count_nonzero((ours == number) & (theirs == number))
-        if common < _SAME * np.count_nonzero((ours == number) | (theirs == number)):
+        if common < _SAME_PROMPT * np.count_nonzero((ours == number) | (theirs == number)):
             return False
     return True
 
 
-_SAME = 0.9  # IoU from which on two masks of a frame are of one prompt
-_BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}, {postfix}]"
-
-
-def _as_instances(
-    masks: NDArray[np.bool_],
-    scores: Iterable[float],
-    labels: list[str],
-    ids: list[int] | None = None,
-    image: Frame | None = None,
-) -> Instances:
-    return Instances(
-        (masks.shape[1], masks.shape[2]),
-        boxes_of(masks),
-        masks,
-        np.array([*scores], np.float32),
-        labels,
-        ids=None if ids is None else np.array(ids, np.int64),
-        image=image,
-    )
-
-
 def _values(ids: NDArray[np.int32] | NDArray[np.uint8]) -> list[int]:
-    """The ids that occur, 0 left out."""
+    """The ids in a map, without 0."""
     return [number for number in np.flatnonzero(np.bincount(ids.ravel())).tolist() if number]
 
 
-def _whole_number(name: str, value: Any) -> int:
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be a whole number, not {value!r:.60}") from None
-
-
 def _only_mask(mask: Mask, frame: Frame, *others: ArrayLike | None) -> Mask:
-    """A mask that is given in place of clicks and a box."""
+    """Checks a mask that is given instead of points and a box."""
     if any(other is not None for other in others):
         raise UserError("give a mask, or points and a box, not both")
     checked = np.asarray(mask)
     if checked.dtype.kind not in "bui":
-        raise TypeError(f"the mask must be boolean, or whole numbers, not {checked.dtype}")
+        raise TypeError(f"the mask must be boolean or whole numbers, not {checked.dtype}")
     if checked.shape != frame.shape[:2]:
         raise UserError(
             f"the mask must have the shape of the frame, {frame.shape[:2]}, not {checked.shape}"

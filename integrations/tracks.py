@@ -1,4 +1,4 @@
-"""What a tracker finds in a video: one frame of it, and a folder of it to resume from."""
+"""The results of tracking: the objects in one frame, and a folder that a run can resume from."""
 
 import csv
 import io
@@ -20,26 +20,27 @@ from mobile_sam_plugin.drawing import palette
 from mobile_sam_plugin.errors import UserError
 from mobile_sam_plugin.files import digest_source, encode_image, write_file
 from mobile_sam_plugin.images import open_image
+from mobile_sam_plugin.runs import claim, find_run
 
 from .instances import Instances
+from .video import Frame, Video, VideoWriter
 
 if TYPE_CHECKING:
     import supervision
-from .video import Frame, Video, VideoWriter
 
+_WAY_OUT = "choose another folder, or delete this one"
 _COLUMNS = ("frame", "id", "label", "state", "x0", "y0", "x1", "y1", "area", "score")
 
 
 @dataclass(frozen=True)
 class TrackedFrame:
-    """What a tracker found in a frame.
+    """The objects that a tracker follows in a frame.
 
     Attributes:
-        index: the number of the frame, from 0.
-        objects: those that are seen, with their ``ids``. Their masks do not overlap.
-        lost: the ids of those that are not seen, be it that they are hidden, or out of the picture,
-            or that the tracker has lost them.
-        lost_labels: what those are, in their order; empty where it is not known.
+        index: number of the frame, from 0.
+        objects: the visible objects, with their ``tracker_id``. Their masks do not overlap.
+        lost: ids of the others: hidden, outside the frame, or lost by the tracker.
+        lost_labels: labels of the lost objects, in the same order; empty if unknown.
     """
 
     index: int
@@ -52,44 +53,46 @@ class TrackedFrame:
         return self.objects.overlay()
 
     def to_supervision(self) -> "supervision.Detections":
-        """Returns the objects, see :meth:`Instances.to_supervision`."""
+        """Returns the visible objects, see :meth:`Instances.to_supervision`."""
         return self.objects.to_supervision()
 
     def to_coco(self) -> dict[str, Any]:
-        """Returns the objects, see :meth:`Instances.to_coco`; the image's id is ``index`` + 1."""
+        """Returns the visible objects as COCO, with the image id ``index + 1``."""
         return self.objects.to_coco(image_id=self.index + 1)
 
     def save(self, folder: str | os.PathLike[str]) -> list[Path]:
-        """Writes the objects; a folder for each frame, see :meth:`Instances.save`."""
+        """Writes the visible objects; each frame needs a folder of its own."""
         return self.objects.save(folder)
 
     def id_map(self) -> NDArray[np.uint8]:
-        """Returns (H, W) uint8: each pixel's object id, 0 for none."""
+        """Returns the object id of each pixel, (H, W) uint8, 0 for none.
+
+        Raises:
+            UserError: if the objects have no ``tracker_id``.
+        """
         ids = np.zeros(self.objects.image_size, dtype=np.uint8)
-        for number, mask in zip(_ids(self.objects), self.objects.masks, strict=True):
+        for number, mask in zip(ids_of(self.objects), self.objects.masks, strict=True):
             ids[mask] = number
         return ids
 
 
 class TrackWriter:
-    """Writes a folder of results frame by frame, and takes up what an interrupted run has written.
+    """Writes a folder of results frame by frame, and resumes an interrupted run.
 
-    - ``masks/00000.png`` and so on, a PNG of object ids a frame, in the colours of DAVIS;
-    - ``tracks.csv``, a line for each object and frame: its state (``seen`` or ``lost``), its box
+    - ``masks/00000.png`` and so on: one PNG of object ids per frame, with a palette;
+    - ``tracks.csv``: one line per object and frame with its state (``seen`` or ``lost``), its box
       (XYXY, pixels), its area in pixels and its score;
-    - ``overlay.mp4``, the video with masks, boxes and ids drawn over it;
-    - ``tracks.json``, in the format of YouTube-VIS, with COCO RLE;
-    - ``run.json``, what was asked for and a digest of the video, by which a run is known when it
-      is taken up.
+    - ``overlay.mp4``: the video with masks, boxes and ids drawn over it;
+    - ``tracks.json``: YouTube-VIS format, with COCO RLE;
+    - ``run.json``: the settings and a digest of the video, by which a run is recognised.
 
-    The first two are written as the video goes on; the overlay and the JSON appear when the writer
-    is closed, also by an error or an interruption, and hold what was done so far. An overlay of
-    more frames, which an earlier run has written, stays. Nothing is written before the first frame
-    is.
+    Masks and table grow with every frame. The overlay and the JSON file appear when the writer is
+    closed, also after an error or an interruption, and hold the frames so far; a longer overlay of
+    an earlier run stays. Nothing is written before the first frame.
 
     Attributes:
-        folder: where.
-        done: the numbers of the frames that an earlier run has written.
+        folder: the folder.
+        done: numbers of the frames that an earlier run has written.
 
     Example:
         >>> with TrackWriter("out", Video("street.mp4")) as writer:
@@ -103,18 +106,17 @@ class TrackWriter:
         video: Video,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
-        """Looks at the folder, which may hold the results of an interrupted run on the same video.
+        """Reads what an interrupted run on the same video has written to the folder.
 
         Args:
-            folder: made if need be.
-            video: what is tracked in; its contents are what it is known by.
-            settings: what else makes two runs the same, such as the prompts; ``json`` must be able
-                to write it.
+            folder: created if missing.
+            video: the video, which is recognised by its contents.
+            settings: everything else that decides the results, such as prompts, as ``json`` takes
+                it.
 
         Raises:
-            MissingExtra: PyAV is not installed.
-            UserError: the folder holds results of another video or other settings, or of any
-                stream, which cannot be taken up.
+            MissingExtra: if PyAV is not installed.
+            UserError: if the folder holds another run, or one on a stream, which cannot be resumed.
         """
         self.folder = Path(folder)
         self.done: set[int] = set()
@@ -122,15 +124,19 @@ class TrackWriter:
         self._rows: dict[int, list[dict[str, str]]] = {}
         self._overlay = VideoWriter(self.folder / "overlay.mp4", video.frame_rate)
         self._table: io.TextIOWrapper | None = None
-        # As JSON gives it back.
         contents = None if video.path is None else digest_source(video.path)
-        self._run = json.loads(json.dumps({"video": contents, **(settings or {})}))
-        if (self.folder / "run.json").exists():
-            self._take_up(video)
+        self._run = {"video": contents, **(settings or {})}
+        if find_run(self.folder, self._run, way_out=_WAY_OUT) is not None:
+            if video.path is None:
+                raise UserError(
+                    f"the folder {str(self.folder)!r} holds a run on a stream, which cannot be "
+                    f"resumed: {_WAY_OUT}"
+                )
+            self._resume()
         elif self._masks.is_dir() and any(self._masks.iterdir()):
             raise UserError(
                 f"the folder {str(self._masks)!r} holds files of another origin: "
-                "name another folder"
+                "choose another folder"
             )
 
     def __enter__(self) -> Self:
@@ -148,8 +154,8 @@ class TrackWriter:
         """Returns what an earlier run has written of a frame that is ``done``.
 
         Raises:
-            FileNotFoundError: nothing.
-            UserError: its PNG is damaged.
+            FileNotFoundError: if the frame has no PNG.
+            UserError: if its PNG is damaged.
         """
         ids = _read_ids(self._masks / f"{index:05}.png")
         rows = self._rows.get(index, [])
@@ -162,7 +168,7 @@ class TrackWriter:
             masks,
             np.array([float(row["score"]) for row in seen], np.float32),
             [row["label"] for row in seen],
-            ids=np.array([int(row["id"]) for row in seen], np.int64),
+            tracker_id=np.array([int(row["id"]) for row in seen], np.int64),
         )
         lost = [row for row in rows if row["state"] == "lost"]
         return TrackedFrame(
@@ -173,14 +179,14 @@ class TrackWriter:
         )
 
     def write(self, frame: Frame, tracked: TrackedFrame) -> None:
-        """Writes what was found in a frame; of one that is ``done``, draws the overlay only.
+        """Writes the objects in a frame; for a frame that is ``done``, the overlay only.
 
         Args:
             frame: (H, W, 3) uint8 RGB.
-            tracked: what was found in it.
+            tracked: the objects in it.
 
         Raises:
-            OSError: the folder or the video cannot be written.
+            OSError: if the folder or the video cannot be written.
         """
         if self._table is None:
             self._table = self._begin()
@@ -188,7 +194,7 @@ class TrackWriter:
         if tracked.index in self.done:
             return
         table = csv.DictWriter(self._table, _COLUMNS)
-        ids = _ids(tracked.objects)
+        ids = ids_of(tracked.objects)
         for place in np.argsort(ids):
             mask = tracked.objects.masks[place]
             table.writerow(
@@ -214,7 +220,7 @@ class TrackWriter:
                 }
             )
         self._table.flush()
-        # Last, since a frame with a PNG is taken for done.
+        # Last, since a frame with a PNG counts as done.
         png = encode_image(".png", tracked.id_map(), palette=palette())
         write_file(self._masks / f"{tracked.index:05}.png", png)
 
@@ -222,7 +228,7 @@ class TrackWriter:
         """Completes the overlay and the JSON, if any frame was written.
 
         Raises:
-            OSError: they cannot be written. What was done of the masks and the table is there.
+            OSError: if they cannot be written. The masks and the table stay.
         """
         if self._table is None:
             return
@@ -237,35 +243,23 @@ class TrackWriter:
             content = json.dumps(self._to_youtube_vis(), allow_nan=False)
             write_file(self.folder / "tracks.json", content.encode())
 
-    def _take_up(self, video: Video) -> None:
-        path = self.folder / "run.json"
-        earlier = json.loads(path.read_text())
-        differing = [
-            key for key in {**self._run, **earlier} if self._run.get(key) != earlier.get(key)
-        ]
-        if differing or video.path is None:
-            what = f"another {' and '.join(differing)}" if differing else "frames gone by"
-            raise UserError(
-                f"the folder {str(self.folder)!r} holds results of another run, with {what}: "
-                "name another folder, or delete this one"
-            )
+    def _resume(self) -> None:
         for row in self._read_table():
-            # A line that was cut off lacks columns.
-            if row["score"] is not None:
+            if row["score"] is not None:  # a line that was cut off lacks columns
                 self._rows.setdefault(int(row["frame"]), []).append(row)
         if (self.folder / "tracks.csv").exists():
             self.done = {*self._list_masks()}
 
     def _list_masks(self) -> dict[int, Path]:
-        """The PNGs that are there, by their frames' numbers, in their order."""
+        """The PNGs in the folder by frame number, sorted."""
         paths = self._masks.iterdir() if self._masks.is_dir() else ()
         found = {int(path.stem): path for path in paths if re.fullmatch(r"[0-9]+\.png", path.name)}
         return {index: found[index] for index in sorted(found)}
 
     def _begin(self) -> io.TextIOWrapper:
-        """Writes what is known before the first frame, and opens the table for more."""
-        self._masks.mkdir(parents=True, exist_ok=True)
-        write_file(self.folder / "run.json", json.dumps(self._run).encode())
+        """Claims the folder, and opens the table, which starts with the rows of an earlier run."""
+        claim(self.folder, self._run, way_out=_WAY_OUT)
+        self._masks.mkdir(exist_ok=True)
         table = io.StringIO(newline="")
         writer = csv.DictWriter(table, _COLUMNS)
         writer.writeheader()
@@ -283,7 +277,7 @@ class TrackWriter:
             return [*csv.DictReader(table)]
 
     def _to_youtube_vis(self) -> dict[str, Any]:
-        """All that was written, as YouTube-VIS has it: an annotation for each object."""
+        """Everything that was written in YouTube-VIS format: one annotation per object."""
         paths = [*self._list_masks().values()]
         labels: dict[int, str] = {}
         for row in self._read_table():
@@ -331,17 +325,17 @@ class TrackWriter:
 
 
 def _read_ids(path: Path) -> NDArray[np.uint8]:
-    """(H, W), of a PNG that a :class:`TrackWriter` wrote."""
+    """Reads the object ids, (H, W), in a PNG of :class:`TrackWriter`."""
     with open_image(path, str(path)) as png:
         return np.asarray(png)
 
 
 def _encode_ids(ids: NDArray[np.uint8]) -> dict[int, tuple[dict[str, Any], list[int], int]]:
-    """COCO RLE, XYWH and area of each object in a map of ids, (H, W).
+    """Returns COCO RLE, XYWH and area of each object in a map of ids, (H, W).
 
-    The runs of all objects are found in one pass, since there may be many.
+    One pass finds the runs of all objects, since there may be many.
     """
-    pixels = ids.ravel(order="F")  # COCO counts down the columns
+    pixels = ids.ravel(order="F")  # COCO's order: column by column
     starts = np.flatnonzero(np.diff(pixels, prepend=pixels[0] ^ 1))
     lengths = np.diff(starts, append=pixels.size)
     owners = pixels[starts]
@@ -350,7 +344,7 @@ def _encode_ids(ids: NDArray[np.uint8]) -> dict[int, tuple[dict[str, Any], list[
         own = owners == number
         firsts, ends = starts[own], starts[own] + lengths[own]
         gaps = firsts - np.concatenate([[0], ends[:-1]])
-        # Pixels outside and inside by turns, the first of them outside, if only 0.
+        # Lengths of runs outside and inside, alternating; the first is outside, even if it is 0.
         counts = np.stack([gaps, lengths[own]], axis=1).ravel().tolist()
         if ends[-1] < pixels.size:
             counts.append(int(pixels.size - ends[-1]))
@@ -361,8 +355,9 @@ def _encode_ids(ids: NDArray[np.uint8]) -> dict[int, tuple[dict[str, Any], list[
     return found
 
 
-def _ids(objects: Instances) -> list[int]:
-    if objects.ids is None:
-        raise UserError("the objects have no ids: they do not come from a tracker")
-    ids: list[int] = objects.ids.tolist()
+def ids_of(objects: Instances) -> list[int]:
+    """Returns the ids of tracked objects; UserError if they have none."""
+    if objects.tracker_id is None:
+        raise UserError("the objects have no tracker_id: they do not come from a tracker")
+    ids: list[int] = objects.tracker_id.tolist()
     return ids

@@ -1,7 +1,4 @@
-"""Videos in, frame by frame, and what a tracker found in them out, in files to go on from.
-
-Nothing here holds more than one frame.
-"""
+"""Videos, read and written one frame at a time, and masks by frame."""
 
 import os
 import re
@@ -14,7 +11,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import UnidentifiedImageError
@@ -23,6 +19,7 @@ from typing_extensions import Self
 from mobile_sam_plugin.errors import MissingExtra, UserError
 from mobile_sam_plugin.images import list_images, load_mask, open_image
 from mobile_sam_plugin.inputs import as_pixels
+from mobile_sam_plugin.videos import VideoFile
 
 from .instances import load_image
 
@@ -31,9 +28,9 @@ if TYPE_CHECKING:
 
 Frame = NDArray[np.uint8]
 VideoSource = str | os.PathLike[str] | Iterable[Frame]
-"""A video file, an animation, a folder of images, or an iterable of frames, as a camera's."""
-_FRAME_RATE = 25.0  # where the source does not tell
-_ANIMATIONS = ("AVIF", "GIF", "PNG", "WEBP")  # what other formats hold several of are pages, views
+"""A video file, an animation, a folder of images, or an iterable of frames, as of a camera."""
+_FRAME_RATE = 25.0  # if the source has none
+_ANIMATIONS = ("AVIF", "GIF", "PNG", "WEBP")  # several images in other formats are pages or views
 _HIGHEST_TERM = 65535  # of a frame rate in MPEG-4, as a fraction
 
 
@@ -41,10 +38,11 @@ class Video:
     """The frames of a video, of a folder of images or of an iterable, read one at a time.
 
     Attributes:
-        name: the file's name without suffix, or the folder's; "stream" for an iterable.
-        length: the number of frames as far as it is known beforehand, else None.
-        frame_rate: frames a second; 25 where the source does not tell.
-        path: of the file or the folder; None for an iterable.
+        name: name of the file without suffix, or of the folder; "stream" for an iterable.
+        length: number of frames; None if unknown. The header of a video file may be wrong.
+        frame_rate: frames per second; 25 if unknown.
+        image_size: (height, width) of the frames; None if unknown before one is read.
+        path: path of the file or folder; None for an iterable.
 
     Example:
         >>> for frame in Video("street.mp4"):
@@ -53,24 +51,25 @@ class Video:
     """
 
     def __init__(self, source: VideoSource) -> None:
-        """Looks at the source, without keeping frames.
+        """Reads the header of a source.
 
         Args:
-            source: the path of a file that OpenCV can decode, or of an animated GIF, WebP, PNG or
-                AVIF; or of a folder of images, taken in the order of the numbers in their names; or
-                an iterable of (H, W, 3) uint8 RGB.
+            source: path of a file that OpenCV can decode, of an animated GIF, WebP, PNG or AVIF, or
+                of a folder of images, which are sorted by the numbers in their names; or an
+                iterable of (H, W, 3) uint8 RGB.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            UserError: it cannot be decoded, or there is no image in the folder.
+            FileNotFoundError: if there is no such file.
+            UserError: if it cannot be decoded, or the folder holds no image.
         """
         self.name = "stream"
         self.length: int | None = None
         self.frame_rate = _FRAME_RATE
+        self.image_size: tuple[int, int] | None = None
         self.path: Path | None = None
         self._images: list[Path] = []
+        self._file: VideoFile | None = None
         self._stream: Iterable[Frame] = ()
-        self._animated = False
         if not isinstance(source, str | os.PathLike):
             self._stream = source
             return
@@ -81,83 +80,71 @@ class Video:
             self._images = sorted(list_images(self.path), key=_natural_order)
             self.length = len(self._images)
         elif count := _count_images(self.path):
-            self._animated = True
             self.length = count
-            self.frame_rate = _animation_rate(self.path, count)
+            self.frame_rate, self.image_size = _read_animation(self.path, count)
         else:
-            capture = _open(self.path)
-            self.length = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT))) or None
-            rate = capture.get(cv2.CAP_PROP_FPS)
-            capture.release()
+            self._file = VideoFile(self.path)
+            self.length = self._file.length or None
+            self.image_size = self._file.image_size
+            rate = self._file.frame_rate
             if 0 < rate < 1000:
                 self.frame_rate = rate
-            else:  # such as the ticks of a clock a second
+            else:  # for example ticks of a clock per second
                 warnings.warn(
-                    f"{self.name!r} has no frame rate that makes sense ({rate:g}): it is taken for "
-                    f"{_FRAME_RATE:g} frames a second",
+                    f"{self.name!r} has the frame rate {rate:g}, which makes no sense: using "
+                    f"{_FRAME_RATE:g} frames per second",
                     stacklevel=2,
                 )
 
     def __iter__(self) -> Iterator[Frame]:
-        """Reads the frames, (H, W, 3) uint8 RGB.
+        """Yields the frames, (H, W, 3) uint8 RGB.
 
         Raises:
-            UserError: a frame cannot be read or has another size than the first, or there is none.
-            TypeError, UserError: a frame of the iterable is no image, see
+            UserError: if a frame cannot be read or has another size than the first, or there is
+                none.
+            TypeError: if a frame of the iterable is not an image, see
                 :func:`~mobile_sam_plugin.inputs.as_pixels`.
         """
         size = None
-        index = -1
         for index, frame in enumerate(self._read()):
             size = size or frame.shape[:2]
             if frame.shape[:2] != size:
                 raise UserError(
                     f"frame {index} of {self.name!r} has {frame.shape[1]} x {frame.shape[0]} "
-                    f"pixels, those before have {size[1]} x {size[0]}: "
+                    f"pixels, the frames before have {size[1]} x {size[0]}: "
                     "cut the video where its size changes"
                 )
             yield frame
-        if index < 0:
+        if size is None:
             raise UserError(f"there is no frame in {self.name!r}")
-        if self.length and index + 1 < 0.95 * self.length - 1:
-            warnings.warn(
-                f"{self.name!r} could be read up to frame {index + 1} only, though its header "
-                f"tells of {self.length}: it may be damaged",
-                stacklevel=2,
-            )
 
     def _read(self) -> Iterator[Frame]:
         if self._images:
             yield from map(load_image, self._images)
-        elif self._animated:
-            assert self.path is not None
+        elif self._file is not None:
+            for _, frame in self._file.read():
+                if frame is None:
+                    return
+                yield frame
+        elif self.path is not None:  # an animation
             with open_image(self.path, str(self.path)) as opened:
                 for index in range(self.length or 0):
                     opened.seek(index)
                     yield as_pixels(opened)
-        elif self.path is not None:
-            capture = _open(self.path)
-            try:
-                while True:
-                    read, frame = capture.read()
-                    if not read:
-                        return
-                    yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-            finally:
-                capture.release()
         else:
             yield from map(as_pixels, self._stream)
 
 
 class MaskFolder(Mapping[int, NDArray[np.bool_]]):
-    """The masks in a folder by the numbers of their frames, each read when it is asked for.
+    """The masks in a folder by frame number, read when they are requested.
 
-    A mask belongs to the frame whose number, from 0, is the last one in the mask's name, as
-    :class:`TrackWriter` numbers them. Where the video is a folder of images and each mask is called
-    as one of them, it belongs to that one, unless a tracker wrote the masks.
+    The last number in a mask's name is the number of its frame, from 0, as
+    :class:`~mobile_sam_plugin.integrations.tracks.TrackWriter` numbers them. If the video is a
+    folder of images and all masks have names of images, the names decide, unless a tracker has
+    written the masks.
 
     Attributes:
-        paths: by the frames' numbers. A frame without a mask is not among them.
+        paths: paths of the masks by frame number, without the frames that have no mask.
 
     Example:
         >>> video = Video("street.mp4")
@@ -166,15 +153,15 @@ class MaskFolder(Mapping[int, NDArray[np.bool_]]):
     """
 
     def __init__(self, folder: str | os.PathLike[str], video: Video) -> None:
-        """Looks at the names.
+        """Reads the names of the masks.
 
         Args:
-            folder: with images of masks, as :func:`~mobile_sam_plugin.images.load_mask` takes them.
-            video: whose frames they belong to.
+            folder: folder of masks, as :func:`~mobile_sam_plugin.images.load_mask` takes them.
+            video: the video that they belong to.
 
         Raises:
-            UserError: there is no image, a name without a number, two masks of one frame, or masks
-                of frames that the video does not have.
+            UserError: if there is no image, a name has no number, two masks belong to one frame, or
+                a mask to a frame that the video lacks.
         """
         found = list_images(folder)
         names = {path.stem: index for index, path in enumerate(video._images)}
@@ -186,8 +173,8 @@ class MaskFolder(Mapping[int, NDArray[np.bool_]]):
             numbers = re.findall(r"[0-9]+", path.stem)
             if not numbers and not by_name:
                 raise UserError(
-                    f"the mask {str(path)!r} has no number in its name, so it is not known which "
-                    "frame it belongs to: the first frame's is 00000.png"
+                    f"the name of the mask {str(path)!r} has no number, so its frame is unknown: "
+                    "the mask of the first frame is 00000.png"
                 )
             index = names[path.stem] if by_name else int(numbers[-1])
             other = self.paths.setdefault(index, path)
@@ -195,22 +182,22 @@ class MaskFolder(Mapping[int, NDArray[np.bool_]]):
                 raise UserError(f"{other.name!r} and {path.name!r} are both masks of frame {index}")
         last = max(self.paths)
         # The header of a video file may be off by some frames.
-        slack = 0 if video._images or video._animated else 1 + (video.length or 0) // 20
+        slack = 0 if video._file is None else 1 + (video.length or 0) // 20
         if video.length and last >= video.length + slack:
             raise UserError(
-                f"the mask {self.paths[last].name!r} is of frame {last}, and {video.name!r} has "
-                f"{video.length} frames, counted from 0: the masks are of another video"
+                f"the mask {self.paths[last].name!r} belongs to frame {last}, but {video.name!r} "
+                f"has {video.length} frames, counted from 0: the masks are of another video"
             )
 
     def __getitem__(self, index: int) -> NDArray[np.bool_]:
-        """Reads the mask of a frame, (H, W); KeyError if it has none, else as ``load_mask``."""
+        """Reads the mask of a frame, (H, W) bool; KeyError if it has none."""
         path = self.paths[index]
         with warnings.catch_warnings(record=True) as doubts:
             warnings.simplefilter("always")
             mask = load_mask(path)
-        if doubts and not self._doubtful:  # the others are likely to be of its kind
+        if doubts and not self._doubtful:  # the other masks are likely to be similar
             self._doubtful = True
-            warnings.warn(f"{doubts[0].message}; others of the folder may be so, too", stacklevel=2)
+            warnings.warn(f"{doubts[0].message}; this may hold for other masks", stacklevel=2)
         return mask
 
     def __iter__(self) -> Iterator[int]:
@@ -221,28 +208,27 @@ class MaskFolder(Mapping[int, NDArray[np.bool_]]):
 
 
 def is_video(path: str | os.PathLike[str]) -> bool:
-    """Whether something at a path is to be read as a video, by what is there, not by its name.
+    """Returns whether a path is to be read as a video, by the contents, not the name.
 
     Returns:
-        True for a folder, for an animation of several frames, and for a file that is no image.
+        True for a folder, an animation of several frames, and a file that is not an image.
 
     Raises:
-        FileNotFoundError, PermissionError: the path cannot be opened.
-        UserError: it is an image that is damaged, or too large to be safe.
+        FileNotFoundError, PermissionError: if the path cannot be opened.
+        UserError: if it is an image that is damaged, or too large to be safe.
     """
     return Path(path).is_dir() or _count_images(Path(path)) != 1
 
 
 class VideoWriter:
-    """Writes a video frame by frame, which appears whole when it is closed, or not at all.
+    """Writes a video frame by frame; the file appears whole when it is closed, or not at all.
 
-    It is MPEG-4 in MP4, which holds frames of every size to the pixel. PyAV writes it, which tells
-    of a disk that is full, as OpenCV does not; OpenCV also drops a row or column of odd sizes, and
-    refuses frame rates without a decimal fraction of few digits.
+    The format is MPEG-4 in MP4, which keeps every frame size. PyAV writes it: OpenCV does not
+    report a full disk, drops a row or column of odd sizes, and refuses many frame rates.
 
     Attributes:
-        path: of the file.
-        length: the number of frames so far.
+        path: path of the file.
+        length: number of frames so far.
 
     Example:
         >>> with VideoWriter("out.mp4", 25) as video:
@@ -251,16 +237,16 @@ class VideoWriter:
     """
 
     def __init__(self, path: str | os.PathLike[str], frame_rate: float) -> None:
-        """Takes where to write, without writing.
+        """Checks path and frame rate, without writing.
 
         Args:
-            path: ending in ``.mp4``; its folder is made if need be.
-            frame_rate: frames a second. MPEG-4 holds fractions of numbers up to 65535; a warning
-                tells where another rate is the nearest.
+            path: path that ends in ``.mp4``; its folder is created if missing.
+            frame_rate: frames per second. MPEG-4 takes fractions of numbers up to 65535; a warning
+                reports if the nearest rate differs.
 
         Raises:
-            MissingExtra: PyAV is not installed.
-            UserError: the path ends in something else, or the rate is no positive number.
+            MissingExtra: if PyAV is not installed.
+            UserError: if the path ends otherwise, or the rate is not a positive number.
         """
         try:
             import av
@@ -271,7 +257,7 @@ class VideoWriter:
         if self.path.suffix.lower() != ".mp4":
             raise UserError(f"{str(self.path)!r} must end in .mp4")
         self._rate = _nearest_rate(frame_rate)
-        # Two runs may write the same file at once.
+        # Two runs may write the same file at the same time.
         token = f"{os.getpid()}-{secrets.token_hex(4)}"
         self._partial = self.path.with_name(f".{self.path.stem}.{token}.partial.mp4")
         self._av = av
@@ -296,11 +282,11 @@ class VideoWriter:
         """Writes a frame.
 
         Args:
-            frame: (H, W, 3) uint8 RGB, of the size of those before.
+            frame: (H, W, 3) uint8 RGB, all of one size.
 
         Raises:
-            UserError: it has another size.
-            OSError: it cannot be written.
+            UserError: if it has another size than the first.
+            OSError: if it cannot be written.
         """
         height, width = frame.shape[:2]
         with self._naming_errors():
@@ -308,7 +294,7 @@ class VideoWriter:
                 self._open(width, height)
             if (width, height) != (self._stream.width, self._stream.height):
                 raise UserError(
-                    f"frame {self.length} has {width} x {height} pixels, those before have "
+                    f"frame {self.length} has {width} x {height} pixels, the frames before have "
                     f"{self._stream.width} x {self._stream.height}: a video has one size"
                 )
             picture = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
@@ -316,11 +302,11 @@ class VideoWriter:
         self.length += 1
 
     def close(self) -> None:
-        """Completes the file, counts what can be read of it, and puts it in its place.
+        """Completes the file, counts the frames that can be read back, and moves it to its path.
 
         Raises:
-            UserError: no frame was written.
-            OSError: it cannot be written; what was there before stays.
+            UserError: if no frame was written.
+            OSError: if it cannot be written; an earlier file stays.
         """
         if self._container is None:
             raise UserError(f"there is no frame to write to {str(self.path)!r}")
@@ -346,7 +332,7 @@ class VideoWriter:
             self.discard()
 
     def discard(self) -> None:
-        """Ends without a file; what was there before stays."""
+        """Ends without a file; an earlier file stays."""
         if self._container is not None:
             with suppress(self._av.FFmpegError):  # of the disk that is full
                 self._container.close()
@@ -354,9 +340,9 @@ class VideoWriter:
 
     def _open(self, width: int, height: int) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        # Named as a file, since FFmpeg takes what stands before a colon for a protocol.
+        # With "file:", since FFmpeg takes the part of a path before a colon for a protocol.
         self._container = self._av.open(f"file:{self._partial}", "w", format="mp4")
-        # A quantizer of 3, of 1 to 31, whatever the bits: hardly any loss is seen.
+        # A fixed quantizer of 3, of 1 to 31: hardly any loss is visible, whatever the bit rate.
         options = {"qmin": "3", "qmax": "3"}
         self._stream = self._container.add_stream("mpeg4", rate=self._rate, options=options)
         self._stream.width, self._stream.height = width, height
@@ -364,7 +350,7 @@ class VideoWriter:
 
     @contextmanager
     def _naming_errors(self) -> Iterator[None]:
-        """FFmpeg's errors by the name of the file that was asked for."""
+        """Raises FFmpeg's errors with the path of the file."""
         try:
             yield
         except self._av.FFmpegError as error:
@@ -372,34 +358,24 @@ class VideoWriter:
 
 
 def write_video(path: str | os.PathLike[str], frames: Iterable[Frame], frame_rate: float) -> None:
-    """Writes a video in MPEG-4, which appears whole or not at all.
+    """Writes a video with :class:`VideoWriter`.
 
     Args:
-        path: ending in ``.mp4``.
+        path, frame_rate: as in :class:`VideoWriter`.
         frames: (H, W, 3) uint8 RGB, all of one size.
-        frame_rate: frames a second; where MPEG-4 cannot hold it, a warning tells of the nearest.
 
     Raises:
-        MissingExtra: PyAV is not installed.
-        UserError: there is no frame, one has another size, or the path ends in something else.
-        OSError: it cannot be written, as on a full disk; what was there before stays.
+        MissingExtra: if PyAV is not installed.
+        UserError: if there is no frame, one has another size, or the path does not end in ``.mp4``.
+        OSError: if it cannot be written, for example on a full disk; an earlier file stays.
     """
     with VideoWriter(path, frame_rate) as video:
         for frame in frames:
             video.write(frame)
 
 
-def _open(path: Path) -> cv2.VideoCapture:
-    if not path.exists():
-        raise FileNotFoundError(f"there is no video {str(path)!r}")
-    capture = cv2.VideoCapture(str(path))
-    if not capture.isOpened():
-        raise UserError(f"{str(path)!r} is no video that OpenCV can decode, and no image")
-    return capture
-
-
 def _count_images(path: Path) -> int:
-    """How many frames an animation has, 1 for another image; 0 for what is no image, if a file."""
+    """The number of frames of an animation, 1 for another image, 0 for a file without images."""
     try:
         with open_image(path, str(path)) as opened:
             return getattr(opened, "n_frames", 1) if opened.format in _ANIMATIONS else 1
@@ -411,28 +387,29 @@ def _count_images(path: Path) -> int:
         raise
 
 
-def _animation_rate(path: Path, count: int) -> float:
-    """Frames a second, of frames that may be shown for different times."""
+def _read_animation(path: Path, count: int) -> tuple[float, tuple[int, int]]:
+    """The mean frame rate of an animation, and its (height, width)."""
     durations = []
     with open_image(path, str(path)) as opened:
         for index in range(count):
             opened.seek(index)
-            if opened.format in ("AVIF", "WEBP"):  # which tell when a frame is decoded
+            if opened.format in ("AVIF", "WEBP"):  # their durations are known after decoding
                 opened.load()
-            # As browsers take those that say nothing, or next to nothing.
+            # Like browsers, replaces durations that are missing or close to 0.
             duration = float(opened.info.get("duration", 0))
             durations.append(duration if duration > 10 else 100.0)
+        image_size = opened.height, opened.width
     if min(durations) != max(durations):
         warnings.warn(
-            f"the frames of {path.name!r} are shown for {min(durations):g} to {max(durations):g} "
-            "ms: each is taken for as long as the mean",
+            f"the frames of {path.name!r} last {min(durations):g} to {max(durations):g} ms: using "
+            "their mean for all of them",
             stacklevel=3,
         )
-    return 1000 * count / sum(durations)
+    return 1000 * count / sum(durations), image_size
 
 
 def _nearest_rate(rate: float) -> Fraction:
-    """The frame rate next to one that MPEG-4 can hold; a warning tells if it is another."""
+    """The nearest frame rate that MPEG-4 can hold; a warning reports if it differs."""
     if not rate > 0 or rate == float("inf"):
         raise UserError(f"the frame rate must be a positive number, not {rate}")
     exact = min(max(Fraction(rate), Fraction(1, _HIGHEST_TERM)), Fraction(_HIGHEST_TERM))
@@ -442,13 +419,13 @@ def _nearest_rate(rate: float) -> Fraction:
         nearest = 1 / (1 / exact).limit_denominator(_HIGHEST_TERM)
     if abs(nearest - Fraction(rate)) > 1e-9 * Fraction(rate):  # more than a float's rounding
         warnings.warn(
-            f"MPEG-4 cannot hold {rate:.10g} frames a second: the video gets {float(nearest):.10g}",
+            f"MPEG-4 cannot hold {rate:.10g} frames per second: using {float(nearest):.10g}",
             stacklevel=3,
         )
     return nearest
 
 
 def _natural_order(path: Path) -> list[tuple[int, str]]:
-    """By the numbers in a name, where it has some."""
+    """A key that sorts names by the numbers in them."""
     parts = re.split(r"([0-9]+)", path.name)
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]

@@ -123,6 +123,6 @@ def split_text(text: str | Sequence[str] | None) -> tuple[str, ...]:
     """Returns the phrases in a text, none for None; UserError if the text has none."""
     if text is None:
         return ()
-    from mobile_sam_plugin.integrations.texts import split_prompts
+    from mobile_sam_plugin.integrations.texts import split_text
 
-    return tuple(split_prompts(text))
+    return tuple(split_text(text))

@@ -20,12 +20,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import cv2
 from typing_extensions import override
 
 from ..errors import UserError
 from ..files import digest_source
 from ..images import describe_kinds, is_image_name, skipped_kind
+from ..videos import VIDEO_SUFFIXES, VideoFile
 from . import writers
 from .coco import CocoSource
 from .items import (
@@ -40,11 +40,6 @@ from .items import (
     with_slashes,
 )
 from .storage import PARTIAL, RUN_FILE, Location, ask, is_url, local_path, open_filesystem
-
-VIDEO_SUFFIXES = (
-    *(".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts"),
-    *(".ogv", ".ts", ".webm", ".wmv"),
-)
 
 _LONGEST_QUERY = 80  # characters of a URL's query in a key
 
@@ -230,49 +225,24 @@ class _VideoSource(Source):
     """The frames of a video, decoded when they are requested."""
 
     def __init__(self, path: Path) -> None:
-        if not path.exists():
-            raise FileNotFoundError(f"there is no video {str(path)!r}")
-        super().__init__("video", str(path.resolve()))
-        capture = self._open()
-        self._expected = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
-        capture.release()
+        self._file = VideoFile(path.resolve())
+        super().__init__("video", str(self._file.path))
 
     @override
     def scan(self) -> tuple[int, str]:
-        return self._expected, digest_source(Path(self.root))
+        return self._file.length, digest_source(self._file.path)
 
     @override
     def listing(self) -> Iterator[Listed]:
-        return map(list_frame, range(self._expected))
+        return map(list_frame, range(self._file.length))
 
     @override
     def items(self, wanted: Wanted, end: int | None = None) -> Iterator[Item]:
-        capture = self._open()
-        try:
-            for index in itertools.count():
-                if index == end:
-                    return
-                if not capture.grab():
-                    break
-                listed = list_frame(index)
-                if wanted(listed):
-                    read, frame = capture.retrieve()
-                    pixels = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB) if read else None
-                    yield listed.at(self.root, pixels=pixels)
-        finally:
-            capture.release()
-        if index < 0.95 * self._expected - 1:
-            warnings.warn(
-                f"only {index} frames of {self.root!r} could be read, its header promises "
-                f"{self._expected}: the file may be damaged",
-                stacklevel=2,
-            )
-
-    def _open(self) -> cv2.VideoCapture:
-        capture = cv2.VideoCapture(self.root)
-        if not capture.isOpened():
-            raise UserError(f"OpenCV cannot decode {self.root!r} as a video")
-        return capture
+        frames = self._file.read(lambda index: index == end or wanted(list_frame(index)))
+        for index, pixels in frames:
+            if index == end:
+                return
+            yield list_frame(index).at(self.root, pixels=pixels)
 
 
 def list_frame(index: int) -> Listed:

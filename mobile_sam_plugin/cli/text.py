@@ -37,7 +37,7 @@ def text(
         float,
         typer.Option(min=0, max=1, help="Leave words of a lower score out of labels."),
     ] = 0.25,
-    nms_threshold: Annotated[
+    nms_thresh: Annotated[
         float,
         typer.Option(
             min=0, max=1, help="Box IoU from which on two objects of a class are duplicates."
@@ -63,13 +63,13 @@ def text(
     from ..images import load_image
     from ..integrations.detectors import DEFAULT_DETECTOR
     from ..integrations.grounded_sam import GroundedMobileSam
-    from ..integrations.texts import split_prompts
+    from ..integrations.texts import split_text
     from ..results import claim_folder
 
-    phrases = split_prompts(prompts)
+    phrases = split_text(prompts)
     pixels = load_image(image)
     grounded = GroundedMobileSam(load_model(checkpoint, device), detector or DEFAULT_DETECTOR)
-    objects = grounded.predict(pixels, phrases, box_threshold, text_threshold, nms_threshold)
+    objects = grounded.predict(pixels, phrases, box_threshold, text_threshold, nms_thresh)
     objects.image_path = str(image)
     folder = claim_folder(out, image)
     paths = objects.save(folder, cutouts=cutout, polygons=polygons, labelme=labelme)

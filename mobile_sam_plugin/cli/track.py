@@ -66,7 +66,7 @@ def track(
     everything: Annotated[
         bool, typer.Option("--everything", help="All objects that everything mode finds.")
     ] = False,
-    find_every: Annotated[
+    detect_every: Annotated[
         int,
         typer.Option(
             metavar="N", min=0, help="Look for new objects every N frames; 0: in the first only."
@@ -115,20 +115,25 @@ def track(
             if chosen
             else "give --point, --box, --text or --everything, so that it is known what to follow"
         )
-    if find_every and (point or box):
-        raise typer.BadParameter("--find-every goes with --text or --everything, which find")
+    if detect_every and (point or box):
+        raise typer.BadParameter("--detect-every goes with --text or --everything, which find")
     clicks = [parse_point(click) for click in point or []]
     boxes = [parse_box(corners) for corners in box or []]
 
     from ..integrations.detectors import DEFAULT_DETECTOR
     from ..integrations.grounded_sam import GroundedMobileSam
     from ..integrations.propagators import TransformersPropagator
-    from ..integrations.texts import split_prompts
-    from ..integrations.track_anything import Finder, TrackAnything, find_everything, track_video
+    from ..integrations.texts import split_text
+    from ..integrations.track_anything import (
+        FrameDetector,
+        TrackAnything,
+        everything_detector,
+        track_video,
+    )
     from ..integrations.video import Video
     from ..results import claim_folder
 
-    phrases = None if text is None else split_prompts(text)
+    phrases = None if text is None else split_text(text)
     thresholds = {
         "points_per_side": points_per_side,
         "pred_iou_thresh": pred_iou_thresh,
@@ -141,17 +146,17 @@ def track(
             param_hint="--first-frame",
         )
     model = load_model(checkpoint, device)
-    find: Finder | None = None
+    find: FrameDetector | None = None
     if phrases is not None:
         grounded = GroundedMobileSam(model, detector or DEFAULT_DETECTOR)
-        find = partial(grounded.predict, prompts=phrases, box_threshold=box_threshold)
+        find = partial(grounded.predict, text=phrases, box_threshold=box_threshold)
     elif everything:
-        find = find_everything(model, **thresholds)
+        find = everything_detector(model, **thresholds)
     tracker = TrackAnything(
         model,
         None if propagator is None else TransformersPropagator(propagator, find_device(device)),
         find,
-        find_every,
+        detect_every,
         min_area,
     )
 
@@ -167,7 +172,7 @@ def track(
         "box": box,
         "text": text,
         "everything": everything,
-        "find_every": find_every,
+        "detect_every": detect_every,
         "propagator": propagator,
         "detector": detector,
         **({} if text is None else {"box_threshold": box_threshold}),

@@ -92,8 +92,8 @@ def write_folder(folder: Path, frames: list[Pixels]) -> Path:
 
 
 def ids_of(tracked: TrackedFrame) -> list[int]:
-    assert tracked.objects.ids is not None
-    return list(tracked.objects.ids)
+    assert tracked.objects.tracker_id is not None
+    return list(tracked.objects.tracker_id)
 
 
 def finds(masks: list[Mask], labels: list[str] | None = None) -> Instances:

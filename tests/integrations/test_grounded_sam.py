@@ -85,7 +85,7 @@ def test_suppression_keeps_other_classes_apart(predictor: SamPredictor, cup: Pix
 def test_boxes_are_clipped_and_dropped(predictor: SamPredictor, cup: Pixels) -> None:
     boxes = [[-50, -50, 90, 90], [550, 30, 900, 61], [600, 0, 700, 60], [10, -9, 50, 0]]
     detector = find([*boxes, [20, 20, 20, 40]], ["a dog"] * 5)
-    objects = GroundedMobileSam(predictor, detector).predict(cup, "a dog", nms_threshold=1)
+    objects = GroundedMobileSam(predictor, detector).predict(cup, "a dog", nms_thresh=1)
     assert objects.boxes.tolist() == [[0, 0, 90, 60], [550, 30, 600, 60]]
 
 
@@ -116,7 +116,7 @@ def test_list_of_images(predictor: SamPredictor, cup: Pixels, tmp_path: Path) ->
         (([[0, 0, 5, 5]], [0.5, 0.4], ["dog"]), "1 boxes, 2 scores, 1 phrases"),
         (([[0, 0, 5, 5]], [0.5], []), "0 phrases"),
         (([[0, 0, 5]], [0.5], ["dog"]), r"\(1, 3\)"),
-        (([[0, 0, 5, 5]], [0.5], ["dog"], [1]), "class id 1, there are 1 prompts"),
+        (([[0, 0, 5, 5]], [0.5], ["dog"], [1]), "class id 1 for 1 texts"),
     ],
     ids=["NaN", "infinity", "score", "swapped", "scores", "phrases", "shape", "class"],
 )
@@ -130,7 +130,7 @@ def test_detectors_that_return_nonsense(
         grounded.predict(cup, "a dog")
 
 
-@pytest.mark.parametrize("name", ["box_threshold", "text_threshold", "nms_threshold"])
+@pytest.mark.parametrize("name", ["box_threshold", "text_threshold", "nms_thresh"])
 @pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
 def test_thresholds_outside_0_to_1(
     predictor: SamPredictor, cup: Pixels, name: str, value: float
@@ -160,7 +160,7 @@ sam = build_sam_vit_t("bundled")
 set_img_size(sam, 224)
 image = np.random.default_rng(0).integers(0, 256, (2000, 2000, 3), dtype=np.uint8)
 for count in (8, 120):
-    objects = GroundedMobileSam(sam, detect).predict(image, "dog", nms_threshold=1.0)
+    objects = GroundedMobileSam(sam, detect).predict(image, "dog", nms_thresh=1.0)
     peak = re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]
     print(len(objects), int(peak) // 1024)"""
     command = [sys.executable, "-c", script]

@@ -88,21 +88,21 @@ def test_small_finds_are_told_of(small_sam: MobileSam, coffee: Pixels) -> None:
         return Detections(boxes, np.array([0.7, 0.6, 0.5], np.float32), ["a cup"] * 3)
 
     editor = InpaintAnything(small_sam, detector=detect)
-    with pytest.warns(UserWarning, match="1 of 3 objects .* smaller than 1 pixels and left out"):
+    with pytest.warns(UserWarning, match="skipped 1 of 3 objects .* fewer than 1 pixels"):
         both = editor.segment(coffee, text="a cup", box_threshold=0.1)  # the last one's is empty
     areas = sorted(np.count_nonzero(both.masks, axis=(1, 2)).tolist())
     assert thresholds == [0.1] and len(areas) == 2 and areas[0] < areas[1]
-    with pytest.warns(UserWarning, match="2 of 3 objects that match 'a cup' are smaller than"):
+    with pytest.warns(UserWarning, match="2 of 3 objects that match 'a cup': they have fewer than"):
         (large,) = editor.segment(coffee, text="a cup", min_area=areas[1])
     assert np.count_nonzero(large.masks) == areas[1]
-    with pytest.raises(UserError, match=f"smaller than {areas[1] + 1} pixels: {areas[1]} at most"):
+    with pytest.raises(UserError, match=f"fewer than {areas[1] + 1} pixels, at most {areas[1]}:"):
         editor.segment(coffee, text="a cup", min_area=areas[1] + 1)
 
 
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        ({}, "nothing says what to segment"),
+        ({}, "there is no prompt"),
         ({"text": "a cup", "box": [1, 2, 3, 4]}, "not both"),
         ({"text": " "}, "empty"),
         ({"point_coords": [[1, np.nan]]}, "NaN"),
@@ -299,8 +299,8 @@ def test_remove_takes_a_video_frame_by_frame(editor: InpaintAnything) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda frames, masks: masks.pop(), "masks end after 4, and the frames go on"),
-        (lambda frames, masks: frames.pop(), "frames end after 4, and the masks go on"),
+        (lambda frames, masks: masks.pop(), "there are 4 masks and more frames"),
+        (lambda frames, masks: frames.pop(), "there are 4 frames and more masks"),
         (
             lambda frames, masks: frames.__setitem__(3, frames[3][:40]),
             "frame 3 of 'stream' has 64 x 40 pixels",
@@ -341,7 +341,7 @@ def test_remove_takes_video_files(editor: InpaintAnything, tmp_path: Path) -> No
 
 def test_masks_of_frames_that_a_video_does_not_reach_are_told_of(editor: InpaintAnything) -> None:
     frames, masks = clip()
-    with pytest.warns(UserWarning, match="1 of 2 masks are left out.*ends before.*, after 5"):
+    with pytest.warns(UserWarning, match="1 of 2 masks are not used.*only 5 frames"):
         painted = list(editor.remove_video(frames, {3: masks[3], 5: masks[3]}, margin=2))
     np.testing.assert_array_equal(painted[1], frames[1])
     assert np.abs(painted[3].astype(int) - ramp(48, 64)).mean() < 1
@@ -350,7 +350,7 @@ def test_masks_of_frames_that_a_video_does_not_reach_are_told_of(editor: Inpaint
 def test_frames_that_are_covered_whole_do_not_end_a_video(editor: InpaintAnything) -> None:
     frames, masks = clip()
     masks[3][:] = True
-    with pytest.warns(UserWarning, match="1 of 5 frames are left as they are.*cover them whole"):
+    with pytest.warns(UserWarning, match="1 of 5 frames stay as they are.*cover them completely"):
         painted = list(editor.remove_video(frames, masks, margin=2))
     np.testing.assert_array_equal(painted[3], frames[3])
     assert np.abs(painted[4].astype(int) - ramp(48, 64)).mean() < 1

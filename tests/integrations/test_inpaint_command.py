@@ -115,7 +115,7 @@ def test_remove_takes_a_video_and_a_folder_of_masks(
     for index in (0, 2):
         (tmp_path / "masks" / f"{index:05}.png").unlink()
     assert main([*arguments, "--out", str(tmp_path), "--device", "cpu"]) == 0
-    assert "2 of 5 frames have no mask and are left as they are" in capsys.readouterr().err
+    assert "2 of 5 frames have no mask and stay as they are" in capsys.readouterr().err
     red = [bool(frame[24, 10 + 10 * index, 1] < 60) for index, frame in enumerate(Video(target))]
     assert red == [True, False, False, False, False]  # in frame 2 nothing is to be seen
 

@@ -85,7 +85,7 @@ def test_lama_names_files_that_are_none(tmp_path: Path) -> None:
 
 def test_lama_takes_no_prompt_and_returns_no_nonsense(lama: LamaInpainter, tmp_path: Path) -> None:
     for inpainter in (lama, OpenCVInpainter()):
-        with pytest.raises(ValueError, match="no prompt, so not 'a cat'"):
+        with pytest.raises(ValueError, match="no prompt, such as 'a cat'"):
             InpaintAnything(None, inpainter).fill(SMALL, SPOT, "a cat")
     broken = LamaInpainter(write_lama(tmp_path / "nan.onnx", "nan"))
     with pytest.raises(ValueError, match="NaN"):
@@ -151,11 +151,11 @@ def test_diffusers_repeats_itself_with_a_seed(pipeline_folder: Path) -> None:
 
 def test_diffusers_names_mistakes(painter: DiffusersInpainter, tmp_path: Path) -> None:
     editor = InpaintAnything(None, painter)
-    with pytest.raises(ValueError, match="it has 17 tokens, the model reads 16"):
+    with pytest.raises(ValueError, match="has 17 tokens, the model reads only 16"):
         editor.fill(SMALL, SPOT, "a" * 15)
     editor.fill(SMALL, SPOT, "a" * 14)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="no pipeline of diffusers, no model_index.json"):
+    with pytest.raises(FileNotFoundError, match="no model_index.json, so no pipeline"):
         DiffusersInpainter(tmp_path / "empty")
     with pytest.raises(ValueError, match="missing"):
         DiffusersInpainter(tmp_path / "missing")

@@ -137,11 +137,11 @@ def test_shapes_must_agree(changes: dict[str, Any]) -> None:
     ids=str,
 )
 def test_indexing(index: Any, kept: list[int]) -> None:
-    everything = objects(class_ids=np.array([0, -1, 0]), ids=np.array([7, 8, 9]))
+    everything = objects(class_ids=np.array([0, -1, 0]), tracker_id=np.array([7, 8, 9]))
     some = everything[index]
     assert len(some) == len(kept)
     assert some.labels == [everything.labels[i] for i in kept]
-    for name in ("boxes", "masks", "scores", "class_ids", "ids"):
+    for name in ("boxes", "masks", "scores", "class_ids", "tracker_id"):
         np.testing.assert_array_equal(getattr(some, name), getattr(everything, name)[kept])
 
 
@@ -162,7 +162,9 @@ def test_supervision_annotates_them() -> None:
     annotated = supervision.LabelAnnotator().annotate(annotated, detections)
     assert (annotated != picture()).any(axis=2)[objects().masks.any(axis=0)].mean() > 0.9
 
-    tracked = objects(class_ids=np.array([4, -1, 4]), ids=np.array([7, 8, 9])).to_supervision()
+    tracked = objects(
+        class_ids=np.array([4, -1, 4]), tracker_id=np.array([7, 8, 9])
+    ).to_supervision()
     assert tracked.class_id is not None and tracked.class_id.tolist() == [4, -1, 4]
     assert tracked.tracker_id is not None and tracked.tracker_id.tolist() == [7, 8, 9]
     assert len(objects()[[]].to_supervision()) == 0
@@ -175,7 +177,7 @@ def test_supervision_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_coco_reads_them(tmp_path: Path) -> None:
-    data = objects(ids=np.array([7, 8, 9])).to_coco(image_id=5, first_annotation_id=100)
+    data = objects(tracker_id=np.array([7, 8, 9])).to_coco(image_id=5, first_annotation_id=100)
     (tmp_path / "instances.json").write_text(json.dumps(data))
     coco = COCO(str(tmp_path / "instances.json"))
     assert coco.getImgIds() == [5] and coco.loadImgs(5)[0]["width"] == 80
@@ -273,7 +275,7 @@ def test_cutouts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [1, 2, 7, 255])
 def test_an_object_has_one_colour_in_maps_and_overlays(number: int) -> None:
-    tracked = objects(ids=np.array([300, 301, number]), image=np.zeros((*SIZE, 3), np.uint8))
+    tracked = objects(tracker_id=np.array([300, 301, number]), image=np.zeros((*SIZE, 3), np.uint8))
     expected = (colors_of(number) * 0.45).round()
     np.testing.assert_array_equal(tracked[2].overlay()[55, 75], expected)
 
@@ -297,7 +299,7 @@ def test_overlay_draws_masks_boxes_and_labels() -> None:
     assert not changed[32:, 63:68].any()  # between the objects, below the labels
 
     # A colour goes with the id, whatever the place.
-    tracked = objects(ids=np.array([7, 300, 2]))
+    tracked = objects(tracker_id=np.array([7, 300, 2]))
     first, second = tracked.overlay(image), tracked[[2, 1, 0]].overlay(image)
     assert tuple(first[45, 10]) == tuple(second[45, 10]) != tuple(drawn[45, 10])
 
@@ -310,7 +312,7 @@ def test_pictures_are_of_the_image_that_the_objects_came_with(tmp_path: Path) ->
     np.testing.assert_array_equal(found.overlay(), objects().overlay(picture()))
     assert found[[1]].save(tmp_path)[1].name == "overlay.png"
     np.testing.assert_array_equal(load_image(tmp_path / "overlay.png"), found[1].overlay())
-    with pytest.raises(ValueError, match="without their image"):
+    with pytest.raises(ValueError, match="have no image"):
         objects().save(tmp_path / "other")
     assert not (tmp_path / "other").exists()
 

@@ -30,7 +30,7 @@ def test_text_command(
     folders: dict[str, Path], image: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--detector", str(folders["GroundingDino"]), "--box-threshold", "0.3"]
-    assert run_text(image, "a dog. the red cars.", *options, "--nms-threshold", "0.1") == 0
+    assert run_text(image, "a dog. the red cars.", *options, "--nms-thresh", "0.1") == 0
     folder = image.parent / "out" / "cup"
     data = json.loads((folder / "instances.json").read_text())
     lines = capsys.readouterr().out.splitlines()

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from mobile_sam_plugin.errors import UserError
-from mobile_sam_plugin.integrations.texts import split_prompts
+from mobile_sam_plugin.integrations.texts import split_text
 
 
 @pytest.mark.parametrize(
@@ -30,21 +30,21 @@ from mobile_sam_plugin.integrations.texts import split_prompts
     ],
     ids=str,
 )  # fmt: skip
-def test_split_prompts(prompts: Any, expected: list[str]) -> None:
-    assert split_prompts(prompts) == expected
+def test_split_text(prompts: Any, expected: list[str]) -> None:
+    assert split_text(prompts) == expected
 
 
 def test_prompts_that_are_none() -> None:
     for prompts in ("", " . ", ",\n", ["a dog", " "], ["."], []):
-        with pytest.raises(UserError, match="name what is to be found"):
-            split_prompts(prompts)
+        with pytest.raises(UserError, match="name the objects to detect"):
+            split_text(prompts)
     for twice in ("a dog. A dog.", "a dog, a  dog", ["a dog", "a dog."]):
         with pytest.raises(UserError, match="'[Aa] dog' is given twice"):
-            split_prompts(twice)
-    with pytest.raises(TypeError, match="prompts must be .* list of texts: item 1 .* not int"):
-        split_prompts(["a dog", 3])  # type: ignore[list-item]
+            split_text(twice)
+    with pytest.raises(TypeError, match="text must be .* list of texts: item 1 .* not int"):
+        split_text(["a dog", 3])  # type: ignore[list-item]
     wrong: Any
     for wrong in (None, 5, b"a dog", {"a dog": 1}):
         kind = type(wrong).__name__
-        with pytest.raises(TypeError, match=f"prompts must be a text or a list .* not {kind}"):
-            split_prompts(wrong)
+        with pytest.raises(TypeError, match=f"text must be a text or a list .* not {kind}"):
+            split_text(wrong)

@@ -21,7 +21,7 @@ from mobile_sam_plugin.integrations.propagators import (
 )
 from mobile_sam_plugin.integrations.track_anything import (
     TrackAnything,
-    find_everything,
+    everything_detector,
 )
 
 from .clips import SIZE, ColorPropagator, StillPropagator, finds, ids_of, make_frames, square
@@ -76,7 +76,7 @@ def test_clicks_and_boxes_point_objects_out(small_sam: MobileSam, coffee: Pixels
     tracker.start(coffee)
 
     masks, scores, _ = predictor.predict([[300, 130]], [1])
-    cup = tracker.add_object(points=[[300, 130]])
+    cup = tracker.add_object(point_coords=[[300, 130]])
     np.testing.assert_array_equal(tracker.current.objects.masks[0], masks[scores.argmax()])
     assert tracker.current.objects.scores[0] == pytest.approx(scores.max())
 
@@ -85,7 +85,7 @@ def test_clicks_and_boxes_point_objects_out(small_sam: MobileSam, coffee: Pixels
     corrected, _, _ = predictor.predict(
         [[300, 130], [300, 180]], [1, 0], mask_input=prompt, multimask_output=False
     )
-    tracked = tracker.correct(cup, points=[[300, 130], [300, 180]], labels=[1, 0])
+    tracked = tracker.correct(cup, point_coords=[[300, 130], [300, 180]], point_labels=[1, 0])
     np.testing.assert_array_equal(tracked.objects.masks[0], corrected[0])
     np.testing.assert_array_equal(tracker.track(coffee).objects.masks[0], corrected[0])
 
@@ -153,7 +153,7 @@ def test_of_objects_that_overlap_the_smaller_one_is_on_top(small_sam: MobileSam)
     # What was not told in this frame is as large as it is seen.
     tracker.add_object(mask=square(0, 0, 40), object_id=5)
     np.testing.assert_array_equal(tracker.current.id_map() % 5, expected)
-    with pytest.raises(UserError, match=r"but the objects \[3, 4\], which are followed"):
+    with pytest.raises(UserError, match=r"only pixels of the objects \[3, 4\], which are followed"):
         tracker.add_object(mask=square(12, 12, 12))
     # A correction is the last word.
     corrected = tracker.correct(1, mask=square(8, 8, 30))
@@ -176,7 +176,7 @@ def test_overlaps_go_to_the_highest_logit(count: int, seed: int) -> None:
 
 def test_new_objects_are_those_that_nothing_followed_covers(small_sam: MobileSam) -> None:
     """As ``find_new_objs``: enough of it must be free, and enough pixels."""
-    tracker = TrackAnything(small_sam, StillPropagator(), min_area=20, min_new_share=0.8)
+    tracker = TrackAnything(small_sam, StillPropagator(), min_area=20, min_new_fraction=0.8)
     tracker.start(make_frames()[0][0])
     known = square(10, 10, 10)
     tracker.add_object(mask=known)
@@ -198,9 +198,9 @@ def test_new_objects_are_those_that_nothing_followed_covers(small_sam: MobileSam
     assert tracker.add_instances(finds([])) == []
     assert tracker.left_out == {"small": 2}  # told, and only that one: the others are followed
     assert tracker.describe_left_out() == (
-        "left out: 2 finds of fewer than min_area (20) pixels: lower it (--min-area)"
+        "left out: 2 detections of fewer than min_area (20) pixels: lower it (--min-area)"
     )
-    with pytest.raises(TypeError, match="find returns.* must be Instances, not list"):
+    with pytest.raises(TypeError, match="detector must return Instances, not list"):
         tracker.add_instances(found)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="image of 48 x 60 pixels, the frame has 48 x 64"):
         tracker.add_instances(
@@ -215,8 +215,8 @@ def test_no_more_ids_than_a_palette_has(small_sam: MobileSam) -> None:
     tracker.add_object(mask=square(0, 0, 2), object_id=254)
     assert tracker.add_instances(finds([square(10, 10), square(40, 30)])) == [255]
     assert tracker.left_out == {"many": 1}
-    assert tracker.describe_left_out() == "left out: 1 find beyond 255 objects"
-    with pytest.raises(ValueError, match="1 to 255, not at 256"):
+    assert tracker.describe_left_out() == "left out: 1 detection beyond 255 objects"
+    with pytest.raises(ValueError, match="1 to 255, not 256"):
         tracker.add_object(mask=square(20, 20))
 
 
@@ -229,7 +229,7 @@ def test_new_objects_are_looked_for_every_n_frames(small_sam: MobileSam) -> None
         asked.append(index)
         return finds([reds[index], greens[index]] if index == 6 else [greens[index]])
 
-    tracker = TrackAnything(small_sam, ColorPropagator(), find, find_every=3, min_area=50)
+    tracker = TrackAnything(small_sam, ColorPropagator(), find, detect_every=3, min_area=50)
     assert ids_of(tracker.start(frames[0])) == [1]
     seen = [ids_of(tracker.track(frame)) for frame in frames[1:]]
     assert asked == [0, 3, 6]
@@ -240,21 +240,21 @@ def test_new_objects_are_looked_for_every_n_frames(small_sam: MobileSam) -> None
     tracker.start(frames[0])
     tracker.track(frames[1])
     assert asked == [0]
-    with pytest.raises(RuntimeError, match="pass find to TrackAnything"):
-        TrackAnything(small_sam).find_objects()
+    with pytest.raises(RuntimeError, match="pass detector to TrackAnything"):
+        TrackAnything(small_sam).detect_objects()
 
 
 def test_everything_mode_finds_objects(small_sam: MobileSam, coffee: Pixels) -> None:
     options = {"points_per_side": 3, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
-    found = find_everything(small_sam, **options)(coffee)
+    found = everything_detector(small_sam, **options)(coffee)
     assert len(found) and found.image_size == coffee.shape[:2]
     strict = {"points_per_side": 1, "pred_iou_thresh": 1.0, "stability_score_thresh": 1.0}
-    nothing = find_everything(small_sam, **strict)(coffee)
+    nothing = everything_detector(small_sam, **strict)(coffee)
     assert len(nothing) == 0 and nothing.masks.shape == (0, 400, 600)
     with pytest.raises(ValueError, match=r"box_nms_thresh must be in \[0, 1\], not 7"):
-        find_everything(small_sam, box_nms_thresh=7)
+        everything_detector(small_sam, box_nms_thresh=7)
     with pytest.raises(TypeError, match="output_mode"):
-        find_everything(small_sam, output_mode="binary_mask")
+        everything_detector(small_sam, output_mode="binary_mask")
 
 
 def test_the_caller_may_fill_its_buffer_anew(small_sam: MobileSam) -> None:
@@ -282,15 +282,19 @@ def test_the_caller_may_fill_its_buffer_anew(small_sam: MobileSam) -> None:
         (lambda t: t.add_object(mask=square(1, 1), object_id=1), ValueError, "object 1 already"),
         (lambda t: t.add_object(mask=square(1, 1), object_id=0), ValueError, "1 to 255"),
         (lambda t: t.add_object(mask=np.ones(SIZE)), TypeError, "boolean.* not float64"),
-        (lambda t: t.add_object(points=[[1, 2]], mask=square(1, 1)), ValueError, "not both"),
+        (lambda t: t.add_object(point_coords=[[1, 2]], mask=square(1, 1)), ValueError, "not both"),
         (lambda t: t.correct(1, box=[1, 2, 3, 4], mask=square(1, 1)), ValueError, "not both"),
         (lambda t: t.add_object(mask=square(1, 1), object_id=1.5), TypeError, "object_id .* 1.5"),
         (lambda t: t.add_object(mask=square(1, 1), label=None), TypeError, "label must be a text"),
-        (lambda t: t.add_object(points=[[np.nan, 1]]), ValueError, "NaN"),
-        (lambda t: t.add_object(points=5), ValueError, "shape .N, 2."),
-        (lambda t: t.add_object(points=[[1, 2]], labels=[1, 1]), ValueError, "one label per point"),
+        (lambda t: t.add_object(point_coords=[[np.nan, 1]]), ValueError, "NaN"),
+        (lambda t: t.add_object(point_coords=5), ValueError, "shape .N, 2."),
+        (
+            lambda t: t.add_object(point_coords=[[1, 2]], point_labels=[1, 1]),
+            ValueError,
+            "one label per point",
+        ),
         (lambda t: t.add_object(box=[1, 2, 3]), ValueError, "box must be 4 numbers"),
-        (lambda t: t.correct(7, points=[[1, 2]]), KeyError, "no object 7, only .1."),
+        (lambda t: t.correct(7, point_coords=[[1, 2]]), KeyError, "no object 7, only .1."),
         (lambda t: t.correct(1), ValueError, "give points, a box or a mask"),
         (lambda t: t.track(np.zeros((9, 9, 3), np.uint8)), ValueError, "9 x 9 pixels.*64 x 48"),
         (lambda t: t.track("missing.png"), FileNotFoundError, "missing.png"),
@@ -310,15 +314,17 @@ def test_mistakes_are_named_and_change_nothing(
 
 
 def test_settings_out_of_range_are_named(small_sam: MobileSam) -> None:
-    with pytest.raises(ValueError, match=r"find_every \(-1\).* not be negative"):
-        TrackAnything(small_sam, find_every=-1)
-    with pytest.raises(ValueError, match=r"min_new_share must be in \[0, 1\], not 1.5"):
-        TrackAnything(small_sam, min_new_share=1.5)
+    with pytest.raises(ValueError, match="detect_every must be at least 0, not -1"):
+        TrackAnything(small_sam, detect_every=-1)
+    with pytest.raises(ValueError, match=r"min_new_fraction must be in \[0, 1\], not 1.5"):
+        TrackAnything(small_sam, min_new_fraction=1.5)
+    with pytest.raises(ValueError, match="min_area must be at least 0, not nan"):
+        TrackAnything(small_sam, min_area=np.nan)  # type: ignore[arg-type]
     for wrong, message in (
-        ({"find_every": 2.5}, "find_every must be a whole number, not 2.5"),
-        ({"min_area": np.nan}, "min_area must be a whole number, not nan"),
+        ({"detect_every": 2.5}, "detect_every must be a whole number, not 2.5"),
+        ({"min_area": "many"}, "min_area must be a number, not 'many'"),
         ({"propagator": "some/model"}, "propagator must be an object with reset.*'some/model'"),
-        ({"find": "a dog"}, "find must be a function of a frame.*'a dog'"),
+        ({"detector": "a dog"}, "detector must be a function of a frame.*'a dog'"),
     ):
         with pytest.raises(TypeError, match=message):
             TrackAnything(small_sam, **wrong)
@@ -338,10 +344,10 @@ def test_settings_out_of_range_are_named(small_sam: MobileSam) -> None:
 @pytest.mark.parametrize(
     ("returned", "message"),
     [
-        ({2: np.ones(SIZE, bool)}, "Odd returned an object 2, which is not followed"),
+        ({2: np.ones(SIZE, bool)}, "Odd returned the object 2, which is not followed"),
         (
             {1: np.ones((3, 3), bool)},
-            r"shape \(3, 3\) for object 1, not of the frame's, \(48, 64\)",
+            r"shape \(3, 3\) for object 1, the frame has \(48, 64\)",
         ),
         ({1: np.full(SIZE, np.nan)}, "NaN or infinity for object 1"),
     ],

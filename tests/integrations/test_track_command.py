@@ -84,7 +84,7 @@ def test_track_takes_clicks_and_everything(
     y, x = np.argwhere(clip.masks[2][0]).mean(axis=0).round()
     for name, prompt in {
         "clicks": ["--point", f"{x},{y}", "--point", "0,0,0", "--first-frame", "2"],
-        "everything": ["--everything", "--find-every", "2", *LENIENT],
+        "everything": ["--everything", "--detect-every", "2", *LENIENT],
     }.items():
         out = tmp_path / name
         assert main([*command, *prompt, "--out", str(out)]) == 0, capsys.readouterr().err
@@ -111,8 +111,11 @@ def test_track_leaves_small_finds(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["clip.mp4", "--text", " "], "the prompt ' ' is empty"),
         (["clip.mp4", "--point", "1"], "'1' is not X,Y or X,Y,LABEL"),
         (["clip.mp4", "--box", "1,2,3"], "'1,2,3' is not X0,Y0,X1,Y1"),
-        (["clip.mp4", "--box", "1,2,3,4", "--find-every", "5"], "goes with --text or --everything"),
-        (["clip.mp4", "--everything", "--find-every", "-1"], "--find-every"),
+        (
+            ["clip.mp4", "--box", "1,2,3,4", "--detect-every", "5"],
+            "goes with --text or --everything",
+        ),
+        (["clip.mp4", "--everything", "--detect-every", "-1"], "--detect-every"),
         (["clip.mp4", "--everything", "--pred-iou-thresh", "2"], "--pred-iou-thresh"),
         (["clip.mp4", "--box", "1,2,3,4", "--first-frame", "9"], "has 4 frames"),
         (["clip.mp4", "--box", "1,2,3,4", "--propagator", "empty"], "empty"),

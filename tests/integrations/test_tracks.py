@@ -110,11 +110,14 @@ def test_prompts_at_any_frame(tracker: TrackAnything, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "no object was found in frame 0"),
+        ({}, "no object to follow in frame 0"),
         ({"prompts": {9: follow_both}}, "has 8 frames, so there is no frame 9"),
-        ({"prompts": {0: follow_both}, "first_frame": 8}, "begins at frame 8.* prompt's frame .0."),
+        (
+            {"prompts": {0: follow_both}, "first_frame": 8},
+            r"first_frame \(8\) .* later than .* prompt .0.",
+        ),
         ({"prompts": {8: follow_both}, "first_frame": 8}, "has 8 frames.*no frame 8"),
-        ({"first_frame": -1}, "frame -1"),
+        ({"first_frame": -1}, "first_frame must be at least 0, not -1"),
     ],
     ids=str,
 )
@@ -168,12 +171,12 @@ def test_a_run_of_other_prompts_or_weights_is_not_taken_up(
     before = (out / "tracks.csv").read_bytes()
     for masks in ([greens[0]], [greens[0], reds[0]], [reds[0], greens[0], square(50, 34)]):
         prompts = {0: lambda tracker: [tracker.add_object(mask=mask) for mask in masks]}  # noqa: B023
-        with pytest.raises(UserError, match="another run, which follows other objects from frame"):
+        with pytest.raises(UserError, match="another run, with other objects in frame"):
             track_video(tracker, video, out, prompts)
     set_img_size(own_sam, 224)
     with torch.no_grad():
         own_sam.mask_decoder.iou_token.weight += 1e-3
-    with pytest.raises(UserError, match="another run, with another weights_sha256"):
+    with pytest.raises(UserError, match="another run .*weights_sha256 has changed"):
         track_video(TrackAnything(own_sam, ColorPropagator()), video, out, {0: follow_both})
     assert (out / "tracks.csv").read_bytes() == before
 
@@ -247,9 +250,13 @@ def test_what_was_found_and_not_followed_is_told(small_sam: MobileSam, tmp_path:
     def find(masks: list[Mask]) -> TrackAnything:
         return TrackAnything(small_sam, StillPropagator(), lambda frame: finds(masks), min_area=50)
 
-    with pytest.raises(UserError, match=r"no object was found in frame 0.*1 find .* min_area .50."):
+    with pytest.raises(
+        UserError, match=r"no object to follow in frame 0.*1 detection .* min_area .50."
+    ):
         track_video(find([speck]), video, tmp_path / "none")
-    with pytest.warns(UserWarning, match=r"^left out: 1 find of fewer than min_area \(50\) pixels"):
+    with pytest.warns(
+        UserWarning, match=r"^left out: 1 detection of fewer than min_area \(50\) pixels"
+    ):
         assert track_video(find([speck, reds[0]]), video, tmp_path / "out") == [1]
 
 
@@ -341,21 +348,23 @@ def test_a_folder_holds_one_run(tracker: TrackAnything, tmp_path: Path) -> None:
     prompts = {0: follow_both}
     track_video(tracker, video, tmp_path / "out", prompts, settings={"box": (1, 2)})
     track_video(tracker, video, tmp_path / "out", prompts, settings={"box": (1, 2)})
-    with pytest.raises(ValueError, match="another box: name another folder"):
+    with pytest.raises(
+        ValueError, match=r"box was \[1, 2\], is now \[1, 3\]\): choose another folder"
+    ):
         track_video(tracker, video, tmp_path / "out", prompts, settings={"box": (1, 3)})
-    with pytest.raises(ValueError, match="another first_frame and box"):
+    with pytest.raises(ValueError, match="first_frame was 0, is now .*; box was"):
         track_video(tracker, video, tmp_path / "out", {1: follow_both}, 1)
     # Known by its contents: another one of that name is another one, and a copy is the same.
     other = write_folder(tmp_path / "other" / "clip", frames[::-1])
-    with pytest.raises(ValueError, match="another video"):
+    with pytest.raises(ValueError, match="video has changed"):
         track_video(tracker, other, tmp_path / "out", prompts, settings={"box": (1, 2)})
     files = [write_clip(tmp_path / f"{day}.mp4", frames[day:7]) for day in (0, 1)]
     track_video(tracker, files[0], tmp_path / "file", prompts)
-    with pytest.raises(ValueError, match="another video"):
+    with pytest.raises(ValueError, match="video has changed"):
         track_video(tracker, files[1].replace(files[0]), tmp_path / "file", prompts)
 
     track_video(tracker, iter(frames), tmp_path / "camera", prompts)
-    with pytest.raises(ValueError, match="with frames gone by"):
+    with pytest.raises(ValueError, match="run on a stream, which cannot be resumed"):
         track_video(tracker, iter(frames), tmp_path / "camera", prompts)
 
     (tmp_path / "own" / "masks").mkdir(parents=True)
@@ -512,12 +521,12 @@ def test_memory_does_not_grow_with_the_video(tracker: TrackAnything, tmp_path: P
 def test_a_label_may_be_empty(tmp_path: Path) -> None:
     frames, reds, _ = make_frames()
     objects = finds([reds[0]], [""])
-    objects.ids = np.array([7])
+    objects.tracker_id = np.array([7])
     with TrackWriter(tmp_path / "out", Video(frames)) as writer:
         writer.write(frames[0], TrackedFrame(0, objects, (3,)))
     content = json.loads((tmp_path / "out" / "tracks.json").read_text())
     assert [track["id"] for track in content["annotations"]] == [7]
-    objects.ids = None
+    objects.tracker_id = None
     with pytest.raises(ValueError, match="they do not come from a tracker"):
         TrackedFrame(0, objects).id_map()
     with TrackWriter(tmp_path / "nothing", Video(frames)):

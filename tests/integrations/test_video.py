@@ -80,7 +80,7 @@ def test_videos_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no video '.*missing.mp4'"):
         Video(tmp_path / "missing.mp4")
     (tmp_path / "text.mp4").write_text("no video at all")
-    with pytest.raises(ValueError, match="text.mp4' is no video that OpenCV can decode"):
+    with pytest.raises(ValueError, match="OpenCV cannot decode '.*text.mp4' as a video"):
         Video(tmp_path / "text.mp4")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no image in the folder"):
@@ -106,7 +106,7 @@ def test_a_damaged_video_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
     writer.release()
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
-    with pytest.warns(UserWarning, match="read up to frame .* only.*tells of 40"):
+    with pytest.warns(UserWarning, match="only .* frames of .* could be read.*promises 40"):
         assert 0 < len([*Video(path)]) < 30
 
 
@@ -148,7 +148,7 @@ def test_masks_belong_to_the_frames_of_their_numbers(tmp_path: Path) -> None:
     for names, message in (
         (["mask.png"], "no number in its name"),
         (["1.png", "01.png"], "'01.png' and '1.png' are both masks of frame 1"),
-        (["0.png", "7.png"], "'7.png' is of frame 7, and 'frames' has 4 frames"),
+        (["0.png", "7.png"], "'7.png' belongs to frame 7, but 'frames' has 4 frames"),
     ):
         with pytest.raises(UserError, match=message):
             pair(names, folder, names[0])
@@ -214,7 +214,7 @@ def test_an_animation_of_uneven_times_is_told_of(tmp_path: Path) -> None:
     first, *others = map(Image.fromarray, frames)
     times = [40, 40, 200, 40, 80]
     first.save(tmp_path / "clip.gif", save_all=True, append_images=others, duration=times)
-    with pytest.warns(UserWarning, match="shown for 40 to 200 ms"):
+    with pytest.warns(UserWarning, match="last 40 to 200 ms"):
         assert Video(tmp_path / "clip.gif").frame_rate == pytest.approx(5 / 0.4)
 
 
@@ -247,7 +247,7 @@ def test_frame_rates_are_kept(
 @pytest.mark.parametrize("rate", [66.667, 72.727, 211.222, 143.913, 1e-9])
 def test_the_nearest_frame_rate_is_told_of(tmp_path: Path, rate: float) -> None:
     """MPEG-4 holds fractions of numbers up to 65535."""
-    with pytest.warns(UserWarning, match="cannot hold .* frames a second") as told:
+    with pytest.warns(UserWarning, match="cannot hold .* frames per second") as told:
         write_video(tmp_path / "clip.mp4", clip()[0], rate)
     assert len(told) == 1
     if rate > 1:
@@ -263,7 +263,7 @@ def test_no_rate_is_refused(tmp_path: Path, rate: float) -> None:
 
 def test_a_rate_that_makes_no_sense_ends_no_run(tmp_path: Path) -> None:
     write_video(tmp_path / "clip.mp4", clip()[0], 1200)
-    with pytest.warns(UserWarning, match=r"no frame rate that makes sense \(1200\).* 25 frames"):
+    with pytest.warns(UserWarning, match=r"frame rate 1200, which makes no sense.* 25 frames"):
         assert Video(tmp_path / "clip.mp4").frame_rate == 25
 
 
@@ -271,7 +271,9 @@ def test_a_frame_of_another_size_is_no_frame_less(tmp_path: Path) -> None:
     frames = clip()[0]
     frames[2] = frames[2][:, :60]
     (tmp_path / "clip.mp4").write_bytes(b"before")
-    with pytest.raises(UserError, match="frame 2 has 60 x 48 pixels, those before have 64 x 48"):
+    with pytest.raises(
+        UserError, match="frame 2 has 60 x 48 pixels, the frames before have 64 x 48"
+    ):
         write_video(tmp_path / "clip.mp4", frames, 25)
     assert (tmp_path / "clip.mp4").read_bytes() == b"before"
     assert len([*tmp_path.iterdir()]) == 1

@@ -173,7 +173,7 @@ class MaskFolder(Mapping[int, NDArray[np.bool_]]):
             numbers = re.findall(r"[0-9]+", path.stem)
             if not numbers and not by_name:
                 raise UserError(
-                    f"the name of the mask {str(path)!r} has no number, so its frame is unknown: "
+                    f"the mask {str(path)!r} has no number in its name, so its frame is unknown: "
                     "the mask of the first frame is 00000.png"
                 )
             index = names[path.stem] if by_name else int(numbers[-1])

@@ -11,7 +11,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 from huggingface_hub import try_to_load_from_cache
 from PIL import Image
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from ..integrations.grounded_sam import GroundedMobileSam
     from ..integrations.inpaint_anything import InpaintAnything, Inpainting
     from ..integrations.instances import Instances
+    from ..integrations.tracks import TrackedFrame
 
 _PROGRESS = gr.Progress()
 _CLASSES = "person, animal, plant, vehicle, building, food, sky, ground"
@@ -236,16 +236,16 @@ class TrackTab:
         from ..integrations.video import Video
 
         session = self.components.session(request)
-        capture = cv2.VideoCapture(str(path))
-        width, height = (
-            int(capture.get(each)) for each in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)
-        )
-        capture.release()
         name = path.name
         with session.lock:
             try:
+                video = Video(path)
+                height, width = video.image_size or (
+                    0,
+                    0,
+                )  # unknown of a still image, which is read
                 check_size(width, height, name, self.components.sessions.max_pixels)
-                frame = next(iter(Video(path)))
+                frame = next(iter(video))
             except ValueError as error:
                 message = str(error).replace(str(path), name)
                 return render(session, message, mistake=True)
@@ -262,19 +262,21 @@ class TrackTab:
                 raise UserError("there is no video yet: choose one above")
             mask, folder = session.require_mask(), session.path("_tracks")
             video = Video(session.video)
-        length = video.length
+        shown = np.linspace(0, (video.length or 1) - 1, _SHOWN_FRAMES).round().astype(int)
+        overlays = []
 
-        class Reporting(TrackAnything):
-            def track(self, frame: Any) -> Any:
-                tracked = super().track(frame)
-                progress((tracked.index + 1, length), desc="Following", unit="frames")
-                return tracked
+        def keep_overlay(frame: Any, tracked: "TrackedFrame") -> None:
+            if tracked.index in shown:
+                overlays.append(shrink(tracked.objects.overlay(frame), 480))
 
-        tracker = Reporting(self.components.sessions.model)
-        # Every time anew, since another mask may be followed now.
+        def report(done: int, total: int | None) -> None:
+            progress((done, total), desc="Following", unit="frames")
+
+        tracker = TrackAnything(self.components.sessions.model)
+        # A folder for each run, since another mask may be followed now.
         target = folder / str(sum(1 for _ in folder.iterdir()) if folder.is_dir() else 0)
-        track_video(tracker, video, target, {0: lambda tracker: tracker.add_object(mask=mask)})
-        overlays = list(_sample(target / "overlay.mp4", length or 1))
+        prompts = {0: lambda tracker: tracker.add_object(mask=mask)}
+        track_video(tracker, video, target, prompts, progress=report, on_frame=keep_overlay)
         return (
             status_html("Done: frames and files are in the tab."),
             gr.Gallery(overlays, visible=True),
@@ -361,13 +363,3 @@ def _show(session: Session, picture: Picture, found: "Instances", message: str) 
 def _count(found: "Instances") -> str:
     names = sorted(set(found.labels), key=lambda name: -found.labels.count(name))
     return ", ".join(f"{found.labels.count(name)} {name}" for name in names)
-
-
-def _sample(video: Path, length: int) -> Any:
-    """Some frames of a video, small."""
-    from ..integrations.video import Video
-
-    wanted = set(np.linspace(0, length - 1, _SHOWN_FRAMES).round().astype(int).tolist())
-    for index, frame in enumerate(Video(video)):
-        if index in wanted:
-            yield shrink(frame, 480)

@@ -1,6 +1,7 @@
-"""``mobile-sam remove``, ``fill`` and ``replace``: an object gone, another one, or elsewhere."""
+"""``mobile-sam remove``, ``fill`` and ``replace``: inpaint an object or its background."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,14 +25,14 @@ from .inputs import (
 
 if TYPE_CHECKING:
     from ..images import ImageSource
-    from ..integrations.inpaint_anything import InpaintAnything, Inpainting
+    from ..integrations.inpaint_anything import InpaintAnything, Inpainting, Selection
     from ..integrations.inpainters import DiffusersInpainter
     from ..integrations.instances import Instances
     from ..integrations.video import Video
 
 
 class Backend(str, Enum):
-    """What paints where an object was."""
+    """Inpainters."""
 
     opencv = "opencv"
     lama = "lama"
@@ -40,13 +41,13 @@ class Backend(str, Enum):
 
 def _check_prompt(prompt: str) -> str:
     if not prompt.strip():
-        raise typer.BadParameter("the prompt is empty: say what to paint")
+        raise typer.BadParameter("the prompt is empty: describe what to paint")
     return prompt
 
 
 Prompt = Annotated[
     str,
-    typer.Argument(metavar="PROMPT", help="What to paint, in words.", callback=_check_prompt),
+    typer.Argument(metavar="PROMPT", help="Description of what to paint.", callback=_check_prompt),
 ]
 Box = Annotated[
     str | None,
@@ -55,7 +56,8 @@ Box = Annotated[
 Text = Annotated[
     str | None,
     typer.Option(
-        metavar="WORDS", help="What the objects are, for example 'a dog. the red car.'; all found."
+        metavar="TEXT",
+        help="Select every object that matches this text, for example 'a dog. the red car.'",
     ),
 ]
 MaskFile = Annotated[
@@ -64,25 +66,81 @@ MaskFile = Annotated[
         metavar="PNG",
         exists=True,
         dir_okay=False,
-        help="A mask instead, white where something is chosen; or a map of ids, or a cut-out.",
+        help="Mask image instead of a prompt, white inside; or a map of ids, or a cut-out.",
     ),
 ]
 MinArea = Annotated[
-    int, typer.Option(metavar="PIXELS", min=1, help="Leave out what words find and is smaller.")
+    int,
+    typer.Option(
+        metavar="PIXELS", min=1, help="Ignore objects that match --text and have fewer pixels."
+    ),
 ]
 Margin = Annotated[
-    int, typer.Option(metavar="PIXELS", min=0, help="By how much the mask is grown.")
+    int, typer.Option(metavar="PIXELS", min=0, help="Distance by which the mask is dilated.")
 ]
 Model = Annotated[
     str | None,
     typer.Option(
+        "--inpainter-model",
         metavar="M",
-        help="What paints: an inpainting model of diffusers, on the Hub or in a folder.",
+        help="Inpainting model of diffusers: Hub repository or folder.",
         show_default="stable-diffusion-v1-5/stable-diffusion-inpainting",
     ),
 ]
 Steps = Annotated[int, typer.Option(min=1, help="Denoising steps; fewer are faster.")]
-Seed = Annotated[int | None, typer.Option(help="Paint the same every time.", show_default="random")]
+Seed = Annotated[
+    int | None, typer.Option(help="Random seed, for repeatable results.", show_default="random")
+]
+
+
+@dataclass(frozen=True)
+class _Selector:
+    """The options that select objects in an image."""
+
+    point: list[str] | None
+    box: str | None
+    text: str | None
+    mask: Path | None
+    detector: str | None
+    box_threshold: float
+    min_area: int
+    checkpoint: str | None
+    device: str
+
+    def __post_init__(self) -> None:
+        points_or_box = self.point or self.box
+        prompts = {"--text": self.text, "--mask": self.mask, "--point and --box": points_or_box}
+        given = [name for name, value in prompts.items() if value]
+        if len(given) != 1:
+            raise typer.BadParameter(
+                f"give one of --point, --box, --text and --mask, not {' and '.join(given)}"
+                if given
+                else "give --point, --box, --text or --mask, to select an object"
+            )
+
+    def select(self, image: "ImageSource") -> "tuple[InpaintAnything, Selection]":
+        """Returns an editor, and the objects in an image, or the mask from a file."""
+        points = [parse_point(each) for each in self.point or []]
+        corners = parse_box(self.box) if self.box else None
+
+        from ..images import load_mask
+        from ..integrations.detectors import DEFAULT_DETECTOR
+        from ..integrations.inpaint_anything import InpaintAnything
+
+        if self.mask is not None:
+            return InpaintAnything(None), load_mask(self.mask)
+        model = load_model(self.checkpoint, self.device)
+        editor = InpaintAnything(model, detector=self.detector or DEFAULT_DETECTOR)
+        objects = editor.segment(
+            image,
+            [each[:2] for each in points] or None,
+            [each[2] for each in points] or None,
+            corners,
+            self.text,
+            self.box_threshold,
+            self.min_area,
+        )
+        return editor, objects
 
 
 def remove(
@@ -103,24 +161,25 @@ def remove(
         typer.Option(
             metavar="PNG|FOLDER",
             exists=True,
-            help="A mask instead, white where something is chosen; for a video a folder of them, "
-            "numbered as the frames, from 0, as `mobile-sam track` writes it.",
+            help="Mask image instead of a prompt, white inside; for a video a folder of masks, "
+            "numbered like the frames, from 0, as `mobile-sam track` writes it.",
         ),
     ] = None,
     margin: Margin = 7,
     inpainter: Annotated[
         Backend,
         typer.Option(
-            help="What paints: opencv needs no weights; lama and diffusers do large holes and "
+            help="Inpainter: opencv needs no weights; lama and diffusers suit large holes and "
             "textures."
         ),
     ] = Backend.opencv,
-    model: Annotated[
+    inpainter_model: Annotated[
         str | None,
         typer.Option(
             metavar="M",
-            help="Its weights: an ONNX file of LaMa, or a folder or Hub repository of diffusers.",
-            show_default="hf://Carve/LaMa-ONNX/lama_fp32.onnx, or as of `mobile-sam fill`",
+            help="Weights of the inpainter: an ONNX file of LaMa, or a folder or Hub repository of "
+            "diffusers.",
+            show_default="hf://Carve/LaMa-ONNX/lama_fp32.onnx, or as in `mobile-sam fill`",
         ),
     ] = None,
     steps: Steps = 50,
@@ -132,15 +191,19 @@ def remove(
     checkpoint: Checkpoint = None,
     device: Device = "auto",
 ) -> None:
-    """Remove an object from an image, or from a video, through which it is followed.
+    """Remove an object from an image, or from every frame of a video.
 
-    Of a video, clicks, box and words are for the first frame. Writes into DIR/<name of the image>/:
-    inpainted.png, inpainted_mask.png, and what was chosen, mask_000.png and so on, overlay.png and
-    instances.json; of a video inpainted.mp4.
+    For a video, points, box and text refer to the first frame. Writes to DIR/<name of the image>/:
+    inpainted.png, inpainted_mask.png, and the selected objects: mask_000.png and so on, overlay.png
+    and instances.json; for a video inpainted.mp4.
     """
-    if model is not None and inpainter is Backend.opencv:
-        raise typer.BadParameter("OpenCV has no weights: add --inpainter", param_hint="--model")
-    _check_prompts(point, box, text, mask)
+    if inpainter_model is not None and inpainter is Backend.opencv:
+        raise typer.BadParameter(
+            "OpenCV has no weights: add --inpainter", param_hint="--inpainter-model"
+        )
+    selector = _Selector(
+        point, box, text, mask, detector, box_threshold, min_area, checkpoint, device
+    )
 
     from tqdm import tqdm
 
@@ -150,31 +213,21 @@ def remove(
 
     filmed = is_video(image)
     if mask is not None and mask.is_dir() != filmed:
-        wanted = "a folder with a mask for each frame" if filmed else "a PNG"
-        raise typer.BadParameter(f"{str(mask)!r} must be {wanted}", param_hint="--mask")
-    video = Video(image) if filmed else None
-    selections: Any = None
-    if video is not None and mask is not None:
-        editor, selections = InpaintAnything(None), MaskFolder(mask, video)
-    else:
-        editor, selection = _select(
-            image if video is None else next(iter(video)),
-            point,
-            box,
-            text,
-            mask,
-            detector,
-            box_threshold,
-            min_area,
-            checkpoint,
-            device,
-        )
-    editor.inpainter = _load_inpainter(inpainter, model, device, steps, seed)
-    if video is None:
+        expected = "a folder with a mask for each frame" if filmed else "a PNG"
+        raise typer.BadParameter(f"{str(mask)!r} must be {expected}", param_hint="--mask")
+    if not filmed:
+        editor, selection = selector.select(image)
+        editor.inpainter = _load_inpainter(inpainter, inpainter_model, device, steps, seed)
         _write(editor.remove(image, selection, margin), out, image)
         return
-    if selections is None:
-        selections = _follow(editor, video, selection)
+    video = Video(image)
+    selections: Any
+    if mask is not None:
+        editor, selections = InpaintAnything(None), MaskFolder(mask, video)
+    else:
+        editor, objects = selector.select(next(iter(video)))
+        selections = _follow(editor, video, objects)
+    editor.inpainter = _load_inpainter(inpainter, inpainter_model, device, steps, seed)
     frames = editor.remove_video(video, selections, margin)
     target = claim_folder(out, image.resolve(), video.name) / "inpainted.mp4"
     bar = tqdm(frames, total=video.length, unit="frame", disable=None)
@@ -182,102 +235,64 @@ def remove(
     typer.echo(target)
 
 
-def _painting_command(name: str, purpose: str) -> Callable[..., None]:
-    """``fill`` or ``replace``, which take the same."""
-
-    def command(
-        image: ImageFile,
-        prompt: Prompt,
-        out: Out,
-        point: Points = None,
-        box: Box = None,
-        text: Text = None,
-        mask: MaskFile = None,
-        margin: Margin = 7,
-        model: Model = None,
-        steps: Steps = 50,
-        seed: Seed = None,
-        detector: Detector = None,
-        box_threshold: BoxThreshold = 0.25,
-        min_area: MinArea = 1,
-        max_pixels: MaxPixels = None,
-        checkpoint: Checkpoint = None,
-        device: Device = "auto",
-    ) -> None:
-        _check_prompts(point, box, text, mask)
-        editor, selection = _select(
-            image,
-            point,
-            box,
-            text,
-            mask,
-            detector,
-            box_threshold,
-            min_area,
-            checkpoint,
-            device,
-        )
-        editor.inpainter = _load_diffusers(model, device, steps, seed)
-        _write(getattr(editor, name)(image, selection, prompt, margin), out, image)
-
-    command.__name__ = name
-    command.__doc__ = f"""{purpose}
-
-    Writes into DIR/<name of the image>/ what `mobile-sam remove` writes.
-    """
-    return command
-
-
-fill = _painting_command("fill", "Paint what PROMPT says in place of an object.")
-replace = _painting_command("replace", "Paint the background that PROMPT says around an object.")
-
-
-def _check_prompts(
-    point: list[str] | None, box: str | None, text: str | None, mask: Path | None
+def fill(
+    image: ImageFile,
+    prompt: Prompt,
+    out: Out,
+    point: Points = None,
+    box: Box = None,
+    text: Text = None,
+    mask: MaskFile = None,
+    margin: Margin = 7,
+    inpainter_model: Model = None,
+    steps: Steps = 50,
+    seed: Seed = None,
+    detector: Detector = None,
+    box_threshold: BoxThreshold = 0.25,
+    min_area: MinArea = 1,
+    max_pixels: MaxPixels = None,
+    checkpoint: Checkpoint = None,
+    device: Device = "auto",
 ) -> None:
-    prompts = {"--text": text, "--mask": mask, "--point and --box": point or box}
-    given = [name for name, value in prompts.items() if value]
-    if len(given) != 1:
-        raise typer.BadParameter(
-            f"give one of --point, --box, --text and --mask, not {' and '.join(given)}"
-            if given
-            else "give --point, --box, --text or --mask, so that it is known what to work on"
-        )
+    """Paint what PROMPT describes in the place of an object.
+
+    Writes to DIR/<name of the image>/ the files of `mobile-sam remove`.
+    """
+    editor, selection = _Selector(
+        point, box, text, mask, detector, box_threshold, min_area, checkpoint, device
+    ).select(image)
+    editor.inpainter = _load_diffusers(inpainter_model, device, steps, seed)
+    _write(editor.fill(image, selection, prompt, margin), out, image)
 
 
-def _select(
-    image: "ImageSource",
-    point: list[str] | None,
-    box: str | None,
-    text: str | None,
-    mask: Path | None,
-    detector: str | None,
-    box_threshold: float,
-    min_area: int,
-    checkpoint: str | None,
-    device: str,
-) -> "tuple[InpaintAnything, Any]":
-    """The editor, and what is chosen in an image: objects, or the mask that is given."""
-    clicks = [parse_point(click) for click in point or []]
-    corners = parse_box(box) if box else None
+def replace(
+    image: ImageFile,
+    prompt: Prompt,
+    out: Out,
+    point: Points = None,
+    box: Box = None,
+    text: Text = None,
+    mask: MaskFile = None,
+    margin: Margin = 7,
+    inpainter_model: Model = None,
+    steps: Steps = 50,
+    seed: Seed = None,
+    detector: Detector = None,
+    box_threshold: BoxThreshold = 0.25,
+    min_area: MinArea = 1,
+    max_pixels: MaxPixels = None,
+    checkpoint: Checkpoint = None,
+    device: Device = "auto",
+) -> None:
+    """Keep the object and paint a new background, which PROMPT describes.
 
-    from ..images import load_mask
-    from ..integrations.detectors import DEFAULT_DETECTOR
-    from ..integrations.inpaint_anything import InpaintAnything
-
-    if mask is not None:
-        return InpaintAnything(None), load_mask(mask)
-    editor = InpaintAnything(load_model(checkpoint, device), detector=detector or DEFAULT_DETECTOR)
-    objects = editor.segment(
-        image,
-        [click[:2] for click in clicks] or None,
-        [click[2] for click in clicks] or None,
-        corners,
-        text,
-        box_threshold,
-        min_area,
-    )
-    return editor, objects
+    Writes to DIR/<name of the image>/ the files of `mobile-sam remove`.
+    """
+    editor, selection = _Selector(
+        point, box, text, mask, detector, box_threshold, min_area, checkpoint, device
+    ).select(image)
+    editor.inpainter = _load_diffusers(inpainter_model, device, steps, seed)
+    _write(editor.replace(image, selection, prompt, margin), out, image)
 
 
 def _load_inpainter(
@@ -310,9 +325,7 @@ def _write(result: "Inpainting", out: Path, image: Path) -> None:
         typer.echo(path)
 
 
-def _follow(
-    editor: "InpaintAnything", video: "Video", objects: "Instances"
-) -> "Iterator[Instances]":
+def _follow(editor: "InpaintAnything", video: "Video", objects: Any) -> "Iterator[Instances]":
     from ..integrations.track_anything import TrackAnything
 
     assert editor.predictor is not None

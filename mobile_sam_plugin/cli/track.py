@@ -1,4 +1,4 @@
-"""``mobile-sam track``: objects followed through a video."""
+"""``mobile-sam track``: follows objects through a video."""
 
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,9 @@ from .inputs import (
 
 if TYPE_CHECKING:
     from ..integrations.track_anything import TrackAnything
+    from ..integrations.tracks import TrackedFrame
+
+_BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}, {postfix}]"
 
 
 def track(
@@ -38,49 +41,50 @@ def track(
     out: Annotated[
         Path,
         typer.Option(
-            metavar="DIR", file_okay=False, help="Where to write: a folder named after the video."
+            metavar="DIR", file_okay=False, help="Output folder, with one subfolder per video."
         ),
     ],
     point: Annotated[
         list[str] | None,
         typer.Option(
             metavar="X,Y[,LABEL]",
-            help="A click in the first frame, in pixels: on the object (LABEL 1, the default) or "
-            "on the background (0). Several of them tell of one object.",
+            help="A point in the first frame, in pixels, on the object (LABEL 1, the default) or "
+            "on the background (0). Several points describe one object.",
         ),
     ] = None,
     box: Annotated[
         list[str] | None,
         typer.Option(
             metavar="X0,Y0,X1,Y1",
-            help="A box around an object, in pixels. Several of them tell of an object each.",
+            help="A box around an object, in pixels. Each box is one object.",
         ),
     ] = None,
     text: Annotated[
         str | None,
         typer.Option(
-            metavar="WORDS",
-            help="What the objects are, for example 'a dog. a red car.'; all found.",
+            metavar="TEXT",
+            help="Track every object that matches this text, for example 'a dog. a red car.'",
         ),
     ] = None,
     everything: Annotated[
-        bool, typer.Option("--everything", help="All objects that everything mode finds.")
+        bool, typer.Option("--everything", help="Track every object that everything mode finds.")
     ] = False,
     detect_every: Annotated[
         int,
         typer.Option(
-            metavar="N", min=0, help="Look for new objects every N frames; 0: in the first only."
+            metavar="N",
+            min=0,
+            help="Detect new objects every N frames; 0: in the first frame only.",
         ),
     ] = 0,
     first_frame: Annotated[
-        int,
-        typer.Option(metavar="N", min=0, help="The frame to begin at; those before are left out."),
+        int, typer.Option(metavar="N", min=0, help="First frame; earlier frames are skipped.")
     ] = 0,
     propagator: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="What carries masks on: a video model of transformers, on the Hub or in a folder, "
+            help="Video model of transformers that propagates the masks: Hub repository or folder, "
             "such as yonigozlan/EdgeTAM-hf or facebook/sam2.1-hiera-tiny.",
             show_default="optical flow",
         ),
@@ -95,12 +99,12 @@ def track(
     checkpoint: Checkpoint = None,
     device: Device = "auto",
 ) -> None:
-    """Follow objects through a video, as Track-Anything and Segment-and-Track-Anything.
+    """Follow objects through a video, as Track-Anything and Segment-and-Track-Anything do.
 
-    Writes into DIR/<name of the video>/: masks/, a PNG of object ids a frame; tracks.csv with boxes
-    and areas; tracks.json in the format of YouTube-VIS; and overlay.mp4.
+    Writes to DIR/<name of the video>/: masks/, one PNG of object ids per frame; tracks.csv with
+    boxes and areas; tracks.json in YouTube-VIS format; and overlay.mp4.
 
-    The same command takes a run up that was interrupted.
+    Run the same command again to resume an interrupted run.
     """
     given = {
         "--point": point,
@@ -113,12 +117,14 @@ def track(
         raise typer.BadParameter(
             f"give one of --point, --box, --text and --everything, not {' and '.join(chosen)}"
             if chosen
-            else "give --point, --box, --text or --everything, so that it is known what to follow"
+            else "give --point, --box, --text or --everything, to select the objects to follow"
         )
     if detect_every and (point or box):
-        raise typer.BadParameter("--detect-every goes with --text or --everything, which find")
-    clicks = [parse_point(click) for click in point or []]
+        raise typer.BadParameter("--detect-every needs --text or --everything")
+    points = [parse_point(each) for each in point or []]
     boxes = [parse_box(corners) for corners in box or []]
+
+    from tqdm import tqdm
 
     from ..integrations.detectors import DEFAULT_DETECTOR
     from ..integrations.grounded_sam import GroundedMobileSam
@@ -146,23 +152,23 @@ def track(
             param_hint="--first-frame",
         )
     model = load_model(checkpoint, device)
-    find: FrameDetector | None = None
+    frame_detector: FrameDetector | None = None
     if phrases is not None:
         grounded = GroundedMobileSam(model, detector or DEFAULT_DETECTOR)
-        find = partial(grounded.predict, text=phrases, box_threshold=box_threshold)
+        frame_detector = partial(grounded.predict, text=phrases, box_threshold=box_threshold)
     elif everything:
-        find = everything_detector(model, **thresholds)
+        frame_detector = everything_detector(model, **thresholds)
     tracker = TrackAnything(
         model,
         None if propagator is None else TransformersPropagator(propagator, find_device(device)),
-        find,
+        frame_detector,
         detect_every,
         min_area,
     )
 
     def choose(tracker: "TrackAnything") -> None:
-        if clicks:
-            tracker.add_object([click[:2] for click in clicks], [click[2] for click in clicks])
+        if points:
+            tracker.add_object([each[:2] for each in points], [each[2] for each in points])
         for corners in boxes:
             tracker.add_object(box=corners)
 
@@ -177,9 +183,19 @@ def track(
         "detector": detector,
         **({} if text is None else {"box_threshold": box_threshold}),
         **(thresholds if everything else {}),
-        **({} if find is None else {"min_area": min_area}),
+        **({} if frame_detector is None else {"min_area": min_area}),
     }
-    objects = track_video(tracker, source, folder, {first_frame: choose}, first_frame, settings)
+    with tqdm(unit=" frames", bar_format=_BAR, disable=None) as bar:
+
+        def show(done: int, total: int | None) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        def count(_: object, tracked: "TrackedFrame") -> None:
+            bar.set_postfix_str(f"{len(tracked.objects)} objects, {len(tracked.lost)} lost", False)
+
+        prompts = {first_frame: choose}
+        objects = track_video(tracker, source, folder, prompts, first_frame, settings, show, count)
     typer.echo(f"{folder / 'tracks.json'}  {len(objects)} object{'s'[: len(objects) != 1]}")
     for name in ("tracks.csv", "overlay.mp4", "masks"):
         typer.echo(folder / name)

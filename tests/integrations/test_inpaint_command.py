@@ -69,10 +69,10 @@ def test_remove_paints_with_lama_and_diffusers(files: Path, pipeline_folder: Pat
     lama = str(write_lama(files / "lama.onnx"))
     arguments = ["remove", str(files / "coffee.png"), "--mask", str(files / "mask.png")]
     arguments += ["--margin", "0", "--device", "cpu", "--out", str(files)]
-    assert main([*arguments, "--inpainter", "lama", "--model", lama]) == 0
+    assert main([*arguments, "--inpainter", "lama", "--inpainter-model", lama]) == 0
     painted = np.asarray(Image.open(files / "coffee" / "inpainted.png"))
     assert (painted[150, 300] == (51, 102, 153)).all()
-    options = ["--model", str(pipeline_folder), "--steps", "1"]
+    options = ["--inpainter-model", str(pipeline_folder), "--steps", "1"]
     assert main([*arguments, "--inpainter", "diffusers", *options]) == 0
     assert (np.asarray(Image.open(files / "coffee" / "inpainted.png")) != painted).any()
 
@@ -84,7 +84,7 @@ def test_fill_and_replace_write_what_the_pipeline_makes(
     painter = DiffusersInpainter(pipeline_folder, seed=5, num_inference_steps=2)
     for command in ("fill", "replace"):
         arguments = [str(files / "coffee.png"), "a teapot", "--mask", str(files / "mask.png")]
-        arguments += ["--margin", "2", "--model", str(pipeline_folder), "--steps", "2"]
+        arguments += ["--margin", "2", "--inpainter-model", str(pipeline_folder), "--steps", "2"]
         arguments += ["--seed", "5", "--device", "cpu", "--out", str(files)]
         assert main([command, *arguments]) == 0
         expected = getattr(InpaintAnything(None, painter), command)(coffee, mask, "a teapot", 2)
@@ -152,7 +152,10 @@ def test_remove_follows_an_object_through_a_video(tmp_path: Path) -> None:
         (["remove", "coffee.png", "--mask", "empty"], "'empty' must be a PNG"),
         (["remove", "text.mp4", "--point", "1,2"], "text.mp4"),
         (["remove", "coffee.png", "--mask", "mask.png", "--margin", "-1"], "--margin"),
-        (["remove", "coffee.png", "--mask", "mask.png", "--model", "m"], "OpenCV has no weights"),
+        (
+            ["remove", "coffee.png", "--mask", "mask.png", "--inpainter-model", "m"],
+            "OpenCV has no weights",
+        ),
         (["remove", "coffee.png", "--mask", "white.png"], "cover the whole image"),
         (["remove", "coffee.png", "--mask", "mask.png", "--max-pixels", "9"], "too large"),
         (["fill", "coffee.png", "x", "--mask", "mask.png", "--max-pixels", "9"], "too large"),
@@ -162,7 +165,10 @@ def test_remove_follows_an_object_through_a_video(tmp_path: Path) -> None:
         ),
         (["remove", "coffee.png", "--text", "a cup", "--detector", "empty"], "empty"),
         (["fill", "coffee.png", " ", "--point", "1,2"], "prompt is empty"),
-        (["fill", "coffee.png", "a cat", "--mask", "mask.png", "--model", "empty"], "model_index"),
+        (
+            ["fill", "coffee.png", "a cat", "--mask", "mask.png", "--inpainter-model", "empty"],
+            "model_index",
+        ),
         (["replace", "coffee.png", "a cat", "--mask", "mask.png", "--steps", "0"], "--steps"),
     ],
     ids=str,

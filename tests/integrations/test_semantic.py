@@ -455,9 +455,9 @@ def test_label_command(clip_folder: Path, image: Path, capsys: pytest.CaptureFix
     lines = capsys.readouterr().out.splitlines()
     assert [Path(line).name for line in lines[-4:]] == [
         "overlay.png",
-        "instances.json",
         "semantic_map.png",
         "legend.png",
+        "instances.json",
     ]
     assert len(lines) > 4
     assert all(line.split("  ")[1] in ("cup", "spoon", "table") for line in lines[:-4])

@@ -14,39 +14,42 @@ from mobile_sam_plugin import SamPredictor
 from .propagators import Frame, FrameEncoder, Logits, Mask, OnDemand, claim_pixels
 
 Matrix = NDArray[np.float64]  # (3, 3), of an affine map of XY
-_WORK_SIDE = 640  # longer frames are reduced to this for all but MobileSAM
-_LEAST_FLOW_SIDE = 32  # OpenCV 5 crashes on wide pictures that are lower
-_FLOW_ERROR = 1.5  # pixels by which flow forward and back may miss, on the scale of a Gaussian
-_FIT_ERROR = 1.5  # pixels by which a template's pixel may miss its motion
-_COLOR_ERROR = 27.0  # by which a template's pixel may differ, on the scale of a Gaussian
+_WORK_SIDE = 640  # frames are reduced to this for everything except MobileSAM
+_LEAST_FLOW_SIDE = 32  # OpenCV 5 crashes on wide images with fewer rows
+_FLOW_ERROR = 1.5  # pixels between flow forward and back; sigma of a Gaussian
+_FIT_ERROR = 1.5  # RANSAC's threshold for a template's motion, in pixels
+_COLOR_ERROR = 27.0  # difference of a template's pixel; sigma of a Gaussian
 _TEMPLATE_WEIGHT = 1.5  # of a template that fits, where reliable flow has 1
 _POOR_TEMPLATE_WEIGHT = 0.6
-_GOOD_FIT = 0.5  # share of a template's visible pixels that must look as they did
-_MISFITS = 3  # frames in a row after which a template is taken anew
-_AGREEMENT = 0.6  # IoU from which on MobileSAM's mask is heard, fully at 0.2 more
-_BAND = 0.12  # width of the band along the outline where it is, as a share of the object's size
+_GOOD_FIT = 0.5  # least mean similarity of a template's visible pixels
+_MISFITS = 3  # frames in a row after which a template is replaced
+_AGREEMENT = 0.6  # IoU above which MobileSAM's mask counts, fully at 0.2 more
+_BAND = (
+    0.12  # width of the band along the outline where it counts, as a fraction of the object's size
+)
 _LOGIT_SCALE = 4.0  # of MobileSAM's logits
-_OBJECTS_AT_ONCE = 8  # as MobileSAM's prompts: more take memory, and are no faster
+_OBJECTS_AT_ONCE = 8  # prompts per batch; more need memory and are not faster
 _PROMPT_LOGIT = 6.0  # of a mask as MobileSAM's prompt
-_LEAST_PIXELS = 40  # what is smaller, at the size worked at, is lost
-_LEAST_SHARE = 0.03  # of an object that must be seen
-_MATCH = 0.6  # correlation from which on a lost object may have been found
-_SEARCHES = 4  # lost objects that are looked for in a frame, in turn
-_REACH_GROWS = 20  # frames for which a lost object is looked for further and further away
+_LEAST_PIXELS = 40  # smaller objects, at the working size, are lost
+_LEAST_SHARE = 0.03  # least visible fraction of an object
+_MATCH = 0.6  # least correlation with a lost object
+_SEARCHES = 4  # lost objects that are searched for per frame, in turn
+_REACH_GROWS = 20  # frames during which the search radius grows
 
 
 class FlowPropagator:
-    """Follows objects by dense optical flow and by their looks, and refines them by MobileSAM.
+    """Follows objects by dense optical flow and by templates, refined by MobileSAM.
 
-    It needs no weights but MobileSAM's. In every frame each object's mask is carried twice: from
-    the frame before, by optical flow (DIS, Kroeger et al. 2016), where flow forward and back agree;
-    and from a template, the object as it was when it was last told, which is moved affinely onto
-    the frame and shows where it still looks the same, so that errors do not add up and parts that
-    were hidden come back. MobileSAM, prompted by box and mask, then moves the outline, in a band
-    around it and only where it agrees on the object. An object of which too little is left is lost,
-    and is looked for by its template around where it was last seen, up to two and a half times its
-    size away; of many lost objects four are looked for in a frame, in turn, so that a frame takes
-    no more time however many there are and however long ago they were lost.
+    It needs no weights except MobileSAM's. Each object's mask is propagated in two ways: by optical
+    flow from the previous frame (DIS, Kroeger et al. 2016), where flow forward and back agree; and
+    by a template, the object's appearance when it was last set. The template is fitted to the frame
+    by an affine map and counts where it still looks the same, so errors do not add up and hidden
+    parts come back. Then MobileSAM, prompted with box and mask, refines a band along the outline if
+    it agrees about the object.
+
+    An object of which too little is visible is lost. Its template is searched for around its last
+    position, up to two and a half times its size away: four lost objects per frame, in turn, so the
+    time per frame does not grow with their number.
     """
 
     def __init__(self, encoder: FrameEncoder) -> None:
@@ -97,7 +100,7 @@ class FlowPropagator:
             followed.mask = None
         seen: dict[int, Logits] = {}
         for number, logits in carried.items():
-            # Specks go.
+            # Removes specks.
             mask = (owners == number).astype(np.uint8)
             kept = cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((3, 3)))
             if self._objects[number].settle(kept.astype(np.float32), picture):
@@ -109,7 +112,7 @@ class FlowPropagator:
         return OnDemand(seen, lambda logits: cv2.resize(logits, size))
 
     def _take_turns(self) -> set[int]:
-        """The lost objects to be looked for in the next frame: those that waited longest."""
+        """The lost objects to search for in the next frame: those that waited longest."""
         lost = [number for number, followed in self._objects.items() if followed.mask is None]
         for number in lost:
             self._objects[number].lost_for += 1
@@ -120,7 +123,7 @@ class FlowPropagator:
         return set(turn)
 
     def _refine(self, frame: Frame, carried: dict[int, Logits]) -> None:
-        """Adds MobileSAM's logits of the objects to theirs, in a band along their outlines."""
+        """Adds MobileSAM's logits to those of the objects, in a band along their outlines."""
         promptable = [
             number for number in carried if np.count_nonzero(carried[number] > 0) >= _LEAST_PIXELS
         ]
@@ -143,7 +146,7 @@ class FlowPropagator:
 
 
 class _Picture:
-    """A frame at the size worked at."""
+    """A frame at the working size."""
 
     def __init__(self, frame: Frame) -> None:
         height, width = frame.shape[:2]
@@ -156,9 +159,9 @@ class _Picture:
 def _dense_flow(
     before: NDArray[np.uint8], after: NDArray[np.uint8], finest_scale: int
 ) -> NDArray[np.float32]:
-    """By how much each pixel of the first picture moves, XY; small ones continue their edges.
+    """The optical flow from one gray image to another, (H, W, 2) XY; pads small images.
 
-    It is computed at half of the resolution for a ``finest_scale`` of 1, at a quarter for 2.
+    It is computed at half resolution for a ``finest_scale`` of 1, at a quarter for 2.
     """
     height, width = before.shape
     down, right = (max(0, _LEAST_FLOW_SIDE - length) for length in (height, width))
@@ -166,7 +169,7 @@ def _dense_flow(
         cv2.copyMakeBorder(picture, 0, down, 0, right, cv2.BORDER_REPLICATE)
         for picture in (before, after)
     )
-    # A new one each time: a narrow picture changes its scales, which then stay.
+    # Created each time, since a narrow image permanently changes its scales.
     flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     flow.setFinestScale(finest_scale)
     return flow.calc(before, after, None)[:height, :width]
@@ -177,9 +180,9 @@ class _Motion:
     """The optical flow between two frames.
 
     Attributes:
-        source: (H, W, 2), where each pixel of the later frame comes from, XY.
-        reliability: (H, W), 1 where the flow back leads there again, towards 0 where it does not.
-        forward: (H, W, 2), by how much each pixel of the earlier frame moves.
+        source: (H, W, 2), XY in the earlier frame of each pixel of the later one.
+        reliability: (H, W), 1 where flow forward and back cancel, towards 0 where they do not.
+        forward: (H, W, 2), motion of each pixel of the earlier frame, XY.
     """
 
     source: NDArray[np.float32]
@@ -198,7 +201,7 @@ class _Motion:
         return cls(source, np.exp(-((error / _FLOW_ERROR) ** 2)), forward)
 
     def fit(self, mask: NDArray[np.float32]) -> Matrix:
-        """The affine motion of most of a mask in the earlier frame; none if it cannot be told."""
+        """The affine motion of most of a mask in the earlier frame; the identity if unknown."""
         points = _sample(mask > 0.5, 500)
         moved = points + self.forward[points[:, 1], points[:, 0]]
         matrix, inliers = _fit_affine(points, moved)
@@ -207,12 +210,12 @@ class _Motion:
 
 @dataclass(frozen=True)
 class _Template:
-    """What an object looked like in a frame.
+    """An object's appearance in a frame.
 
     Attributes:
-        colors: a window of the frame, in RGB.
-        shape: the object's mask in it, in [0, 1].
-        histogram: the share of each of 512 colours in the object.
+        colors: window of the frame, RGB.
+        shape: mask of the object in the window, in [0, 1].
+        histogram: fraction of each of 512 colours in the object.
     """
 
     colors: NDArray[np.uint8]
@@ -238,12 +241,12 @@ class _Object:
     """An object that is followed.
 
     Attributes:
-        template: the object as it was told, or as it was when that did not fit any more.
-        pose: from the template's pixels to those of the current frame.
+        template: appearance when it was last set, or replaced since it no longer fitted.
+        pose: affine map from the template's pixels to those of the current frame.
         mask: (H, W) in the current frame, in [0, 1]; None if the object is lost.
-        misfits: frames in a row in which the template did not fit.
-        lost_for: frames since it was lost.
-        waited: frames since it was looked for or seen.
+        misfits: number of frames in a row in which the template did not fit.
+        lost_for: number of frames since it was lost.
+        waited: number of frames since it was searched for or visible.
     """
 
     template: _Template
@@ -278,13 +281,13 @@ class _Object:
         return (logits * trust + weight * fit.logits) / (trust + weight)
 
     def search(self, picture: _Picture) -> NDArray[np.float32] | None:
-        """The logits of a lost object that is seen again, around where it was; else None."""
+        """The logits of a lost object if it is found around its last position; else None."""
         linear = self.pose.copy()
         linear[:2, 2] -= _corners(self.pose, self.template.shape.shape).min(axis=0)
         size = np.ceil(_corners(linear, self.template.shape.shape).max(axis=0)).astype(int).tolist()
         reach = int(max(size) * (0.5 + 0.1 * min(self.lost_for, _REACH_GROWS))) + 8
         x0, y0, x1, y1 = self._window(self.pose, picture, reach)
-        # Small is enough to find it, and quick.
+        # A small scale suffices, and is fast.
         scale = min(1.0, 40 / max(*size, 1))
         small_size = max(2, round(size[0] * scale)), max(2, round(size[1] * scale))
         region_size = round((x1 - x0) * scale), round((y1 - y0) * scale)
@@ -312,13 +315,13 @@ class _Object:
         return fit.logits
 
     def settle(self, mask: NDArray[np.float32], picture: _Picture) -> bool:
-        """Takes the mask that was found in a frame; returns whether the object is seen at all."""
+        """Sets the mask in the current frame; returns whether the object is visible at all."""
         size = picture.gray.shape[::-1]
         expected = cv2.warpAffine(self.template.shape, self.pose[:2], size).sum()
         if np.count_nonzero(mask) < max(_LEAST_PIXELS, _LEAST_SHARE * expected):
             return False
         if self.misfits >= _MISFITS:
-            # It looks otherwise now: turned, or bent, or it is another object that hides it.
+            # Its appearance has changed: it has turned or bent, or another object hides it.
             likeness = cv2.compareHist(
                 self.template.histogram, _histogram(picture, mask), cv2.HISTCMP_INTERSECT
             )
@@ -330,7 +333,7 @@ class _Object:
         return True
 
     def _fit(self, picture: _Picture, carried: NDArray[np.float32] | None) -> "_Fit | None":
-        """Moves the template from its pose onto the frame; None where it does not fit."""
+        """Fits the template to the frame, from its pose; None if it does not fit."""
         x0, y0, x1, y1 = self._window(self.pose, picture, 8)
         width, height = x1 - x0, y1 - y0
         if min(width, height) < 16:
@@ -344,10 +347,10 @@ class _Object:
         if np.count_nonzero(visible) < _LEAST_PIXELS:
             return None
         gray_looks = cv2.cvtColor(looks, cv2.COLOR_RGB2GRAY)
-        # The light may have changed.
+        # Compensates for a change of light.
         gain = (1.0 + np.median(gray[visible])) / (1.0 + np.median(gray_looks[visible]))
         gain = float(np.clip(gain, 0.6, 1.6))
-        # Finer than between frames: what a pose misses adds up.
+        # Finer than between frames, since errors of the pose add up.
         residual = _dense_flow(cv2.convertScaleAbs(gray_looks, alpha=gain), gray, finest_scale=1)
         points = _sample(visible, 600)
         matrix, inliers = _fit_affine(points, points + residual[points[:, 1], points[:, 0]])
@@ -371,14 +374,14 @@ class _Object:
     def _moved(
         self, matrix: Matrix, size: tuple[int, int]
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """The template's colours and mask, moved into a window of this size."""
+        """The template's colours and mask, warped into a window of this size."""
         colors = cv2.warpAffine(
             self.template.colors, matrix[:2], size, borderMode=cv2.BORDER_REPLICATE
         )
         return colors, cv2.warpAffine(self.template.shape, matrix[:2], size)
 
     def _window(self, pose: Matrix, picture: _Picture, margin: int) -> tuple[int, int, int, int]:
-        """XYXY of the template in a frame."""
+        """The box around the template in a frame, XYXY, with a margin."""
         height, width = picture.gray.shape
         corners = _corners(pose, self.template.shape.shape)
         x0, y0 = np.clip(np.floor(corners.min(axis=0)) - margin, 0, (width, height)).astype(int)
@@ -388,12 +391,12 @@ class _Object:
 
 @dataclass(frozen=True)
 class _Fit:
-    """A template on a frame.
+    """A template fitted to a frame.
 
     Attributes:
-        pose: from the template's pixels to those of the frame.
-        logits: (H, W), in [-1, 1]: above 0 where the template looks as the frame does.
-        likeness: how much it does where the object is expected to be visible, in [0, 1].
+        pose: affine map from the template's pixels to those of the frame.
+        logits: (H, W), in [-1, 1], above 0 where template and frame look the same.
+        likeness: their mean similarity where the object should be visible, in [0, 1].
     """
 
     pose: Matrix
@@ -421,7 +424,7 @@ def mask_prompt(predictor: SamPredictor, mask: Mask) -> Logits:
 
 
 def _predict(predictor: SamPredictor, logits: Sequence[Logits]) -> list[Logits]:
-    """MobileSAM's logits for the objects with these, all at the size worked at."""
+    """MobileSAM's logits for objects with these logits, all at the working size."""
     height, width = logits[0].shape
     to_model = predictor.input_size[1] / width
     boxes, masks = [], []
@@ -464,21 +467,21 @@ def _distance_to_outline(mask: Mask) -> NDArray[np.float32]:
 
 
 def _histogram(picture: _Picture, mask: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The share of each of 512 colours in a mask."""
+    """The fraction of each of 512 colours in a mask."""
     inside = (mask > 0.5).astype(np.uint8)
     counts = cv2.calcHist([picture.colors], [0, 1, 2], inside, [8, 8, 8], [0, 256] * 3)
     return counts / max(counts.sum(), 1)
 
 
 def _sample(mask: Mask, count: int) -> NDArray[np.int64]:
-    """About so many of the pixels of a mask, or all of them, (N, 2) XY."""
+    """About ``count`` pixels of a mask, or all of them, (N, 2) XY."""
     y, x = np.nonzero(mask)
     step = max(1, len(y) // count)
     return np.column_stack([x[::step], y[::step]])
 
 
 def _fit_affine(points: NDArray[Any], moved: NDArray[Any]) -> tuple[Matrix | None, float]:
-    """The affine map of most of the points, and of how many; None where there is none."""
+    """The affine map of most points and the fraction that it fits; None if there is none."""
     if len(points) < 8:
         return None, 0.0
     matrix, inliers = cv2.estimateAffine2D(
@@ -491,7 +494,7 @@ def _fit_affine(points: NDArray[Any], moved: NDArray[Any]) -> tuple[Matrix | Non
     if matrix is None:
         return None, 0.0
     scales = np.linalg.svd(matrix[:, :2], compute_uv=False)
-    if scales.min() < 0.75 or scales.max() > 1.35:  # no object changes so much between frames
+    if scales.min() < 0.75 or scales.max() > 1.35:  # objects do not change so much between frames
         return None, 0.0
     return np.vstack([matrix, (0, 0, 1)]), float(inliers.mean())
 
@@ -501,7 +504,7 @@ def _translation(x: float, y: float) -> Matrix:
 
 
 def _corners(matrix: Matrix, shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """Where the corners of an array of this shape are moved, (4, 2) XY."""
+    """The corners of an array of this shape after a map, (4, 2) XY."""
     height, width = shape[:2]
     corners = np.array([(0, 0, 1), (width, 0, 1), (width, height, 1), (0, height, 1)])
     return (corners @ matrix.T)[:, :2]

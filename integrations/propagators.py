@@ -1,4 +1,4 @@
-"""What carries masks from frame to frame: optical flow with MobileSAM, or a video model."""
+"""Propagators, which carry masks from frame to frame, and the video models of transformers."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,18 +19,18 @@ Logits = NDArray[np.float32]
 
 
 class Propagator(Protocol):
-    """Follows the objects of a video. Any class with these three methods is one."""
+    """Follows the objects of a video. Any class with these methods is a propagator."""
 
     def reset(self) -> None:
         """Forgets all objects and frames: another video begins."""
 
     def set_masks(self, frame: Frame, masks: Mapping[int, Mask]) -> None:
-        """Says where some objects are, be they new, or known and corrected.
+        """Sets the masks of new or corrected objects.
 
         Args:
-            frame: (H, W, 3) uint8 RGB: the first one, or that which was propagated to last. After a
-                gap, a later one; objects that are not told of are then lost.
-            masks: (H, W) for each object's id; empty for one that is known not to be seen.
+            frame: (H, W, 3) uint8 RGB: the first frame, the last one propagated to, or a later one;
+                objects not in ``masks`` are lost after such a gap.
+            masks: (H, W) bool by object id; empty for an object that is not visible.
         """
 
     def propagate(self, frame: Frame) -> Mapping[int, Logits | Mask]:
@@ -40,23 +40,23 @@ class Propagator(Protocol):
             frame: (H, W, 3) uint8 RGB.
 
         Returns:
-            (H, W) for the id of each object that is seen: logits, above 0 inside, or a mask. Where
-            objects overlap, the higher logit wins. Each is asked for once, so that a mapping that
-            makes them as they are asked for keeps memory low.
+            (H, W) by the id of each visible object: logits, above 0 inside, or a bool mask. Where
+            objects overlap, the higher logit wins. Each value is read once, so a mapping that
+            creates values when they are read keeps memory low.
         """
 
 
 class FrameEncoder:
-    """Has a predictor encode a frame as soon as a prompt needs it, and not twice."""
+    """Encodes a frame when a prompt first needs it, and only once."""
 
     def __init__(self, predictor: SamPredictor) -> None:
         self.predictor = predictor
         self._encoded: tuple[Frame | None, Any] = None, None
 
     def __call__(self, frame: Frame) -> SamPredictor:
-        """Returns the predictor with this frame set. A frame is known by its identity."""
+        """Returns the predictor with this frame set. A frame is recognised by its identity."""
         predictor = self.predictor
-        # The features tell whether someone else has set another image since.
+        # The features change if someone else sets another image.
         known, features = self._encoded
         if known is not frame or features is not predictor.features:
             predictor.set_image(frame)
@@ -67,15 +67,15 @@ class FrameEncoder:
 def claim_pixels(
     logits: Iterable[tuple[int, Logits]], size: tuple[int, ...]
 ) -> tuple[NDArray[np.int32], Logits]:
-    """Gives each pixel to one object at most: that of the highest logit, if it is above 0.
+    """Assigns each pixel to the object with the highest logit above 0.
 
     Args:
-        logits: an object's id, above 0, and its logits (H, W), for one object after another. Of
-            equal logits the first counts. None is kept.
+        logits: pairs of an id above 0 and logits (H, W), which are read once and not kept. Of equal
+            logits the first counts.
         size: (H, W).
 
     Returns:
-        (H, W) ids, 0 for none, and (H, W) the logits of their objects, 0 for none.
+        The ids, (H, W) int32, and the logits of these objects, (H, W) float32; both 0 for none.
     """
     ids = np.zeros(size, dtype=np.int32)
     highest = np.zeros(size, dtype=np.float32)
@@ -87,7 +87,7 @@ def claim_pixels(
 
 
 class OnDemand(Mapping[int, Logits]):
-    """Logits of objects in the size of the frame, each made as it is asked for."""
+    """Logits of objects in the size of the frame, computed when they are read."""
 
     def __init__(self, small: Mapping[int, Any], enlarge: Callable[[Any], Logits]) -> None:
         self._small = small
@@ -107,10 +107,10 @@ DEFAULT_VIDEO_MODEL = "yonigozlan/EdgeTAM-hf"
 
 
 class TransformersPropagator:
-    """Follows objects by one of transformers' video models: EdgeTAM, SAM 2 and those built alike.
+    """Follows objects with a video model of transformers: EdgeTAM, SAM 2 and similar ones.
 
-    The model takes MobileSAM's masks of the first frame, or of corrections, as they are, and keeps
-    a memory of some frames; older ones are dropped, so that memory does not grow with the video.
+    The model starts from MobileSAM's masks of the first frame or of corrections, and keeps a memory
+    of some frames. Older frames are dropped, so memory does not grow with the video.
 
     Example:
         >>> propagator = TransformersPropagator("facebook/sam2.1-hiera-tiny", "cuda")
@@ -119,28 +119,27 @@ class TransformersPropagator:
 
     def __init__(
         self,
-        name: str | os.PathLike[str] = DEFAULT_VIDEO_MODEL,
+        model: str | os.PathLike[str] = DEFAULT_VIDEO_MODEL,
         device: str | torch.device = "cpu",
     ) -> None:
-        """Loads a model.
+        """Loads a model with a video session.
 
         Args:
-            name: a repository on the Hub, ``"owner/repo"``, or a folder that ``save_pretrained``
-                wrote, of a model with a session that frames are added to.
-            device: where it computes.
+            model: repository on the Hub, ``"owner/repo"``, or a folder that ``save_pretrained`` has
+                written.
+            device: device of the model.
 
         Raises:
-            ImportError, FileNotFoundError, ConnectionError, ValueError: as
-                :func:`~mobile_sam_plugin.integrations.pretrained.load_pretrained`.
-            ValueError: it is a model for single images, or of another kind.
+            UserError: if it is not a video model.
+            Exception: as :func:`~mobile_sam_plugin.integrations.pretrained.load_pretrained`.
         """
-        self._model, self._processor = load_pretrained("AutoModel", name, device, "track")
+        self._model, self._processor = load_pretrained("AutoModel", model, device, "track")
         config = self._model.config
         streams = hasattr(self._processor, "init_video_session")
         if not streams or not hasattr(config, "num_maskmem"):
             raise UserError(
-                f"{os.fspath(name)!r} holds a {type(self._model).__name__}, which is no model for "
-                f"videos such as {DEFAULT_VIDEO_MODEL!r} or 'facebook/sam2.1-hiera-tiny'"
+                f"{os.fspath(model)!r} is a {type(self._model).__name__}, not a video model such "
+                f"as {DEFAULT_VIDEO_MODEL!r} or 'facebook/sam2.1-hiera-tiny'"
             )
         self._memory = max(config.num_maskmem, config.max_object_pointers_in_encoder)
         self._use_mask = self._model._use_mask_as_output
@@ -148,7 +147,7 @@ class TransformersPropagator:
         self.reset()
 
     def _use_mask_with_score(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's own; EdgeTAM's scores lack a dimension, and cannot be joined with others."""
+        """The model's method; adds a dimension that EdgeTAM's scores lack beside other scores."""
         output = self._use_mask(*args, **kwargs)
         output.object_score_logits = output.object_score_logits.reshape(-1, 1, 1)
         return output
@@ -168,8 +167,8 @@ class TransformersPropagator:
             self._session, self._index, [*masks], input_masks=[*masks.values()]
         )
         for number in masks:
-            # The model takes a mask for a tracked one, which it forgets soon, where it has tracked
-            # the object in that frame before.
+            # If the model has tracked the object in this frame before, it would treat the mask as a
+            # tracked one, which it soon forgets.
             index = self._session.obj_id_to_idx(number)
             self._session.frames_tracked_per_obj[index].pop(self._index, None)
             self._session.output_dict_per_obj[index]["non_cond_frame_outputs"].pop(
@@ -197,7 +196,7 @@ class TransformersPropagator:
         return OnDemand(seen, enlarge)
 
     def _add(self, frame: Frame) -> torch.Tensor:
-        """The pixels of a frame as the model takes them; if it is a new one, older ones go."""
+        """The model's input for a frame; drops old frames if it is a new one."""
         frames = self._session.processed_frames
         if frame is self._frame:
             return frames[self._index]

@@ -28,11 +28,10 @@ Mask = NDArray[np.bool_]
 
 
 class BaseSegmenter:
-    """MobileSAM in place of Track-Anything's ``tools.base_segmenter.BaseSegmenter``.
+    """Replaces Track-Anything's ``tools.base_segmenter.BaseSegmenter``, with the same signatures.
 
-    Same signatures and results. Whatever type of SAM is asked for, it is MobileSAM that is built:
-    for ``"vit_t"`` from the checkpoint that is given, for other types from the default one, as
-    :func:`~mobile_sam_plugin.replace` does.
+    It always builds MobileSAM: for ``"vit_t"`` from the given checkpoint, for other model types
+    from the default one, as :func:`~mobile_sam_plugin.replace` does.
 
     Example:
         >>> segmenter = BaseSegmenter("mobile_sam.pt", "vit_t", device="cpu")
@@ -47,7 +46,7 @@ class BaseSegmenter:
         model_type: str,
         device: str | torch.device = "cuda:0",
     ) -> None:
-        """Builds MobileSAM on a device; errors as of :func:`~mobile_sam_plugin.build_sam_vit_t`."""
+        """Builds MobileSAM on a device, see :func:`~mobile_sam_plugin.build_sam_vit_t`."""
         self.device = device
         self.torch_dtype = torch.float16 if "cuda" in str(device) else torch.float32
         self.model = _build_mobile_sam(model_type, SAM_checkpoint).to(device)
@@ -56,7 +55,7 @@ class BaseSegmenter:
 
     def set_image(self, image: NDArray[np.uint8]) -> None:
         """Encodes an image, (H, W, 3) uint8 RGB; after another one, call ``reset_image`` first."""
-        self.orignal_image = image  # upstream's spelling, which its clients read
+        self.orignal_image = image  # Track-Anything's spelling, which its other modules read
         if self.embedded:
             warnings.warn(
                 "an image is set already, and stays: call reset_image first", stacklevel=2
@@ -76,27 +75,27 @@ class BaseSegmenter:
         """Predicts masks.
 
         Args:
-            prompts: ``point_coords`` (N, 2), ``point_labels`` (N,), ``mask_input`` (1, 256, 256),
-                as far as the mode needs them.
+            prompts: ``point_coords`` (N, 2), ``point_labels`` (N,) and ``mask_input``
+                (1, 256, 256), those that the mode needs.
             mode: ``"point"``, ``"mask"`` or ``"both"``.
-            multimask: three masks rather than one.
+            multimask: whether to predict three masks instead of one.
 
         Returns:
             Masks (n, H, W), scores (n,) and low-resolution logits (n, 256, 256).
 
         Raises:
-            RuntimeError: no image is set.
-            ValueError: another mode.
-            KeyError: a prompt that the mode needs is not there.
+            RuntimeError: if no image is set.
+            UserError: if ``mode`` is not "point", "mask" or "both".
+            KeyError: if a prompt that the mode needs is missing.
         """
         modes = {"point": _POINTS, "mask": ("mask_input",), "both": (*_POINTS, "mask_input")}
         return _predict(self.predictor, prompts, mode, modes, multimask)
 
 
 class Segmentor:
-    """MobileSAM in place of Segment-and-Track-Anything's ``tool.segmentor.Segmentor``.
+    """Replaces Segment-and-Track-Anything's ``tool.segmentor.Segmentor``, with the same signatures.
 
-    Same signatures and results; the model is chosen as in :class:`BaseSegmenter`.
+    The model is built as in :class:`BaseSegmenter`.
 
     Example:
         >>> segmentor = Segmentor({"sam_checkpoint": "mobile_sam.pt", "model_type": "vit_t",
@@ -134,7 +133,7 @@ class Segmentor:
         Args:
             prompts: ``point_coords`` (N, 2), ``point_modes`` (N,), ``mask_prompt`` (1, 256, 256).
             mode: ``"point"``, ``"mask"`` or ``"point_mask"``.
-            multimask: three masks rather than one.
+            multimask: whether to predict three masks instead of one.
         """
         modes = {
             "point": ("point_coords", "point_modes"),
@@ -150,13 +149,13 @@ class Segmentor:
         modes: ArrayLike,
         multimask: bool = True,
     ) -> NDArray[np.uint8]:
-        """Segments by clicks, twice, the second time with the best mask of the first.
+        """Segments the object at points, twice, the second time with the best mask of the first.
 
         Args:
             origin_frame: (H, W, 3) uint8 RGB; encoded as by :meth:`set_image`.
             coords: (N, 2), XY in pixels.
             modes: (N,), 1 on the object, 0 on the background.
-            multimask: the best of three masks rather than one.
+            multimask: whether to choose the best of three masks.
 
         Returns:
             (H, W), 0 and 1.
@@ -171,12 +170,12 @@ class Segmentor:
     def segment_with_box(
         self, origin_frame: NDArray[np.uint8], bbox: ArrayLike, reset_image: bool = False
     ) -> list[Mask]:
-        """Segments by a box, twice, the second time with the best mask of the first.
+        """Segments the object in a box, twice, the second time with the best mask of the first.
 
         Args:
             origin_frame: (H, W, 3) uint8 RGB.
             bbox: [[x0, y0], [x1, y1]] in pixels.
-            reset_image: encode the frame in any case.
+            reset_image: whether to encode the frame even if one is set.
 
         Returns:
             One mask, (H, W) bool.
@@ -201,7 +200,7 @@ def _build_mobile_sam(model_type: str, checkpoint: str | os.PathLike[str] | None
     return model
 
 
-# What the two projects call a prompt, and what SamPredictor.predict does.
+# The names of prompts in the two projects, where SamPredictor.predict has others.
 _POINTS = ("point_coords", "point_labels")
 _ARGUMENTS = {"point_modes": "point_labels", "mask_prompt": "mask_input"}
 

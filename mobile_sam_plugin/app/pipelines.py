@@ -240,10 +240,7 @@ class TrackTab:
         with session.lock:
             try:
                 video = Video(path)
-                height, width = video.image_size or (
-                    0,
-                    0,
-                )  # unknown of a still image, which is read
+                height, width = video.image_size or (0, 0)
                 check_size(width, height, name, self.components.sessions.max_pixels)
                 frame = next(iter(video))
             except ValueError as error:

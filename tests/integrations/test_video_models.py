@@ -111,7 +111,7 @@ def test_models_that_follow_nothing_are_named(tmp_path: Path) -> None:
     )
     transformers.CLIPVisionModel(config).save_pretrained(tmp_path / "clip")
     transformers.CLIPImageProcessor().save_pretrained(tmp_path / "clip")
-    with pytest.raises(ValueError, match="CLIPVisionModel, which is no model for videos such as"):
+    with pytest.raises(ValueError, match="CLIPVisionModel, not a video model such as"):
         TransformersPropagator(tmp_path / "clip")
 
 

@@ -122,7 +122,7 @@ def test_remove_takes_a_video_and_a_folder_of_masks(
     (tmp_path / "masks" / "00009.png").write_bytes((tmp_path / "masks" / "00001.png").read_bytes())
     before = target.read_bytes()
     assert main([*arguments, "--out", str(tmp_path), "--device", "cpu"]) == 2
-    assert "'00009.png' is of frame 9, and 'clip' has 5 frames" in capsys.readouterr().err
+    assert "'00009.png' belongs to frame 9, but 'clip' has 5 frames" in capsys.readouterr().err
     assert target.read_bytes() == before
 
 

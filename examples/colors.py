@@ -1,6 +1,6 @@
-r"""A detector and a classifier of your own, as small as they can be: both know colours, no things.
+r"""A minimal detector and a minimal classifier, which recognise colours, not objects.
 
-They need no weights, so the other examples run with them where there is no network:
+They need no weights, so the other examples can use them without a network:
 
     python examples/grounded_sam.py "an orange blossom. a teal leaf." --detector colors \
         --image examples/images/flower.jpg
@@ -35,17 +35,17 @@ COLORS = {
 
 def detect_colors(
     image: NDArray[np.uint8],
-    prompts: Sequence[str],
+    texts: Sequence[str],
     box_threshold: float,
     text_threshold: float,
 ) -> Detections:
-    """Finds regions of the colours that the prompts name, as a ``Detector`` does.
+    """Finds regions of the colours that the texts name, as a ``Detector`` does.
 
     The score is the share of the box that has the colour; specks are no regions.
     """
     names = _nearest_colors(cv2.medianBlur(image, 9))
     boxes, scores, phrases = [], [], []
-    for prompt in prompts:
+    for prompt in texts:
         matching = np.isin(names, _places(prompt)).astype(np.uint8)
         _, _, regions, _ = cv2.connectedComponentsWithStats(matching)
         for x, y, width, height, area in regions[1:]:

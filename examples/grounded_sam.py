@@ -1,10 +1,10 @@
-r"""Segments what words name, and draws masks, boxes and labels with supervision.
+r"""Segments the objects that a text names, and draws them with supervision.
 
     python examples/grounded_sam.py "a cup. a spoon."
     python examples/grounded_sam.py "a cat" --image examples/images/chelsea.png
 
-The detector comes from the Hugging Face Hub. Without a network name a folder, --detector FOLDER, or
-take the one of a few lines beside this script, which knows colours alone:
+The detector comes from the Hugging Face Hub. Without a network, give a folder, --detector FOLDER,
+or use the short detector beside this script, which recognises colours:
 
     python examples/grounded_sam.py "an orange blossom. a teal leaf." --detector colors \
         --image examples/images/flower.jpg

@@ -1,6 +1,6 @@
-"""A SAM script as thousands are written, on MobileSAM: what changed is the type and the file.
+"""A typical SAM script on MobileSAM; only model type and checkpoint changed.
 
-Run it as it is for the bundled checkpoint, or with hf://nielsr/mobilesam behind it for the authors'
+Run it without arguments for the bundled checkpoint, or with hf://nielsr/mobilesam for the authors'
 weights from the Hub.
 """
 

@@ -1,4 +1,4 @@
-"""Removes an object that clicks and a box point out; OpenCV paints, which needs no weights.
+"""Removes an object that is given by points and a box, with OpenCV, which needs no weights.
 
 python examples/remove_object.py
 python examples/remove_object.py --image dog.jpg --point 320,240,1
@@ -15,7 +15,7 @@ from mobile_sam_plugin import sam_model_registry
 from mobile_sam_plugin.integrations.inpaint_anything import InpaintAnything
 
 ROCKET = Path(__file__).parent / "images" / "rocket.jpg"
-CLICKS = ["322,200,1", "322,300,1"]
+POINTS = ["322,200,1", "322,300,1"]
 BOX = "308,125,338,412"
 
 
@@ -46,7 +46,7 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     try:
         if arguments.image is None:
-            main(str(ROCKET), CLICKS, BOX, arguments.checkpoint)
+            main(str(ROCKET), POINTS, BOX, arguments.checkpoint)
         else:
             main(arguments.image, arguments.point or [], arguments.box, arguments.checkpoint)
     except (OSError, ValueError) as error:

@@ -1,11 +1,11 @@
-r"""Segments everything in a picture, names each mask by CLIP, and looks one up by a sentence.
+r"""Segments everything in an image, classifies the masks by CLIP, and searches them by a sentence.
 
     python examples/semantic_labels.py
     python examples/semantic_labels.py --classes sky,mountain,house --search "a red roof" \
         --image examples/images/china.jpg
 
-CLIP comes from the Hugging Face Hub. Without a network name a folder, --classifier FOLDER, or take
-the one of a few lines beside this script, which knows colours alone:
+CLIP comes from the Hugging Face Hub. Without a network, give a folder, --classifier FOLDER, or use
+the short classifier beside this script, which recognises colours:
 
     python examples/semantic_labels.py --classes "orange petals,teal leaves,black ground" \
         --search "orange petals" --classifier colors --image examples/images/flower.jpg
@@ -27,7 +27,7 @@ from mobile_sam_plugin.integrations.semantic_segment_anything import (
 
 HERE = Path(__file__).parent
 
-# The scores of the bundled checkpoint are low: with the defaults no mask would pass.
+# The bundled checkpoint has low scores: with the defaults no mask would pass.
 LENIENT = {
     "pred_iou_thresh": 0.2,
     "stability_score_thresh": 0.7,

@@ -1,7 +1,7 @@
-"""Follows an object that a box points out, and draws three of the frames side by side.
+"""Follows an object that is given by a box, and draws three frames side by side.
 
-Run it as it is, for a clip that it makes from a photograph, over which it moves a camera; or with a
-video and a box in its first frame:
+Without arguments it makes a clip by panning over an image. It also takes a video and a box in its
+first frame:
 
     python examples/track_objects.py
     python examples/track_objects.py --video street.mp4 --box 10,200,210,330

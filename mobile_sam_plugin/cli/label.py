@@ -1,4 +1,4 @@
-"""``mobile-sam label`` and ``mobile-sam search``: everything mode's masks, compared with texts."""
+"""``mobile-sam label`` and ``search``: compare the masks of everything mode with texts."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,7 +28,7 @@ Classifier = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="A CLIP model of transformers: a repository on the Hub or a folder.",
+        help="CLIP model of transformers: Hub repository or folder.",
         show_default="openai/clip-vit-base-patch32",
     ),
 ]
@@ -40,7 +40,7 @@ def label(
         str,
         typer.Option(
             metavar="NAME,NAME,...",
-            help='What there may be: "cup, spoon, table", or a name a line.',
+            help='Class names, separated by commas or line ends: "cup, spoon, table".',
         ),
     ],
     out: Out,
@@ -52,11 +52,11 @@ def label(
     checkpoint: Checkpoint = None,
     device: Device = "auto",
 ) -> None:
-    """Segment everything in an image, and name each mask.
+    """Segment everything in an image, and classify each mask.
 
-    Writes into DIR/<name of the image>/: a PNG a mask, overlay.png with masks and names,
-    instances.json, a COCO data set, semantic_map.png, whose values are the places in the list of
-    classes, 0 for none of them, and legend.png, the map over the image with the names.
+    Writes to DIR/<name of the image>/: one PNG per mask, overlay.png with masks and names,
+    semantic_map.png, whose values are positions in the list of classes, from 1, and 0 for none,
+    legend.png, the map over the image with the names, and instances.json, a COCO data set.
     """
     from ..integrations.texts import split_classes
 
@@ -71,10 +71,10 @@ def label(
 def search(
     image: ImageFile,
     text: Annotated[
-        str, typer.Argument(metavar="TEXT", help='What to look for: "a cup with a blue rim".')
+        str, typer.Argument(metavar="TEXT", help='Sentence to search for: "a cup with a blue rim".')
     ],
     out: Out,
-    limit: Annotated[int, typer.Option(min=1, help="How many masks at most.")] = 5,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of masks.")] = 5,
     classifier: Classifier = None,
     points_per_side: PointsPerSide = 32,
     pred_iou_thresh: PredIouThresh = 0.88,
@@ -83,9 +83,9 @@ def search(
     checkpoint: Checkpoint = None,
     device: Device = "auto",
 ) -> None:
-    """Segment everything in an image, and find the masks that fit a sentence best.
+    """Segment everything in an image, and find the masks that match a sentence best.
 
-    Writes into DIR/<name of the image>/: a PNG a mask, the best first, overlay.png, and
+    Writes to DIR/<name of the image>/: one PNG per mask, the best first, overlay.png, and
     instances.json, a COCO data set. The scores are the probabilities among all masks.
     """
     if not text.strip():

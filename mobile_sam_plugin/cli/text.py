@@ -1,4 +1,4 @@
-"""``mobile-sam text``: the objects that a text names."""
+"""``mobile-sam text``: segments the objects that a text names."""
 
 from typing import Annotated
 
@@ -23,7 +23,7 @@ def text(
         str,
         typer.Argument(
             metavar="TEXT",
-            help="What to find, with full stops or commas between several things: "
+            help="Names of the objects, with full stops or commas between them: "
             '"a dog. the red car."',
         ),
     ],
@@ -31,23 +31,26 @@ def text(
     detector: Detector = None,
     box_threshold: Annotated[
         float,
-        typer.Option(min=0, max=1, help="Drop objects of a lower score; for OWLv2 try 0.1."),
+        typer.Option(min=0, max=1, help="Drop objects with a lower score; 0.1 suits OWLv2."),
     ] = 0.25,
     text_threshold: Annotated[
         float,
-        typer.Option(min=0, max=1, help="Leave words of a lower score out of labels."),
+        typer.Option(min=0, max=1, help="Drop words with a lower score from labels."),
     ] = 0.25,
     nms_thresh: Annotated[
         float,
         typer.Option(
-            min=0, max=1, help="Box IoU from which on two objects of a class are duplicates."
+            min=0,
+            max=1,
+            help="If two boxes of a class have an IoU above this, drop the one with the lower "
+            "score.",
         ),
     ] = 0.8,
     cutout: Cutout = False,
     polygons: Annotated[
         bool,
         typer.Option(
-            "--polygons", help="Masks in instances.json as polygons, whose holes are filled."
+            "--polygons", help="Write masks in instances.json as polygons; holes are filled."
         ),
     ] = False,
     labelme: Labelme = False,
@@ -55,10 +58,10 @@ def text(
     checkpoint: Checkpoint = None,
     device: Device = "auto",
 ) -> None:
-    """Segment what a text names, as Grounded-SAM.
+    """Segment the objects that a text names, as Grounded-SAM does.
 
-    Writes into DIR/<name of the image>/: a PNG a mask, overlay.png with masks, boxes and labels,
-    and instances.json, a COCO data set whose categories are the parts of TEXT.
+    Writes to DIR/<name of the image>/: one PNG per mask, overlay.png with masks, boxes and labels,
+    and instances.json, a COCO data set whose categories are the phrases of TEXT.
     """
     from ..images import load_image
     from ..integrations.detectors import DEFAULT_DETECTOR

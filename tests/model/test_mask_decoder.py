@@ -632,7 +632,7 @@ def test_upstreams_generator_drives_it(shortcuts: list[bool]) -> None:
         assert (one["segmentation"] != other["segmentation"]).mean() < 1e-3
 
 
-def test_accelerate_shares_parameters_and_keeps_training_and_hooks() -> None:
+def test_use_fast_decoder_shares_parameters_and_keeps_training_and_hooks() -> None:
     sam = small_sam().train()
     decoder = sam.mask_decoder
     calls = []
@@ -641,10 +641,10 @@ def test_accelerate_shares_parameters_and_keeps_training_and_hooks() -> None:
     assert sam.mask_decoder.training
     pairs = zip(sam.mask_decoder.parameters(), decoder.parameters(), strict=True)
     assert all(ours is theirs for ours, theirs in pairs)
-    accelerated = sam.mask_decoder
-    assert use_fast_decoder(sam).mask_decoder is accelerated
+    fast = sam.mask_decoder
+    assert use_fast_decoder(sam).mask_decoder is fast
     sparse, dense = sam.prompt_encoder(None, None, None)
-    accelerated(torch.zeros(1, 64, 8, 8), sam.prompt_encoder.get_dense_pe(), sparse, dense, True)
+    fast(torch.zeros(1, 64, 8, 8), sam.prompt_encoder.get_dense_pe(), sparse, dense, True)
     assert calls == [1]
 
 
@@ -659,7 +659,7 @@ def test_sharing_leaves_the_decoder_untouched() -> None:
     assert shared.transformer is decoder.transformer
 
 
-def test_accelerate_refuses_other_decoders() -> None:
+def test_use_fast_decoder_refuses_other_decoders() -> None:
     class MaskDecoderHQ(upstream.MaskDecoder):
         def forward(self, *inputs: Tensor, hq_token_only: bool) -> Any:
             raise NotImplementedError

@@ -93,7 +93,7 @@ def test_several_images_at_once(hq: ModuleType, image: NDArray[np.uint8]) -> Non
         assert_equal(found, predictions(hq.SamPredictor(predictor.model), one))
 
 
-def test_accelerate_on_sam_hq(hq: ModuleType, image: NDArray[np.uint8]) -> None:
+def test_use_fast_decoder_on_sam_hq(hq: ModuleType, image: NDArray[np.uint8]) -> None:
     with pytest.raises(TypeError, match="MaskDecoderHQ is not segment-anything's"):
         use_fast_decoder(build_hq(hq, hq.modeling.MaskDecoderHQ, vit_dim=32))
     sam = build_hq(hq, hq.modeling.MaskDecoder)

@@ -413,8 +413,9 @@ def _can_hold_masks(crop_box: list[int], img_size: int) -> bool:
 
 
 def _is_cut_off(box: list[int], crop_box: list[int], image_size: tuple[int, int]) -> bool:
-    """Whether a box is near an edge of the crop that is not one of the image, as upstream's
-    ``is_box_near_crop_edge``.
+    """Whether a box touches an edge of the crop inside of the image.
+
+    As segment-anything's ``is_box_near_crop_edge``.
     """
     origin = np.array([*crop_box[:2], *crop_box[:2]])
     corners = np.array(box) + origin

@@ -300,8 +300,9 @@ class MaskUpscaler:
     def _tiles(
         self, logits: FloatArray, lowest: float, highest: float
     ) -> tuple[BoolArray, IntArray, IntArray]:
-        """Which tiles lie above all thresholds, bool (tile rows, tile columns), and the rows and
-        columns of the tiles that must be upscaled to know.
+        """Returns the tiles above all thresholds, and those that must be upscaled to know.
+
+        The first are bool (tile rows, tile columns), the others their rows and columns.
         """
         not_empty = self._any_in_tiles(logits > lowest)
         full = ~self._any_in_tiles(~(logits > highest))  # NaN is above no threshold

@@ -128,6 +128,7 @@ def inspect(session: Session, x: int, y: int) -> tuple[Any, ...]:
 
 
 def describe_record(record: Record, index: int) -> str:
+    """Returns a line of text about mask number ``index``."""
     x, y, width, height = record["bbox"]
     return (
         f"Mask {index + 1}: {record['area']:,} pixels, predicted IoU "

@@ -134,21 +134,20 @@ def build_page(sessions: Sessions, checkpoint: str | None = None) -> gr.Blocks:
                 file=gr.File(visible=False),
             )
             opening = Opening(components, photographs)
-            with gr.Column(scale=9, min_width=320):
-                with gr.Tabs():
-                    tabs = [
-                        ("Click", lambda: ClickTab(components, mode, undo, reset, checkpoint)),
-                        ("Everything", lambda: EverythingTab(components)),
-                        ("Text", lambda: TextTab(components)),
-                        ("Remove / fill / replace", lambda: InpaintTab(components)),
-                        ("Track", lambda: TrackTab(components)),
-                        ("Label", lambda: LabelTab(components)),
-                    ]
-                    for name, fill in tabs:
-                        with gr.Tab(name) as tab:
-                            fill()
-                        turned = opening.inspect if name == "Everything" else opening.segment
-                        components.listen(tab.select, turned, outputs=components.views)
+            with gr.Column(scale=9, min_width=320), gr.Tabs():
+                tabs = [
+                    ("Click", lambda: ClickTab(components, mode, undo, reset, checkpoint)),
+                    ("Everything", lambda: EverythingTab(components)),
+                    ("Text", lambda: TextTab(components)),
+                    ("Remove / fill / replace", lambda: InpaintTab(components)),
+                    ("Track", lambda: TrackTab(components)),
+                    ("Label", lambda: LabelTab(components)),
+                ]
+                for name, fill in tabs:
+                    with gr.Tab(name) as tab:
+                        fill()
+                    turned = opening.inspect if name == "Everything" else opening.segment
+                    components.listen(tab.select, turned, outputs=components.views)
         components.receive(
             picture.input,
             opening.upload,

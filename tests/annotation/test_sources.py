@@ -54,7 +54,7 @@ def keys(source: Any, **options: Any) -> list[str]:
 
 @pytest.fixture
 def memory() -> Iterator[MemoryFileSystem]:
-    """fsspec's file system in memory, empty."""
+    """Fsspec's file system in memory, empty."""
     fs = fsspec.filesystem("memory")
     fs.store.clear()
     yield fs

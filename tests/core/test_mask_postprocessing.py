@@ -149,7 +149,7 @@ class TestInterpolation:
 class TestAgreementWithUpstream:
     @pytest.mark.parametrize("size", SIZES)
     @pytest.mark.parametrize(
-        "blur, level, threshold, offset",
+        ("blur", "level", "threshold", "offset"),
         [(10, 0, 0.0, 1.0), (20, -4, 0.0, 1.0), (6, 6, 0.5, 2.0), (2, 0, -0.25, 0.5)],
     )
     def test_score_box_area_and_runs(

@@ -419,7 +419,6 @@ def test_journal_is_continued_after_a_kill(sam: Sam, tmp_path: Path) -> None:
 
 def test_journal_is_of_contents(sam: Sam, tmp_path: Path) -> None:
     """Names stay, labels are mended: the old scores must not come back."""
-
     items = [picture(0), picture(1)]
     evaluate(sam, items, metrics=["box"], folder=tmp_path)
     items[1] = replace(items[1], masks=items[1].masks[:, ::-1])

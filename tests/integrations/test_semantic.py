@@ -338,7 +338,7 @@ def test_clip_refuses_texts_that_it_would_cut_off(clip_folder: Path, coffee: Pix
 
 def test_siglip_reads_texts_of_full_length(tmp_path: Path, coffee: Pixels) -> None:
     """As it was trained: what fills a text up is a part of it."""
-    words = "a photo of cat dog the small brown on red mat".split()
+    words = ["a", "photo", "of", "cat", "dog", "the", "small", "brown", "on", "red", "mat"]
     vocabulary = {word: place for place, word in enumerate(["</s>", "<unk>", *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -107,7 +107,7 @@ def test_backbone_without_pretrained_weights() -> None:
 
 
 def test_weights_changed_in_eval_mode_reach_the_attention_biases() -> None:
-    """timm keeps the first image's biases in eval mode; an average of weights would go unseen."""
+    """Timm keeps the first image's biases in eval mode; an average of weights would go unseen."""
     torch.manual_seed(0)
     encoder = BackboneImageEncoder("tiny_vit_11m_224", img_size=64).eval()
     image = torch.randn(1, 3, 64, 64)

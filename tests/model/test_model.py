@@ -63,7 +63,7 @@ def test_strict_loading_names_what_does_not_fit(own_sam: MobileSam) -> None:
 
 
 def test_weights_loaded_in_eval_mode_reach_the_attention_biases(own_sam: MobileSam) -> None:
-    """timm keeps the first image's table of biases in eval mode; here it would be stale."""
+    """Timm keeps the first image's table of biases in eval mode; here it would be stale."""
     before = embed(own_sam)
     tensors = own_sam.state_dict()
     biases = [key for key in tensors if key.endswith("attention_biases")]
@@ -206,7 +206,7 @@ def test_segments_a_batch_as_upstreams_sam(small_sam: MobileSam) -> None:
 
 @pytest.fixture
 def registry_of_timm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """timm's registry of models, to which a test may add."""
+    """Timm's registry of models, to which a test may add."""
     for name, entries in vars(timm.models._registry).items():
         if name.startswith("_m") and isinstance(entries, (dict, set)):
             monkeypatch.setattr(timm.models._registry, name, copy.deepcopy(entries))

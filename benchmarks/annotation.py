@@ -26,8 +26,8 @@ from tqdm import tqdm
 
 from mobile_sam_plugin import MobileSam, annotate, build_sam_vit_t
 from mobile_sam_plugin.records import encode_mask
+from tests.baseline import build_baseline
 
-from .baseline import build_baseline
 from .speed import EVERYTHING, PHOTOGRAPHS
 
 BOXES_PER_IMAGE = 5

@@ -5,25 +5,32 @@ import re
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).parent.parent
 START, END = "<!-- benchmark -->", "<!-- /benchmark -->"
 
 
-def write_report(path: Path, readme: Path | None) -> None:
+IN_README = ("set_image", "second click", "everything, 32 points a side")
+"""The rows of the short table."""
+
+
+def write_report(path: Path, pages: bool = False) -> None:
     """Prints the table of a benchmark.json and draws benchmark.png beside it.
 
     Args:
-        path: what ``python -m benchmarks speed`` wrote.
-        readme: a file whose text between the marks becomes the table, too.
+        path: the file that ``python -m benchmarks speed`` wrote.
+        pages: whether to update ``docs/speed.md``, its picture, and the short table of README.md.
 
     Raises:
-        ValueError: the file has no marks.
+        ValueError: if a page has no marks for the table, or a row of the short one is missing.
     """
     results = json.loads(path.read_text())
     table = format_table(results)
     print(table)
     draw(results, path.with_suffix(".png"))
-    if readme is not None:
-        put_between_marks(readme, table)
+    if pages:
+        put_between_marks(ROOT / "docs" / "speed.md", table)
+        draw(results, ROOT / "docs" / "images" / "speed.png")
+        put_between_marks(ROOT / "README.md", format_short_table(results))
 
 
 def put_between_marks(path: Path, table: str) -> None:
@@ -66,6 +73,26 @@ def format_table(results: dict[str, Any]) -> str:
         f"{build['baseline'] / build['ours']:.1f} x | | |"
     )
     lines.append(f"| import, beyond the libraries | | {seconds(start['import'])} | | | |")
+    return "\n".join(lines)
+
+
+def format_short_table(results: dict[str, Any]) -> str:
+    """The three rows of the README."""
+    machine = results["machine"]
+    rows = {row["title"]: row["median"] for row in results["rows"].values()}
+    lines = [
+        f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads; "
+        f"torch {machine['torch']}; medians.",
+        "",
+        "| | segment-anything with timm's TinyViT | this package | faster |",
+        "|---|---|---|---|",
+    ]
+    for title in IN_README:
+        if title not in rows:
+            raise ValueError(f"the benchmark has no row {title!r} for the README: run it whole")
+        before, after = (rows[title][side] for side in ("baseline", "ours"))
+        faster = f"**{before / after:.1f} x**"
+        lines.append(f"| {title} | {seconds(before)} | {seconds(after)} | {faster} |")
     return "\n".join(lines)
 
 

@@ -28,8 +28,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import mobile_sam_plugin
+from tests.baseline import build_baseline
 
-from .baseline import build_baseline
 from .report import write_report
 
 PHOTOGRAPHS = Path(__file__).parent.parent / "examples" / "images"
@@ -50,7 +50,7 @@ from mobile_sam_plugin import SamAutomaticMaskGenerator, SamPredictor, sam_model
 print(time.perf_counter() - start)"""
 BUILD = {
     "baseline": """import time
-from benchmarks.baseline import build_baseline
+from tests.baseline import build_baseline
 from mobile_sam_plugin import build_sam_vit_t
 sam = build_sam_vit_t("bundled")
 start = time.perf_counter()
@@ -282,7 +282,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--report", action="store_true", help="only table and picture, of an earlier --out"
     )
     parser.add_argument(
-        "--readme", type=Path, help="write the table to this file, between its benchmark marks"
+        "--pages", action="store_true", help="update the tables of README.md and docs/speed.md"
     )
 
 
@@ -298,4 +298,4 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--report: there is no {arguments.out}; run the benchmark first")
     if not arguments.report:
         measure(arguments.rows, arguments.runs, arguments.out, arguments.keep)
-    write_report(arguments.out, arguments.readme)
+    write_report(arguments.out, arguments.pages)

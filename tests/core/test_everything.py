@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from benchmarks.baseline import build_baseline
 from mobile_sam_plugin import MobileSam, SamAutomaticMaskGenerator
 from mobile_sam_plugin.mobile_sam import set_img_size
 
+from ..baseline import build_baseline
 from ..conftest import PHOTOGRAPHS
 from ..records import assert_same_records
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks.tracking import follow, follow_flow, hold_still, make_clip, measure_j
 from mobile_sam_plugin import MobileSam
 from mobile_sam_plugin.integrations.track_anything import (
     TrackAnything,
     track_video,
 )
 
+from ..moving_clips import follow, follow_flow, hold_still, make_clip, measure_j
 from .clips import ids_of, read_ids, square, write_folder
 
 Pixels = NDArray[np.uint8]

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks.tracking import make_clip
 from mobile_sam_plugin import MobileSam
 from mobile_sam_plugin.cli import main
 from mobile_sam_plugin.integrations.propagators import (
@@ -17,6 +16,7 @@ from mobile_sam_plugin.integrations.track_anything import (
     track_video,
 )
 
+from ..moving_clips import make_clip
 from .clips import make_frames, read_ids, read_table, write_clip, write_folder
 
 Pixels = NDArray[np.uint8]

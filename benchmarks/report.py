@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 START, END = "<!-- benchmark -->", "<!-- /benchmark -->"
 
 
-IN_README = ("set_image", "second click", "everything, 32 points a side")
+IN_README = ("set_image", "second click", "everything, 32 points per side")
 """The rows of the short table."""
 
 

@@ -23,7 +23,7 @@ from mobile_sam_plugin.files import encode_image, write_file
 from mobile_sam_plugin.images import ImageSource, load_image
 from mobile_sam_plugin.inputs import check_number
 from mobile_sam_plugin.polygons import Losses, labelme_content, relative_path
-from mobile_sam_plugin.records import Record, decode_mask, encode_mask
+from mobile_sam_plugin.records import Record, decode_mask
 from mobile_sam_plugin.results import write_masks
 
 if TYPE_CHECKING:
@@ -237,7 +237,7 @@ class Instances:
             more = {} if self.tracker_id is None else {"track_id": int(self.tracker_id[index])}
             annotations.append(
                 coco_annotation(
-                    encode_mask(mask),
+                    mask,
                     image_id,
                     first_annotation_id + index,
                     category_ids[index],

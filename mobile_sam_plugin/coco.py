@@ -9,16 +9,18 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pycocotools.mask
+from numpy.typing import NDArray
 
 from .polygons import Losses
-from .records import Record, Rle, decode_mask
+from .records import Record, Rle, decode_mask, encode_mask
 
 _SCORES = ("predicted_iou", "stability_score", "score")
 
 
 def coco_annotation(
-    segmentation: Rle,
+    mask: Rle | NDArray[np.bool_],
     image_id: int,
     annotation_id: int,
     category_id: int = 1,
@@ -28,7 +30,7 @@ def coco_annotation(
     """Returns COCO's annotation of a mask.
 
     Args:
-        segmentation: the mask.
+        mask: run lengths, or (H, W) bool.
         image_id, annotation_id, category_id: numbers in the data set.
         losses: if given, the mask becomes polygons, and it counts what is lost in them.
         more: fields to add, or to put in the place of these.
@@ -36,18 +38,19 @@ def coco_annotation(
     Returns:
         The annotation; None for a mask without a pixel that is to become polygons.
     """
-    shape: Any = segmentation
+    rle = encode_mask(mask) if isinstance(mask, np.ndarray) else mask
+    segmentation: Any = rle
     if losses is not None:
-        shape = losses.coco_polygons(decode_mask({"segmentation": segmentation}))
-        if not shape:
+        segmentation = losses.coco_polygons(decode_mask({"segmentation": mask}))
+        if not segmentation:
             return None
     return {
         "id": annotation_id,
         "image_id": image_id,
         "category_id": category_id,
-        "segmentation": shape,
-        "area": int(pycocotools.mask.area(segmentation)),
-        "bbox": coco_box(segmentation),
+        "segmentation": segmentation,
+        "area": int(pycocotools.mask.area(rle)),
+        "bbox": coco_box(rle),
         "iscrowd": 0,
         **more,
     }

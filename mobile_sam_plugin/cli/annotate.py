@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from . import generator_options
+from .generator_options import GeneratorOptions
 from .inputs import (
     BoxThreshold,
     Checkpoint,
@@ -20,6 +20,7 @@ from .inputs import (
     NmsThresh,
     TextThreshold,
     load_sam,
+    with_groups,
 )
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Engine(str, Enum):
     ray = "ray"
 
 
+@with_groups
 def annotate(
     source: Annotated[
         list[str],
@@ -72,6 +74,7 @@ def annotate(
             metavar="DIR", help="Output folder or URL; an unfinished run there is resumed."
         ),
     ],
+    *,
     mode: Annotated[
         Mode,
         typer.Option(
@@ -124,17 +127,7 @@ def annotate(
         typer.Option("--dry-run", help="Count images and estimate the time; write nothing."),
     ] = False,
     max_pixels: MaxPixels = None,
-    points_per_side: generator_options.PointsPerSide = None,
-    points_per_batch: generator_options.PointsPerBatch = None,
-    pred_iou_thresh: generator_options.PredIouThresh = None,
-    stability_score_thresh: generator_options.StabilityScoreThresh = None,
-    stability_score_offset: generator_options.StabilityScoreOffset = None,
-    box_nms_thresh: generator_options.BoxNmsThresh = None,
-    crop_n_layers: generator_options.CropNLayers = None,
-    crop_nms_thresh: generator_options.CropNmsThresh = None,
-    crop_overlap_ratio: generator_options.CropOverlapRatio = None,
-    crop_n_points_downscale_factor: generator_options.CropNPointsDownscaleFactor = None,
-    min_mask_region_area: generator_options.MinMaskRegionArea = None,
+    search: GeneratorOptions,
     checkpoint: Checkpoint = None,
     model_type: Annotated[
         ModelType, typer.Option(help="Model type of --checkpoint.")
@@ -190,19 +183,7 @@ def annotate(
     options = AnnotationOptions(
         mode=mode.value,
         formats=tuple(each.value for each in formats or [Format.coco]),
-        generator_options=generator_options.given(
-            points_per_side=points_per_side,
-            points_per_batch=points_per_batch,
-            pred_iou_thresh=pred_iou_thresh,
-            stability_score_thresh=stability_score_thresh,
-            stability_score_offset=stability_score_offset,
-            box_nms_thresh=box_nms_thresh,
-            crop_n_layers=crop_n_layers,
-            crop_nms_thresh=crop_nms_thresh,
-            crop_overlap_ratio=crop_overlap_ratio,
-            crop_n_points_downscale_factor=crop_n_points_downscale_factor,
-            min_mask_region_area=min_mask_region_area,
-        ),
+        generator_options=search.given(),
         text=split_text(text),
         detector=detector,
         box_threshold=box_threshold,

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import UserError
-from . import generator_options
-from .inputs import Checkpoint, Cutout, Device, Labelme, MaxPixels, Out, load_model
+from .generator_options import GeneratorOptions
+from .inputs import Checkpoint, Cutout, Device, Labelme, MaxPixels, Out, load_model, with_groups
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ..records import Record
 
 
+@with_groups
 def everything(
     images: Annotated[
         Path,
@@ -30,17 +31,7 @@ def everything(
         ),
     ],
     out: Out,
-    points_per_side: generator_options.PointsPerSide = None,
-    points_per_batch: generator_options.PointsPerBatch = None,
-    pred_iou_thresh: generator_options.PredIouThresh = None,
-    stability_score_thresh: generator_options.StabilityScoreThresh = None,
-    stability_score_offset: generator_options.StabilityScoreOffset = None,
-    box_nms_thresh: generator_options.BoxNmsThresh = None,
-    crop_n_layers: generator_options.CropNLayers = None,
-    crop_nms_thresh: generator_options.CropNmsThresh = None,
-    crop_overlap_ratio: generator_options.CropOverlapRatio = None,
-    crop_n_points_downscale_factor: generator_options.CropNPointsDownscaleFactor = None,
-    min_mask_region_area: generator_options.MinMaskRegionArea = None,
+    search: GeneratorOptions,
     cutout: Cutout = False,
     polygons: Annotated[
         bool,
@@ -63,20 +54,6 @@ def everything(
 
     If an image of a folder fails, it is reported, the others are processed, and the exit code is 1.
     """
-    given = generator_options.given(
-        points_per_side=points_per_side,
-        points_per_batch=points_per_batch,
-        pred_iou_thresh=pred_iou_thresh,
-        stability_score_thresh=stability_score_thresh,
-        stability_score_offset=stability_score_offset,
-        box_nms_thresh=box_nms_thresh,
-        crop_n_layers=crop_n_layers,
-        crop_nms_thresh=crop_nms_thresh,
-        crop_overlap_ratio=crop_overlap_ratio,
-        crop_n_points_downscale_factor=crop_n_points_downscale_factor,
-        min_mask_region_area=min_mask_region_area,
-    )
-
     from tqdm import tqdm
 
     from .. import SamAutomaticMaskGenerator
@@ -87,7 +64,7 @@ def everything(
 
     paths = list_images(images) if images.is_dir() else [images]
     model = load_model(checkpoint, device)
-    generator = SamAutomaticMaskGenerator(model, output_mode="coco_rle", **given)
+    generator = SamAutomaticMaskGenerator(model, output_mode="coco_rle", **search.given())
     # Layer N has 4^N crops.
     points = sum(4**layer * len(grid) for layer, grid in enumerate(generator.point_grids))
     folders = name_folders(paths)

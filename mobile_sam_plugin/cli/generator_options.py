@@ -4,69 +4,80 @@ Names and defaults are those of SAM's SamAutomaticMaskGenerator: options that ar
 passed on.
 """
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
 
-PointsPerSide = Annotated[
-    int | None,
-    typer.Option(min=1, show_default="32", help="Points along each side of the grid."),
-]
-PointsPerBatch = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        show_default="64",
-        help="Points between two progress updates; hardly affects speed or memory.",
-    ),
-]
-PredIouThresh = Annotated[
-    float | None,
-    typer.Option(show_default="0.88", help="Drop masks with a lower predicted IoU."),
-]
-StabilityScoreThresh = Annotated[
-    float | None,
-    typer.Option(show_default="0.95", help="Drop masks with a lower stability score."),
-]
-StabilityScoreOffset = Annotated[
-    float | None,
-    typer.Option(
-        show_default="1.0",
-        help="Shift of the mask threshold, in logits, for the stability score.",
-    ),
-]
-BoxNmsThresh = Annotated[
-    float | None,
-    typer.Option(show_default="0.7", help="Box IoU above which two masks are duplicates."),
-]
-CropNLayers = Annotated[
-    int | None,
-    typer.Option(
-        min=0, show_default="0", help="Also search crops: layer N splits each side into 2^N."
-    ),
-]
-CropNmsThresh = Annotated[
-    float | None,
-    typer.Option(show_default="0.7", help="Like --box-nms-thresh, for masks from different crops."),
-]
-CropOverlapRatio = Annotated[
-    float | None,
-    typer.Option(
-        show_default="512/1500",
-        help="Overlap of the crops in layer 1, as a fraction of the image's shorter side; smaller "
-        "in later layers.",
-    ),
-]
-CropNPointsDownscaleFactor = Annotated[
-    int | None,
-    typer.Option(min=1, show_default="1", help="In layer N, divide --points-per-side by this^N."),
-]
-MinMaskRegionArea = Annotated[
-    int | None,
-    typer.Option(min=0, show_default="0", help="Remove islands and fill holes with fewer pixels."),
-]
 
+@dataclass(frozen=True)
+class GeneratorOptions:
+    """The options of everything mode; None if not given."""
 
-def given(**options: Any) -> dict[str, Any]:
-    """Returns the options that were given."""
-    return {name: value for name, value in options.items() if value is not None}
+    points_per_side: Annotated[
+        int | None,
+        typer.Option(min=1, show_default="32", help="Points along each side of the grid."),
+    ] = None
+    points_per_batch: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            show_default="64",
+            help="Points between two progress updates; hardly affects speed or memory.",
+        ),
+    ] = None
+    pred_iou_thresh: Annotated[
+        float | None,
+        typer.Option(show_default="0.88", help="Drop masks with a lower predicted IoU."),
+    ] = None
+    stability_score_thresh: Annotated[
+        float | None,
+        typer.Option(show_default="0.95", help="Drop masks with a lower stability score."),
+    ] = None
+    stability_score_offset: Annotated[
+        float | None,
+        typer.Option(
+            show_default="1.0",
+            help="Shift of the mask threshold, in logits, for the stability score.",
+        ),
+    ] = None
+    box_nms_thresh: Annotated[
+        float | None,
+        typer.Option(show_default="0.7", help="Box IoU above which two masks are duplicates."),
+    ] = None
+    crop_n_layers: Annotated[
+        int | None,
+        typer.Option(
+            min=0, show_default="0", help="Also search crops: layer N splits each side into 2^N."
+        ),
+    ] = None
+    crop_nms_thresh: Annotated[
+        float | None,
+        typer.Option(
+            show_default="0.7", help="Like --box-nms-thresh, for masks from different crops."
+        ),
+    ] = None
+    crop_overlap_ratio: Annotated[
+        float | None,
+        typer.Option(
+            show_default="512/1500",
+            help="Overlap of the crops in layer 1, as a fraction of the image's shorter side; "
+            "smaller in later layers.",
+        ),
+    ] = None
+    crop_n_points_downscale_factor: Annotated[
+        int | None,
+        typer.Option(
+            min=1, show_default="1", help="In layer N, divide --points-per-side by this^N."
+        ),
+    ] = None
+    min_mask_region_area: Annotated[
+        int | None,
+        typer.Option(
+            min=0, show_default="0", help="Remove islands and fill holes with fewer pixels."
+        ),
+    ] = None
+
+    def given(self) -> dict[str, Any]:
+        """Returns the options that were given."""
+        return {name: value for name, value in vars(self).items() if value is not None}

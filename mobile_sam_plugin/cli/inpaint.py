@@ -21,6 +21,7 @@ from .inputs import (
     load_model,
     parse_box,
     parse_point,
+    with_groups,
 )
 
 if TYPE_CHECKING:
@@ -49,43 +50,8 @@ Prompt = Annotated[
     str,
     typer.Argument(metavar="PROMPT", help="Description of what to paint.", callback=_check_prompt),
 ]
-Box = Annotated[
-    str | None,
-    typer.Option(metavar="X0,Y0,X1,Y1", help="A box around the object, in pixels."),
-]
-Text = Annotated[
-    str | None,
-    typer.Option(
-        metavar="TEXT",
-        help="Select every object that matches this text, for example 'a dog. the red car.'",
-    ),
-]
-MaskFile = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="PNG",
-        exists=True,
-        dir_okay=False,
-        help="Mask image instead of a prompt, white inside; or a map of ids, or a cut-out.",
-    ),
-]
-MinArea = Annotated[
-    int,
-    typer.Option(
-        metavar="PIXELS", min=1, help="Ignore objects that match --text and have fewer pixels."
-    ),
-]
 Margin = Annotated[
     int, typer.Option(metavar="PIXELS", min=0, help="Distance by which the mask is dilated.")
-]
-Model = Annotated[
-    str | None,
-    typer.Option(
-        "--inpainter-model",
-        metavar="M",
-        help="Inpainting model of diffusers: Hub repository or folder.",
-        show_default="stable-diffusion-v1-5/stable-diffusion-inpainting",
-    ),
 ]
 Steps = Annotated[int, typer.Option(min=1, help="Denoising steps; fewer are faster.")]
 Seed = Annotated[
@@ -94,18 +60,41 @@ Seed = Annotated[
 
 
 @dataclass(frozen=True)
-class _Selector:
+class Selector:
     """The options that select objects in an image."""
 
-    point: list[str] | None
-    box: str | None
-    text: str | None
-    mask: Path | None
-    detector: str | None
-    box_threshold: float
-    min_area: int
-    checkpoint: str | None
-    device: str
+    point: Points = None
+    box: Annotated[
+        str | None,
+        typer.Option(metavar="X0,Y0,X1,Y1", help="A box around the object, in pixels."),
+    ] = None
+    text: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Select every object that matches this text, for example 'a dog. the red car.'",
+        ),
+    ] = None
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PNG",
+            exists=True,
+            dir_okay=False,
+            help="Mask image instead of a prompt, white inside; or a map of ids, or a cut-out.",
+        ),
+    ] = None
+    detector: Detector = None
+    box_threshold: BoxThreshold = 0.25
+    min_area: Annotated[
+        int,
+        typer.Option(
+            metavar="PIXELS", min=1, help="Ignore objects that match --text and have fewer pixels."
+        ),
+    ] = 1
+    max_pixels: MaxPixels = None
+    checkpoint: Checkpoint = None
+    device: Device = "auto"
 
     def __post_init__(self) -> None:
         points_or_box = self.point or self.box
@@ -143,6 +132,48 @@ class _Selector:
         return editor, objects
 
 
+@dataclass(frozen=True)
+class SelectorInVideo(Selector):
+    """The same options for an image or a video."""
+
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PNG|FOLDER",
+            exists=True,
+            help="Mask image instead of a prompt, white inside; for a video a folder of masks, "
+            "numbered like the frames, from 0, as `mobile-sam track` writes it.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Painting:
+    """The options of `fill` and `replace` that do not select objects."""
+
+    margin: Margin = 7
+    inpainter_model: Annotated[
+        str | None,
+        typer.Option(
+            "--inpainter-model",
+            metavar="M",
+            help="Inpainting model of diffusers: Hub repository or folder.",
+            show_default="stable-diffusion-v1-5/stable-diffusion-inpainting",
+        ),
+    ] = None
+    steps: Steps = 50
+    seed: Seed = None
+
+    def prepare(self, image: Path, selector: Selector) -> "tuple[InpaintAnything, Selection]":
+        """Returns an editor with an inpainter that takes prompts, and the selection."""
+        editor, selection = selector.select(image)
+        editor.inpainter = _load_diffusers(
+            self.inpainter_model, selector.device, self.steps, self.seed
+        )
+        return editor, selection
+
+
+@with_groups
 def remove(
     image: Annotated[
         Path,
@@ -153,18 +184,8 @@ def remove(
         ),
     ],
     out: Out,
-    point: Points = None,
-    box: Box = None,
-    text: Text = None,
-    mask: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="PNG|FOLDER",
-            exists=True,
-            help="Mask image instead of a prompt, white inside; for a video a folder of masks, "
-            "numbered like the frames, from 0, as `mobile-sam track` writes it.",
-        ),
-    ] = None,
+    *,
+    selector: SelectorInVideo,
     margin: Margin = 7,
     inpainter: Annotated[
         Backend,
@@ -184,12 +205,6 @@ def remove(
     ] = None,
     steps: Steps = 50,
     seed: Seed = None,
-    detector: Detector = None,
-    box_threshold: BoxThreshold = 0.25,
-    min_area: MinArea = 1,
-    max_pixels: MaxPixels = None,
-    checkpoint: Checkpoint = None,
-    device: Device = "auto",
 ) -> None:
     """Remove an object from an image, or from every frame of a video.
 
@@ -201,9 +216,6 @@ def remove(
         raise typer.BadParameter(
             "OpenCV has no weights: add --inpainter", param_hint="--inpainter-model"
         )
-    selector = _Selector(
-        point, box, text, mask, detector, box_threshold, min_area, checkpoint, device
-    )
 
     from tqdm import tqdm
 
@@ -211,13 +223,13 @@ def remove(
     from ..integrations.video import MaskFolder, Video, is_video, write_video
     from ..results import claim_folder
 
-    filmed = is_video(image)
+    filmed, mask = is_video(image), selector.mask
     if mask is not None and mask.is_dir() != filmed:
         expected = "a folder with a mask for each frame" if filmed else "a PNG"
         raise typer.BadParameter(f"{str(mask)!r} must be {expected}", param_hint="--mask")
     if not filmed:
         editor, selection = selector.select(image)
-        editor.inpainter = _load_inpainter(inpainter, inpainter_model, device, steps, seed)
+        editor.inpainter = _load_inpainter(inpainter, inpainter_model, selector.device, steps, seed)
         _write(editor.remove(image, selection, margin), out, image)
         return
     video = Video(image)
@@ -227,7 +239,7 @@ def remove(
     else:
         editor, objects = selector.select(next(iter(video)))
         selections = _follow(editor, video, objects)
-    editor.inpainter = _load_inpainter(inpainter, inpainter_model, device, steps, seed)
+    editor.inpainter = _load_inpainter(inpainter, inpainter_model, selector.device, steps, seed)
     frames = editor.remove_video(video, selections, margin)
     target = claim_folder(out, image.resolve(), video.name) / "inpainted.mp4"
     bar = tqdm(frames, total=video.length, unit="frame", disable=None)
@@ -235,64 +247,38 @@ def remove(
     typer.echo(target)
 
 
+@with_groups
 def fill(
     image: ImageFile,
     prompt: Prompt,
     out: Out,
-    point: Points = None,
-    box: Box = None,
-    text: Text = None,
-    mask: MaskFile = None,
-    margin: Margin = 7,
-    inpainter_model: Model = None,
-    steps: Steps = 50,
-    seed: Seed = None,
-    detector: Detector = None,
-    box_threshold: BoxThreshold = 0.25,
-    min_area: MinArea = 1,
-    max_pixels: MaxPixels = None,
-    checkpoint: Checkpoint = None,
-    device: Device = "auto",
+    *,
+    selector: Selector,
+    painting: Painting,
 ) -> None:
     """Paint what PROMPT describes in the place of an object.
 
     Writes to DIR/<name of the image>/ the files of `mobile-sam remove`.
     """
-    editor, selection = _Selector(
-        point, box, text, mask, detector, box_threshold, min_area, checkpoint, device
-    ).select(image)
-    editor.inpainter = _load_diffusers(inpainter_model, device, steps, seed)
-    _write(editor.fill(image, selection, prompt, margin), out, image)
+    editor, selection = painting.prepare(image, selector)
+    _write(editor.fill(image, selection, prompt, painting.margin), out, image)
 
 
+@with_groups
 def replace(
     image: ImageFile,
     prompt: Prompt,
     out: Out,
-    point: Points = None,
-    box: Box = None,
-    text: Text = None,
-    mask: MaskFile = None,
-    margin: Margin = 7,
-    inpainter_model: Model = None,
-    steps: Steps = 50,
-    seed: Seed = None,
-    detector: Detector = None,
-    box_threshold: BoxThreshold = 0.25,
-    min_area: MinArea = 1,
-    max_pixels: MaxPixels = None,
-    checkpoint: Checkpoint = None,
-    device: Device = "auto",
+    *,
+    selector: Selector,
+    painting: Painting,
 ) -> None:
     """Keep the object and paint a new background, which PROMPT describes.
 
     Writes to DIR/<name of the image>/ the files of `mobile-sam remove`.
     """
-    editor, selection = _Selector(
-        point, box, text, mask, detector, box_threshold, min_area, checkpoint, device
-    ).select(image)
-    editor.inpainter = _load_diffusers(inpainter_model, device, steps, seed)
-    _write(editor.replace(image, selection, prompt, margin), out, image)
+    editor, selection = painting.prepare(image, selector)
+    _write(editor.replace(image, selection, prompt, painting.margin), out, image)
 
 
 def _load_inpainter(

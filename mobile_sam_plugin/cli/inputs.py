@@ -1,9 +1,13 @@
 """Options that several commands share, and how they are read: points, boxes, models, devices."""
 
+import functools
+import inspect
 import math
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -136,6 +140,33 @@ class ModelType(str, Enum):
     vit_b = "vit_b"
     vit_l = "vit_l"
     vit_h = "vit_h"
+
+
+def with_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command, in the place of each parameter that is a dataclass, its fields as options.
+
+    typer passes one value per option; the command gets them as instances of the dataclasses.
+    """
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, type] = {}
+    for each in inspect.signature(command).parameters.values():
+        if isinstance(each.annotation, type) and is_dataclass(each.annotation):
+            groups[each.name] = each.annotation
+            parameters += inspect.signature(each.annotation).parameters.values()
+        else:
+            parameters.append(each)
+
+    @functools.wraps(command)
+    def called(**given: Any) -> None:
+        for name, group in groups.items():
+            names = [each.name for each in fields(group)]
+            given[name] = group(**{each: given.pop(each) for each in names})
+        command(**given)
+
+    called.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in parameters]
+    )
+    return called
 
 
 def parse_point(text: str) -> tuple[float, float, int]:

@@ -1,5 +1,6 @@
 """``mobile-sam label`` and ``search``: compare the masks of everything mode with texts."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ from .inputs import (
     PredIouThresh,
     StabilityScoreThresh,
     load_model,
+    with_groups,
 )
 
 if TYPE_CHECKING:
@@ -24,16 +26,49 @@ if TYPE_CHECKING:
     from ..integrations.instances import Instances
     from ..integrations.semantic_segment_anything import SemanticMobileSam
 
-Classifier = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        help="CLIP model of transformers: Hub repository or folder.",
-        show_default="openai/clip-vit-base-patch32",
-    ),
-]
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The options of everything mode, and of the model that compares masks with texts."""
+
+    classifier: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="CLIP model of transformers: Hub repository or folder.",
+            show_default="openai/clip-vit-base-patch32",
+        ),
+    ] = None
+    points_per_side: PointsPerSide = 32
+    pred_iou_thresh: PredIouThresh = 0.88
+    stability_score_thresh: StabilityScoreThresh = 0.95
+    max_pixels: MaxPixels = None
+    checkpoint: Checkpoint = None
+    device: Device = "auto"
+
+    def segment(
+        self, image: Path
+    ) -> "tuple[SemanticMobileSam, NDArray[np.uint8], NDArray[np.bool_]]":
+        """Returns the pipeline, the image and the masks of everything in it."""
+        from tqdm import tqdm
+
+        from ..images import load_image
+        from ..integrations.semantic_segment_anything import DEFAULT_CLASSIFIER, SemanticMobileSam
+
+        pixels = load_image(image)
+        semantic = SemanticMobileSam(
+            load_model(self.checkpoint, self.device),
+            self.classifier or DEFAULT_CLASSIFIER,
+            points_per_side=self.points_per_side,
+            pred_iou_thresh=self.pred_iou_thresh,
+            stability_score_thresh=self.stability_score_thresh,
+        )
+        with tqdm(total=self.points_per_side**2, unit="click", disable=None) as bar:
+            masks = semantic.segment(pixels, lambda done, _: _advance(bar, done))
+        return semantic, pixels, masks
 
 
+@with_groups
 def label(
     image: ImageFile,
     classes: Annotated[
@@ -44,13 +79,7 @@ def label(
         ),
     ],
     out: Out,
-    classifier: Classifier = None,
-    points_per_side: PointsPerSide = 32,
-    pred_iou_thresh: PredIouThresh = 0.88,
-    stability_score_thresh: StabilityScoreThresh = 0.95,
-    max_pixels: MaxPixels = None,
-    checkpoint: Checkpoint = None,
-    device: Device = "auto",
+    pipeline: Pipeline,
 ) -> None:
     """Segment everything in an image, and classify each mask.
 
@@ -63,25 +92,20 @@ def label(
     names = split_classes(classes)
     if not all(names):
         raise typer.BadParameter(f"there is an empty name in {classes!r}", param_hint="--classes")
-    options = points_per_side, pred_iou_thresh, stability_score_thresh
-    semantic, pixels, masks = _segment(image, classifier, options, checkpoint, device)
-    _write(semantic.predict(pixels, names, masks), image, out, options)
+    semantic, pixels, masks = pipeline.segment(image)
+    _write(semantic.predict(pixels, names, masks), image, out, pipeline)
 
 
+@with_groups
 def search(
     image: ImageFile,
     text: Annotated[
         str, typer.Argument(metavar="TEXT", help='Sentence to search for: "a cup with a blue rim".')
     ],
     out: Out,
+    *,
     limit: Annotated[int, typer.Option(min=1, help="Maximum number of masks.")] = 5,
-    classifier: Classifier = None,
-    points_per_side: PointsPerSide = 32,
-    pred_iou_thresh: PredIouThresh = 0.88,
-    stability_score_thresh: StabilityScoreThresh = 0.95,
-    max_pixels: MaxPixels = None,
-    checkpoint: Checkpoint = None,
-    device: Device = "auto",
+    pipeline: Pipeline,
 ) -> None:
     """Segment everything in an image, and find the masks that match a sentence best.
 
@@ -90,43 +114,15 @@ def search(
     """
     if not text.strip():
         raise typer.BadParameter("the text is empty", param_hint="TEXT")
-    options = points_per_side, pred_iou_thresh, stability_score_thresh
-    semantic, pixels, masks = _segment(image, classifier, options, checkpoint, device)
-    _write(semantic.search(pixels, text, masks, limit), image, out, options)
-
-
-def _segment(
-    image: Path,
-    classifier: str | None,
-    options: tuple[int, float, float],
-    checkpoint: str | None,
-    device: str,
-) -> "tuple[SemanticMobileSam, NDArray[np.uint8], NDArray[np.bool_]]":
-    """The pipeline, the image and the masks of everything in it."""
-    from tqdm import tqdm
-
-    from ..images import load_image
-    from ..integrations.semantic_segment_anything import DEFAULT_CLASSIFIER, SemanticMobileSam
-
-    pixels = load_image(image)
-    points_per_side, pred_iou_thresh, stability_score_thresh = options
-    semantic = SemanticMobileSam(
-        load_model(checkpoint, device),
-        classifier or DEFAULT_CLASSIFIER,
-        points_per_side=points_per_side,
-        pred_iou_thresh=pred_iou_thresh,
-        stability_score_thresh=stability_score_thresh,
-    )
-    with tqdm(total=points_per_side**2, unit="click", disable=None) as bar:
-        masks = semantic.segment(pixels, lambda done, _: _advance(bar, done))
-    return semantic, pixels, masks
+    semantic, pixels, masks = pipeline.segment(image)
+    _write(semantic.search(pixels, text, masks, limit), image, out, pipeline)
 
 
 def _advance(bar: Any, done: int) -> None:
     bar.update(done - bar.n)
 
 
-def _write(objects: "Instances", image: Path, out: Path, options: tuple[int, float, float]) -> None:
+def _write(objects: "Instances", image: Path, out: Path, pipeline: Pipeline) -> None:
     from ..results import claim_folder
 
     objects.image_path = str(image)
@@ -135,8 +131,8 @@ def _write(objects: "Instances", image: Path, out: Path, options: tuple[int, flo
         typer.echo(f"{path}  {name}  score {score:.3f}")
     if not len(objects):
         typer.echo(
-            f"no mask passed: lower --pred-iou-thresh ({options[1]}) or "
-            f"--stability-score-thresh ({options[2]})"
+            f"no mask passed: lower --pred-iou-thresh ({pipeline.pred_iou_thresh}) or "
+            f"--stability-score-thresh ({pipeline.stability_score_thresh})"
         )
     for path in paths[len(objects) :]:
         typer.echo(path)

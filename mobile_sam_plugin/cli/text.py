@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from .inputs import (
+    BoxThreshold,
     Checkpoint,
     Cutout,
     Detector,
@@ -12,7 +13,9 @@ from .inputs import (
     ImageFile,
     Labelme,
     MaxPixels,
+    NmsThresh,
     Out,
+    TextThreshold,
     load_model,
 )
 
@@ -29,23 +32,9 @@ def text(
     ],
     out: Out,
     detector: Detector = None,
-    box_threshold: Annotated[
-        float,
-        typer.Option(min=0, max=1, help="Drop objects with a lower score; 0.1 suits OWLv2."),
-    ] = 0.25,
-    text_threshold: Annotated[
-        float,
-        typer.Option(min=0, max=1, help="Drop words with a lower score from labels."),
-    ] = 0.25,
-    nms_thresh: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            max=1,
-            help="If two boxes of a class have an IoU above this, drop the one with the lower "
-            "score.",
-        ),
-    ] = 0.8,
+    box_threshold: BoxThreshold = 0.25,
+    text_threshold: TextThreshold = 0.25,
+    nms_thresh: NmsThresh = 0.8,
     cutout: Cutout = False,
     polygons: Annotated[
         bool,

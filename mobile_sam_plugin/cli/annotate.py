@@ -5,7 +5,7 @@ import time
 from contextlib import closing
 from enum import Enum
 from itertools import islice
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -30,17 +30,11 @@ if TYPE_CHECKING:
 
 _MEASURED = 3  # images that a dry run measures
 
-
-class Mode(str, Enum):
-    """Source of the prompts."""
-
-    everything = "everything"
-    boxes = "boxes"
-    text = "text"
+Mode = Literal["everything", "boxes", "text"]
 
 
 class Format(str, Enum):
-    """Output format."""
+    """Output format. typer takes lists of these, but not of Literal."""
 
     sa1b = "sa1b"
     coco = "coco"
@@ -51,11 +45,7 @@ class Format(str, Enum):
     overlay = "overlay"
 
 
-class Engine(str, Enum):
-    """What runs the stages."""
-
-    local = "local"
-    ray = "ray"
+Engine = Literal["local", "ray"]
 
 
 @with_groups
@@ -80,7 +70,7 @@ def annotate(
         typer.Option(
             help="Segment everything, the boxes of a COCO JSON, or the objects that --text names."
         ),
-    ] = Mode.everything,
+    ] = "everything",
     formats: Annotated[
         list[Format] | None,
         typer.Option(
@@ -129,9 +119,7 @@ def annotate(
     max_pixels: MaxPixels = None,
     search: GeneratorOptions,
     checkpoint: Checkpoint = None,
-    model_type: Annotated[
-        ModelType, typer.Option(help="Model type of --checkpoint.")
-    ] = ModelType.vit_t,
+    model_type: Annotated[ModelType, typer.Option(help="Model type of --checkpoint.")] = "vit_t",
     device: Device = "auto",
     workers: Annotated[
         int | None,
@@ -147,7 +135,7 @@ def annotate(
     ] = None,
     engine: Annotated[
         Engine, typer.Option(help="Threads on this machine, or Ray on one or many machines.")
-    ] = Engine.local,
+    ] = "local",
     ray_address: Annotated[
         str | None,
         typer.Option(
@@ -173,7 +161,7 @@ def annotate(
     from ..annotation import AnnotationOptions, AnnotationRun, open_source, split_text
     from ..images import join_counts
 
-    if engine == Engine.local:
+    if engine == "local":
         for option, value in (
             ("--ray-address", ray_address),
             ("--gpus-per-worker", gpus_per_worker),
@@ -181,7 +169,7 @@ def annotate(
             if value is not None:
                 raise typer.BadParameter("needs --engine ray", param_hint=option)
     options = AnnotationOptions(
-        mode=mode.value,
+        mode=mode,
         formats=tuple(each.value for each in formats or [Format.coco]),
         generator_options=search.given(),
         text=split_text(text),
@@ -203,7 +191,7 @@ def annotate(
             sample = AnnotationRun(opened, None, model, options)
             _estimate(sample.run(workers, batch_size), run.total - run.done)
         return
-    if engine == Engine.ray:
+    if engine == "ray":
         results = run.run_on_ray(ray_address, workers, batch_size, gpus_per_worker)
     else:
         results = run.run(workers, batch_size)

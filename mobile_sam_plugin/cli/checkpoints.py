@@ -2,27 +2,16 @@
 
 import os
 from collections import Counter
-from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from .inputs import CHECKPOINT_NAMES
 
+Dtype = Literal["float32", "float16"]
 
-class Dtype(str, Enum):
-    """Floating-point types of checkpoints."""
-
-    float32 = "float32"
-    float16 = "float16"
-
-
-class Target(str, Enum):
-    """Programs that need more in a checkpoint than this one does."""
-
-    upstream = "upstream"
-
+Target = Literal["upstream"]
 
 For = Annotated[
     Target | None,
@@ -176,8 +165,8 @@ def _write(
     save_checkpoint(
         tensors,
         target,
-        dtype=getattr(torch, dtype.value) if dtype else None,
-        for_upstream=for_ is Target.upstream,
+        dtype=getattr(torch, dtype) if dtype else None,
+        for_upstream=for_ == "upstream",
         backbone=backbone,
     )
 

@@ -25,7 +25,7 @@ def embed(
     ] = None,
     teacher_type: Annotated[
         ModelType, typer.Option(help="Model type of the teacher's checkpoint.")
-    ] = ModelType.vit_h,
+    ] = "vit_h",
     batch_size: Annotated[
         int, typer.Option(min=1, help="Images per call of the teacher; more take more memory.")
     ] = 1,
@@ -69,7 +69,7 @@ def embed(
         load_sam(teacher_type, teacher, "--teacher", device),
         images,
         out,
-        teacher_name=f"{teacher_type.value} {teacher}",
+        teacher_name=f"{teacher_type} {teacher}",
         batch_size=batch_size,
         shard_size=shard_size,
         strict=strict,

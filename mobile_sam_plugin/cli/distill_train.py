@@ -2,39 +2,19 @@
 
 import os
 from dataclasses import dataclass, fields
-from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from ..distill.options import TrainingOptions
 from .inputs import CHECKPOINT_NAMES, MaxPixels, with_groups
 
+Distillation = Literal["decoupled", "semi-coupled", "coupled"]
 
-class Distillation(str, Enum):
-    """The objectives of distillation from a teacher's embeddings."""
+Parts = Literal["encoder", "decoder", "both"]
 
-    decoupled = "decoupled"
-    semi_coupled = "semi-coupled"
-    coupled = "coupled"
-
-
-class Parts(str, Enum):
-    """The parts of a model that are trained."""
-
-    encoder = "encoder"
-    decoder = "decoder"
-    both = "both"
-
-
-class MixedPrecision(str, Enum):
-    """The modes of accelerate's mixed precision."""
-
-    no = "no"
-    fp16 = "fp16"
-    bf16 = "bf16"
-
+MixedPrecision = Literal["no", "fp16", "bf16"]
 
 Start = Annotated[
     str | None,
@@ -86,7 +66,7 @@ class Run:
     ] = TrainingOptions.ema_decay
     mixed_precision: Annotated[
         MixedPrecision, typer.Option(help="bf16 if the hardware supports it.")
-    ] = MixedPrecision.no
+    ] = "no"
     seed: Annotated[
         int, typer.Option(min=0, help="Random seed of weights, order, crops and prompts.")
     ] = TrainingOptions.seed
@@ -178,7 +158,7 @@ def train(
             help="decoupled: squared error on embeddings. semi-coupled: masks through the frozen "
             "decoder. coupled: the same, and the decoder is trained as well."
         ),
-    ] = Distillation.decoupled,
+    ] = "decoupled",
     teacher: Annotated[
         str | None,
         typer.Option(
@@ -207,7 +187,7 @@ def train(
             "a --checkpoint that has its decoder",
             param_hint="--teacher",
         )
-    _run(ctx, run, objective.value)
+    _run(ctx, run, objective)
 
 
 @with_groups
@@ -220,7 +200,7 @@ def finetune(
     masks: MaskTraining,
     parts: Annotated[
         Parts, typer.Option(help="decoder: prompt encoder and mask decoder, on the frozen encoder.")
-    ] = Parts.decoder,
+    ] = "decoder",
     learning_rate: LearningRate = 1e-4,
     run: Run,
 ) -> None:
@@ -253,11 +233,7 @@ def _run(ctx: typer.Context, run: Run, objective: str) -> None:
     from ..distill.training import train as train_student
 
     names = {option.name for option in fields(TrainingOptions)}
-    given = {
-        name: value.value if isinstance(value, Enum) else value
-        for name, value in ctx.params.items()
-        if name in names
-    }
+    given = {name: value for name, value in ctx.params.items() if name in names}
     try:
         best = train_student(
             TrainingOptions(**given | {"objective": objective}), run.out, run.restart

@@ -26,15 +26,11 @@ def evaluate(
         ),
     ] = None,
     checkpoint: Checkpoint = None,
-    model_type: Annotated[
-        ModelType, typer.Option(help="Model type of --checkpoint.")
-    ] = ModelType.vit_t,
+    model_type: Annotated[ModelType, typer.Option(help="Model type of --checkpoint.")] = "vit_t",
     teacher: Annotated[
         str | None, typer.Option(metavar="C", help="Also compare with this checkpoint's masks.")
     ] = None,
-    teacher_type: Annotated[
-        ModelType, typer.Option(help="Model type of --teacher.")
-    ] = ModelType.vit_h,
+    teacher_type: Annotated[ModelType, typer.Option(help="Model type of --teacher.")] = "vit_h",
     metrics: Annotated[
         str | None,
         typer.Option(

@@ -1,20 +1,13 @@
 """``mobile-sam export``: the model as two ONNX files."""
 
-from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from .inputs import Checkpoint, MaxPixels, load_model
 
-
-class Precision(str, Enum):
-    """Arithmetic of the files."""
-
-    fp32 = "fp32"
-    fp16 = "fp16"
-    int8 = "int8"
+Precision = Literal["fp32", "fp16", "int8"]
 
 
 def export(
@@ -24,7 +17,7 @@ def export(
     precision: Annotated[
         Precision,
         typer.Option(help="fp16 for GPUs and phones; int8 for a faster encoder on a CPU."),
-    ] = Precision.fp32,
+    ] = "fp32",
     opset: Annotated[
         int | None,
         typer.Option(min=17, max=20, help="ONNX opset.", show_default="18; 20 for int8"),
@@ -70,7 +63,7 @@ def export(
         load_model(checkpoint, "cpu"),
         out,
         paths,
-        precision.value,
+        precision,
         opset,
         with_preprocessing,
         force,

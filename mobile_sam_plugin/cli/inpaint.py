@@ -2,9 +2,8 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -32,12 +31,7 @@ if TYPE_CHECKING:
     from ..integrations.video import Video
 
 
-class Backend(str, Enum):
-    """Inpainters."""
-
-    opencv = "opencv"
-    lama = "lama"
-    diffusers = "diffusers"
+Backend = Literal["opencv", "lama", "diffusers"]
 
 
 def _check_prompt(prompt: str) -> str:
@@ -193,7 +187,7 @@ def remove(
             help="Inpainter: opencv needs no weights; lama and diffusers suit large holes and "
             "textures."
         ),
-    ] = Backend.opencv,
+    ] = "opencv",
     inpainter_model: Annotated[
         str | None,
         typer.Option(
@@ -212,7 +206,7 @@ def remove(
     inpainted.png, inpainted_mask.png, and the selected objects: mask_000.png and so on, overlay.png
     and instances.json; for a video inpainted.mp4.
     """
-    if inpainter_model is not None and inpainter is Backend.opencv:
+    if inpainter_model is not None and inpainter == "opencv":
         raise typer.BadParameter(
             "OpenCV has no weights: add --inpainter", param_hint="--inpainter-model"
         )
@@ -286,9 +280,9 @@ def _load_inpainter(
 ) -> Any:
     from ..integrations.inpainters import LAMA, LamaInpainter, OpenCVInpainter
 
-    if backend is Backend.opencv:
+    if backend == "opencv":
         return OpenCVInpainter()
-    if backend is Backend.lama:
+    if backend == "lama":
         return LamaInpainter(model or LAMA, find_device(device))
     return _load_diffusers(model, device, steps, seed)
 

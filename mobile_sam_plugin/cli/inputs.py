@@ -5,9 +5,8 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -133,13 +132,7 @@ Labelme = Annotated[
 ]
 
 
-class ModelType(str, Enum):
-    """Model types in SAM's registry."""
-
-    vit_t = "vit_t"
-    vit_b = "vit_b"
-    vit_l = "vit_l"
-    vit_h = "vit_h"
+ModelType = Literal["vit_t", "vit_b", "vit_l", "vit_h"]
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:
@@ -216,24 +209,22 @@ def load_sam(model_type: ModelType, checkpoint: str | None, option: str, device:
         UserError: if the checkpoint is of another type.
         Others: as :func:`load_model`.
     """
-    if model_type == ModelType.vit_t:
+    if model_type == "vit_t":
         return load_model(checkpoint, device)
     if checkpoint is None:
-        raise typer.BadParameter(
-            f"required for {model_type.value}: it has no default", param_hint=option
-        )
+        raise typer.BadParameter(f"required for {model_type}: it has no default", param_hint=option)
 
     from .. import sam_model_registry
     from ..checkpoint import locate_checkpoint, read_checkpoint
 
     target = find_device(device)
     tensors = read_checkpoint(locate_checkpoint(checkpoint))
-    model = sam_model_registry[model_type.value]()
+    model = sam_model_registry[model_type]()
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         raise UserError(
-            f"checkpoint {checkpoint!r} is not a {model_type.value}: {str(error)[:200]}"
+            f"checkpoint {checkpoint!r} is not a {model_type}: {str(error)[:200]}"
         ) from error
     return model.to(target)
 

@@ -1,8 +1,7 @@
 """``mobile-sam segment``: one image, one prompt."""
 
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -26,12 +25,7 @@ if TYPE_CHECKING:
     from ..deploy import OnnxPredictor
 
 
-class Backend(str, Enum):
-    """Inference engine."""
-
-    torch = "torch"
-    onnx = "onnx"
-    openvino = "openvino"
+Backend = Literal["torch", "onnx", "openvino"]
 
 
 def segment(
@@ -69,7 +63,7 @@ def segment(
             help="Inference engine; onnx and openvino run the files of mobile-sam export, see "
             "--onnx-dir."
         ),
-    ] = Backend.torch,
+    ] = "torch",
     onnx_dir: Annotated[
         Path | None,
         typer.Option(
@@ -98,7 +92,7 @@ def segment(
         raise typer.BadParameter("give at least one of --point, --box and --mask")
     if box and len(box) > 1:
         raise typer.BadParameter("give one box at most", param_hint="--box")
-    if (backend == Backend.torch) != (onnx_dir is None):
+    if (backend == "torch") != (onnx_dir is None):
         raise typer.BadParameter(
             "required for --backend onnx and openvino, and only for them", param_hint="--onnx-dir"
         )
@@ -163,7 +157,7 @@ def _load(
 
     files = folder / "mobile_sam_encoder.onnx", folder / "mobile_sam_decoder.onnx"
     given = () if device == "auto" else (device,)
-    if backend == Backend.openvino:
+    if backend == "openvino":
         return OpenVinoPredictor(*files, *given)
     return OnnxPredictor(*files, given) if given else OnnxPredictor(*files)
 

@@ -4,7 +4,7 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -16,9 +16,6 @@ from mobile_sam_plugin.checkpoint import download, locate_checkpoint
 from mobile_sam_plugin.errors import MissingExtra, UserError
 
 from .pretrained import check_length
-
-if TYPE_CHECKING:
-    pass
 
 Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]

@@ -9,6 +9,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -137,8 +138,6 @@ class TrackAnything:
         self.detect_every = detect_every
         self.min_area = min_area
         self.min_new_fraction = min_new_fraction
-        self._frame: Frame | None = None
-        self._labels: dict[int, str] = {}
         # Of the objects visible in the current frame: the id of each pixel, which takes less memory
         # than their masks, since those do not overlap; their scores; and the areas of new ones,
         # including what other objects hide.
@@ -424,9 +423,9 @@ class TrackAnything:
 
     def _forget(self) -> None:
         self.propagator.reset()
-        self._frame = None
+        self._frame: Frame | None = None
         self._index = 0
-        self._labels = {}
+        self._labels: dict[int, str] = {}
         self.left_out: Counter[str] = Counter()
 
     def _begin(self, frame: Frame, index: int) -> None:
@@ -615,12 +614,9 @@ def _read_again(
     They are decoded again: to keep them for objects that may never come back would take memory in
     proportion to the video.
     """
-    last = max(indices)
-    for index, frame in enumerate(video):
+    for index, frame in enumerate(islice(video, max(indices) + 1)):
         if index in indices:
             yield frame, writer.read(index)
-        if index == last:
-            return
 
 
 def _alike(found: TrackedFrame, written: TrackedFrame) -> bool:

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import numpy as np
 import segment_anything
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from segment_anything.modeling import Sam
 from segment_anything.utils.amg import MaskData
 from torch import Tensor
 
@@ -24,7 +24,7 @@ Decoded = tuple[Tensor, Tensor, Tensor]
 _PROMPTS_AT_ONCE = 8  # the fastest of upstream's decoder on a CPU
 
 
-class SamAutomaticMaskGenerator(MaskGenerator, segment_anything.SamAutomaticMaskGenerator):
+class SamAutomaticMaskGenerator(MaskGenerator[Sam], segment_anything.SamAutomaticMaskGenerator):
     """Segments everything in an image; subclass of upstream's, same options and records.
 
     Works with any ``segment_anything.modeling.Sam``. Memory does not depend on the number of
@@ -41,39 +41,8 @@ class SamAutomaticMaskGenerator(MaskGenerator, segment_anything.SamAutomaticMask
         >>> masks[0]["segmentation"], masks[0]["predicted_iou"]
     """
 
-    def __init__(
-        self,
-        model: segment_anything.modeling.Sam,
-        points_per_side: int | None = 32,
-        points_per_batch: int = 64,
-        pred_iou_thresh: float = 0.88,
-        stability_score_thresh: float = 0.95,
-        stability_score_offset: float = 1.0,
-        box_nms_thresh: float = 0.7,
-        crop_n_layers: int = 0,
-        crop_nms_thresh: float = 0.7,
-        crop_overlap_ratio: float = 512 / 1500,
-        crop_n_points_downscale_factor: int = 1,
-        point_grids: list[NDArray[Any]] | None = None,
-        min_mask_region_area: int = 0,
-        output_mode: str = "binary_mask",
-    ) -> None:
-        super().__init__(
-            SamPredictor(model),
-            points_per_side,
-            points_per_batch,
-            pred_iou_thresh,
-            stability_score_thresh,
-            stability_score_offset,
-            box_nms_thresh,
-            crop_n_layers,
-            crop_nms_thresh,
-            crop_overlap_ratio,
-            crop_n_points_downscale_factor,
-            point_grids,
-            min_mask_region_area,
-            output_mode,
-        )
+    def _predictor_of(self, model: Sam) -> SamPredictor:
+        return SamPredictor(model)
 
     @torch.no_grad()
     def generate(
@@ -129,7 +98,7 @@ class _CropDecoder:
 
     def __init__(
         self,
-        model: segment_anything.modeling.Sam,
+        model: Sam,
         decoder: MaskDecoder | None,
         encoded: SamPredictor | None,
         pixels: NDArray[np.uint8],

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import cv2
 import numpy as np
@@ -28,6 +28,8 @@ from .mask_postprocessing import (
     rle_from_mask,
 )
 from .records import Record
+
+Model = TypeVar("Model")
 
 Progress = Callable[[int, int], None]
 """Called with the number of points done and of all points."""
@@ -75,12 +77,12 @@ class _Candidate:
         return [x0 + x, y0 + y, x1 + x, y1 + y]
 
 
-class MaskGenerator:
+class MaskGenerator(Generic[Model]):
     """Options and procedure of everything mode; subclasses bring the model."""
 
     def __init__(
         self,
-        predictor: Any,
+        model: Model,
         points_per_side: int | None = 32,
         points_per_batch: int = 64,
         pred_iou_thresh: float = 0.88,
@@ -98,7 +100,7 @@ class MaskGenerator:
         """Keeps the options.
 
         Args:
-            predictor: holds the model.
+            model: a ``Sam``; for ``OnnxAutomaticMaskGenerator`` an ``OnnxPredictor``.
             points_per_side: points along each side of the image; None if point_grids is given.
             points_per_batch: number of points between two calls of ``progress``.
             pred_iou_thresh: masks with this predicted IoU or a lower one are dropped; at most 1.
@@ -136,7 +138,7 @@ class MaskGenerator:
         check_number("crop_nms_thresh", crop_nms_thresh)
         check_number("crop_overlap_ratio", crop_overlap_ratio, lowest=0, highest=1)
         check_number("min_mask_region_area", min_mask_region_area)
-        self.predictor = predictor
+        self.predictor = self._predictor_of(model)
         self.points_per_batch = points_per_batch
         self.pred_iou_thresh = pred_iou_thresh
         self.stability_score_thresh = stability_score_thresh
@@ -154,6 +156,10 @@ class MaskGenerator:
         else:
             sides = _grid_sides(points_per_side, crop_n_layers, crop_n_points_downscale_factor)
             self.point_grids = [_point_grid(side) for side in sides]
+
+    def _predictor_of(self, model: Model) -> Any:
+        """Returns the predictor of a model, which may be one already."""
+        return model
 
     def _generate(
         self,

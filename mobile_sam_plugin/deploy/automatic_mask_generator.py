@@ -14,7 +14,7 @@ from ..records import Record
 from .predictor import MASK_THRESHOLD, OnnxPredictor
 
 
-class OnnxAutomaticMaskGenerator(MaskGenerator):
+class OnnxAutomaticMaskGenerator(MaskGenerator[OnnxPredictor]):
     """Segments everything in an image: ``SamAutomaticMaskGenerator`` without torch.
 
     Same options and records. ``points_per_batch`` is how often progress is reported.

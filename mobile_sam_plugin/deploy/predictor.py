@@ -119,14 +119,7 @@ class OnnxPredictor:
     def set_image(self, image: NDArray[np.uint8] | Image.Image, image_format: str = "RGB") -> None:
         """Computes the image embedding, so that :meth:`predict` can be called.
 
-        Args:
-            image: (H, W, 3) uint8; or grayscale, (H, W) or (H, W, 1); or (H, W, 4), whose alpha is
-                dropped; or a PIL image, whose EXIF orientation is applied first.
-            image_format: channel order of an array, ``"RGB"`` or ``"BGR"``; PIL images know theirs.
-
-        Raises:
-            TypeError: if `image` is not a uint8 array or a PIL image.
-            UserError: if its shape is another, it is empty, or `image_format` is unknown.
+        Arguments and errors are those of :meth:`~mobile_sam_plugin.SamPredictor.set_image`.
         """
         if image_format not in ("RGB", "BGR"):
             raise UserError(f"image_format must be 'RGB' or 'BGR', not {image_format!r}")
@@ -163,26 +156,9 @@ class OnnxPredictor:
         multimask_output: bool = True,
         return_logits: bool = False,
     ) -> tuple[NDArray[Any], FloatArray, FloatArray]:
-        """Predicts masks for a prompt, as ``SamPredictor.predict``.
+        """Predicts masks for a prompt.
 
-        Args:
-            point_coords: (N, 2), XY in pixels of the image; may be outside it.
-            point_labels: (N,), 1 for an object point, 0 for a background point, -1 for padding.
-            box: 4 numbers, XYXY in pixels. Swapped corners are used as they are, with a warning.
-            mask_input: (256, 256) or (1, 256, 256), low-res logits of an earlier prediction; or
-                (H, W) or (1, H, W), a bool or uint8 mask of the image.
-            multimask_output: whether to return three candidate masks instead of one; better for
-                a single point.
-            return_logits: whether to return logits instead of boolean masks.
-
-        Returns:
-            Masks (C, H, W), bool or float32; their predicted IoU (C,); low-res logits
-            (C, 256, 256).
-
-        Raises:
-            RuntimeError: if no image is set.
-            UserError: if a prompt has the wrong shape or length, or holds NaN, infinity or a
-                magnitude above 2^24, in logits 10^4.
+        Arguments, results and errors are those of :meth:`~mobile_sam_plugin.SamPredictor.predict`.
         """
         self._require_image()
         coords = labels = corners = logits = None

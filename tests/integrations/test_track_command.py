@@ -98,7 +98,7 @@ def test_track_leaves_small_finds(tmp_path: Path, capsys: pytest.CaptureFixture[
     video = write_folder(tmp_path / "clip", [*clip.frames])
     command = ["track", str(video), *BUNDLED, "--everything", *LENIENT, "--out", str(tmp_path)]
     assert main([*command, "--min-area", str(160 * 200 + 1)]) == 2
-    assert "no object was found" in capsys.readouterr().err
+    assert "no object to follow" in capsys.readouterr().err
     assert main([*command, "--min-area", "0"]) == 0
 
 

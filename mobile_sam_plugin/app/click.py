@@ -103,8 +103,7 @@ class ClickTab:
             return self._add(session, x / scale, y / scale, mode, refine)
 
     def add(self, x: float, y: float, mode: str, refine: bool, request: gr.Request) -> Any:
-        session = self.components.session(request)
-        with session.lock:
+        with self.components.locked(request) as session:
             return self._add(session, x, y, mode, refine)
 
     def _add(self, session: Session, x: float, y: float, mode: str, refine: bool) -> Any:
@@ -144,35 +143,30 @@ class ClickTab:
             return render(session)
 
     def undo(self, request: gr.Request) -> Any:
-        session = self.components.session(request)
-        with session.lock:
+        with self.components.locked(request) as session:
             session.undo()
             return self._decode(session)
 
     def reset(self, request: gr.Request) -> Any:
-        session = self.components.session(request)
-        with session.lock:
+        with self.components.locked(request) as session:
             session.reset()
             return *render(session), gr.skip()
 
     def choose(self, index: int, request: gr.Request) -> Any:
-        session = self.components.session(request)
-        with session.lock:
+        with self.components.locked(request) as session:
             if session.steps and session.scores is not None and index in range(len(session.scores)):
                 session.steps[-1].chosen = index
             return render(session)
 
     def write_mask(self, request: gr.Request) -> str:
-        session = self.components.session(request)
-        with session.lock:
+        with self.components.locked(request) as session:
             path = session.path("_mask.png")
             mask = session.require_mask().astype(np.uint8) * 255
             path.write_bytes(encode_image(".png", mask))
         return str(path)
 
     def write_cutout(self, request: gr.Request) -> str:
-        session = self.components.session(request)
-        with session.lock:
+        with self.components.locked(request) as session:
             mask, path = session.require_mask(), session.path("_cutout.png")
             if not mask.any():
                 raise UserError("the mask is empty: choose another candidate")
@@ -182,8 +176,7 @@ class ClickTab:
 
     def write_record(self, request: gr.Request) -> str:
         """Writes a record of SAM's generator; its stability score needs the logits again."""
-        session = self.components.session(request)
-        with session.lock:
+        with self.components.locked(request) as session:
             session.require_mask()
             step, path = session.steps[-1], session.path("_mask.json")
             predictor = self.components.sessions.predictor(session.require_picture())
@@ -199,8 +192,7 @@ class ClickTab:
         return str(path)
 
     def write_lines(self, request: gr.Request) -> str:
-        session = self.components.session(request)
-        with session.lock:
+        with self.components.locked(request) as session:
             session.require_mask()
             path = session.path("_mask.py")
             path.write_text(python_lines(session, self.checkpoint))

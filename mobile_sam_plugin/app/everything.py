@@ -93,8 +93,7 @@ class EverythingTab:
             return *show_everything(session), gr.DownloadButton(value=str(path), interactive=True)
 
     def show(self, number: float | None, request: gr.Request) -> Any:
-        session = self.components.session(request)
-        with session.lock:
+        with self.components.locked(request) as session:
             return show_everything(session, None if number is None else int(number) - 1)
 
 

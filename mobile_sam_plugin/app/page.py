@@ -199,15 +199,13 @@ class Opening:
 
     def inspect(self, request: gr.Request) -> Any:
         """Shows everything, as its tab was opened."""
-        session = self.components.session(request)
-        with session.lock:
+        with self.components.locked(request) as session:
             session.inspecting = True
             return show_everything(session)
 
     def segment(self, request: gr.Request) -> Any:
         """Shows the chosen mask, as another tab was opened."""
-        session = self.components.session(request)
-        with session.lock:
+        with self.components.locked(request) as session:
             session.inspecting = False
             return render(session)
 

@@ -2,7 +2,8 @@
 
 import functools
 import html
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -48,6 +49,12 @@ class Components:
 
     def session(self, request: gr.Request) -> Session:
         return self.sessions.get(str(request.session_hash))
+
+    @contextmanager
+    def locked(self, request: gr.Request) -> Iterator[Session]:
+        session = self.session(request)
+        with session.lock:
+            yield session
 
     def listen(self, event: Callable[..., Any], fn: Callable[..., Any], **options: Any) -> Any:
         """Registers the callback of an event, with the options common to all."""

@@ -191,8 +191,7 @@ class InpaintTab:
     def paint(self, action: str, margin: float, prompt: str, request: gr.Request) -> Any:
         from ..integrations.inpaint_anything import InpaintAnything
 
-        session = self.components.session(request)
-        with session.lock:
+        with self.components.locked(request) as session:
             pixels, mask = session.require_picture().pixels, session.require_mask()
             path = session.path("_painted.png")
         painted: Inpainting
@@ -253,8 +252,7 @@ class TrackTab:
         from ..integrations.track_anything import TrackAnything, track_video
         from ..integrations.video import Video
 
-        session = self.components.session(request)
-        with session.lock:
+        with self.components.locked(request) as session:
             if session.video is None:
                 raise UserError("there is no video yet: choose one above")
             mask, folder = session.require_mask(), session.path("_tracks")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
@@ -31,12 +31,9 @@ from mobile_sam_plugin.images import ImageSource, load_image, open_image
 
 from .detectors import DEFAULT_DETECTOR, Detector
 from .grounded_sam import GroundedMobileSam
+from .inpainters import DiffusersInpainter, Inpainter, Mask, OpenCVInpainter, Pixels, window_around
 from .instances import Instances, as_predictor, boxes_of
 from .video import Video, VideoSource
-
-if TYPE_CHECKING:
-    import supervision
-from .inpainters import DiffusersInpainter, Inpainter, Mask, OpenCVInpainter, Pixels, window_around
 
 Selection = Instances | NDArray[Any]
 """The pixels to paint: objects, or one mask (H, W), bool or numbers that are not 0 inside."""
@@ -67,14 +64,6 @@ class Inpainting:
     def overlay(self) -> Pixels:
         """Returns the original with the selected objects drawn over it, (H, W, 3) RGB."""
         return self.objects.overlay(self.original)
-
-    def to_supervision(self) -> "supervision.Detections":
-        """Returns the selected objects, see :meth:`Instances.to_supervision`."""
-        return self.objects.to_supervision()
-
-    def to_coco(self) -> dict[str, Any]:
-        """Returns the selected objects, see :meth:`Instances.to_coco`."""
-        return self.objects.to_coco()
 
     def save(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Writes ``inpainted.png``, ``inpainted_mask.png`` and the selected objects.
@@ -347,7 +336,7 @@ class InpaintAnything:
         return GroundedMobileSam(self.predictor, self.detector)
 
     @cached_property
-    def _diffusers(self) -> "DiffusersInpainter":
+    def _diffusers(self) -> DiffusersInpainter:
         return DiffusersInpainter(device=self.device or "cpu")
 
 

@@ -9,10 +9,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from segment_anything.modeling import Sam
-from segment_anything.utils.amg import MaskData
 from torch import Tensor
 
-from .everything import MaskGenerator, Progress, remove_small_regions
+from .everything import MaskGenerator, Progress
 from .mask_postprocessing import FloatArray
 from .model import MaskDecoder
 from .predictor import SamPredictor, eval_mode
@@ -74,23 +73,6 @@ class SamAutomaticMaskGenerator(MaskGenerator[Sam], segment_anything.SamAutomati
         set_crop = partial(_CropDecoder, model, decoder, predictor)
         with eval_mode(model):
             return self._generate(image, set_crop, model.image_encoder.img_size, progress)
-
-    @staticmethod
-    def postprocess_small_regions(
-        mask_data: MaskData, min_area: int, nms_thresh: float
-    ) -> MaskData:
-        """Fills small holes, drops small islands and runs NMS, as upstream's, one mask at a time.
-
-        Args:
-            mask_data: ``rles`` and ``boxes`` (N, 4), XYXY, and any other lists; changed in place.
-            min_area: in pixels; smaller holes and islands are removed.
-            nms_thresh: if two boxes have an IoU above it, one is dropped, preferably a changed one.
-        """
-        boxes = torch.as_tensor(mask_data["boxes"]).tolist()
-        kept = remove_small_regions(mask_data["rles"], boxes, min_area, nms_thresh)
-        mask_data["boxes"] = torch.tensor(boxes)
-        mask_data.filter(torch.tensor(kept, dtype=torch.int64))
-        return mask_data
 
 
 class _CropDecoder:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -64,7 +64,7 @@ class Pipeline:
             stability_score_thresh=self.stability_score_thresh,
         )
         with tqdm(total=self.points_per_side**2, unit="click", disable=None) as bar:
-            masks = semantic.segment(pixels, lambda done, _: _advance(bar, done))
+            masks = semantic.segment(pixels, lambda done, _: bar.update(done - bar.n))
         return semantic, pixels, masks
 
 
@@ -116,10 +116,6 @@ def search(
         raise typer.BadParameter("the text is empty", param_hint="TEXT")
     semantic, pixels, masks = pipeline.segment(image)
     _write(semantic.search(pixels, text, masks, limit), image, out, pipeline)
-
-
-def _advance(bar: Any, done: int) -> None:
-    bar.update(done - bar.n)
 
 
 def _write(objects: "Instances", image: Path, out: Path, pipeline: Pipeline) -> None:

@@ -203,8 +203,11 @@ def test_all_objects_are_done_at_once(editor: InpaintAnything, coffee: Pixels) -
     result = editor.remove(coffee, objects, margin=0)
     np.testing.assert_array_equal(result.mask, discs[0] | discs[1])
     assert result.objects is objects
-    assert [category["name"] for category in result.to_coco()["categories"]] == ["cup", "spoon"]
-    assert len(result.to_supervision()) == 2
+    assert [category["name"] for category in result.objects.to_coco()["categories"]] == [
+        "cup",
+        "spoon",
+    ]
+    assert len(result.objects.to_supervision()) == 2
 
 
 def test_results_are_saved(editor: InpaintAnything, coffee: Pixels, tmp_path: Path) -> None:
@@ -219,7 +222,7 @@ def test_results_are_saved(editor: InpaintAnything, coffee: Pixels, tmp_path: Pa
         (tmp_path / "out" / "overlay.png", result.overlay()),
     ):
         np.testing.assert_array_equal(np.asarray(Image.open(path)), expected)
-    assert json.loads((tmp_path / "out" / "instances.json").read_text()) == result.to_coco()
+    assert json.loads((tmp_path / "out" / "instances.json").read_text()) == result.objects.to_coco()
 
 
 @pytest.mark.parametrize("kind", ["path", "pil", "array"])

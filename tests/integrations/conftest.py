@@ -38,6 +38,12 @@ def tracker(small_sam: MobileSam) -> TrackAnything:
 
 
 @pytest.fixture(scope="session")
+def model_options(tiny_file: Path) -> list[str]:
+    """Options for a command whose masks do not matter."""
+    return ["--checkpoint", str(tiny_file), "--device", "cpu"]
+
+
+@pytest.fixture(scope="session")
 def video_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Saved models, as a user has them."""
     kinds = "Sam2", "EdgeTam"

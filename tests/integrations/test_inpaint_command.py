@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from mobile_sam_plugin import MobileSam
+from mobile_sam_plugin import build_sam_vit_t
 from mobile_sam_plugin.cli import main
 from mobile_sam_plugin.integrations.inpaint_anything import (
     InpaintAnything,
@@ -25,7 +25,6 @@ from .models import write_lama
 
 Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
-BUNDLED = ("--checkpoint", "bundled", "--device", "cpu")
 
 
 @pytest.fixture
@@ -40,11 +39,16 @@ def files(tmp_path: Path, coffee: Pixels) -> Path:
 
 
 def test_remove_writes_what_the_pipeline_makes(
-    bundled_sam: MobileSam, coffee: Pixels, files: Path, capsys: pytest.CaptureFixture[str]
+    tiny_file: Path,
+    model_options: list[str],
+    coffee: Pixels,
+    files: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    editor = InpaintAnything(bundled_sam)
+    editor = InpaintAnything(build_sam_vit_t(tiny_file))
     click = ["--point", "300,130", "--point", "20,20,0", "--margin", "3"]
-    assert main(["remove", str(files / "coffee.png"), *click, "--out", str(files), *BUNDLED]) == 0
+    command = ["remove", str(files / "coffee.png"), *click, "--out", str(files)]
+    assert main([*command, *model_options]) == 0
     objects = editor.segment(coffee, [[300, 130], [20, 20]], [1, 0])
     expected = editor.remove(coffee, objects, margin=3)
     paths = [Path(line) for line in capsys.readouterr().out.splitlines()]
@@ -130,7 +134,8 @@ def test_remove_follows_an_object_through_a_video(tmp_path: Path) -> None:
     frames, _ = clip()
     write_video(tmp_path / "clip.mp4", [np.tile(frames[0], (3, 3, 1)), *[ramp(144, 192)] * 2], 10)
     arguments = ["remove", str(tmp_path / "clip.mp4"), "--box", "3,17,17,31", "--margin", "2"]
-    assert main([*arguments, "--out", str(tmp_path), *BUNDLED]) == 0
+    arguments += ["--checkpoint", "bundled", "--device", "cpu"]
+    assert main([*arguments, "--out", str(tmp_path)]) == 0
     before, after = (
         [*Video(path)] for path in (tmp_path / "clip.mp4", tmp_path / "clip" / "inpainted.mp4")
     )
@@ -174,6 +179,7 @@ def test_remove_follows_an_object_through_a_video(tmp_path: Path) -> None:
     ids=str,
 )
 def test_commands_name_mistakes(
+    model_options: list[str],
     files: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -182,7 +188,7 @@ def test_commands_name_mistakes(
 ) -> None:
     monkeypatch.chdir(files)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # set by --max-pixels
-    assert main([*arguments, "--checkpoint", "bundled", "--out", "out"]) == 2
+    assert main([*arguments[:1], *model_options, *arguments[1:], "--out", "out"]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("mobile-sam: ") and captured.err.count("\n") == 1, captured.err
     assert words in captured.err and captured.out == ""

@@ -75,8 +75,8 @@ def test_lama_names_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "text.onnx").write_text("no model")
     for path, message in (
         (tmp_path / "missing.onnx", "no checkpoint at"),
-        (tmp_path / "text.onnx", "no ONNX model that onnxruntime can read"),
-        (BUNDLED_FILE, "no ONNX model that onnxruntime can read"),
+        (tmp_path / "text.onnx", "onnxruntime cannot read .* as an ONNX model"),
+        (BUNDLED_FILE, "onnxruntime cannot read .* as an ONNX model"),
         (write_lama(tmp_path / "other.onnx", inputs=("input", "hole")), "expected image"),
     ):
         with pytest.raises((FileNotFoundError, ValueError), match=message):
@@ -206,6 +206,8 @@ def use_the_hub() -> tuple[list[Pixels], list[str]]:
     return painted_by_defaults(), messages
 
 
+@pytest.mark.process
+@pytest.mark.slow
 def test_the_default_models_come_from_the_hub(pipeline_folder: Path, tmp_path: Path) -> None:
     pipeline = {
         path.relative_to(pipeline_folder).as_posix(): path.read_bytes()

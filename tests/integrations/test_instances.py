@@ -81,7 +81,7 @@ def test_files_that_are_no_image(tmp_path: Path) -> None:
         load_image(tmp_path)
     text = tmp_path / "text.png"
     text.write_text("no image")
-    with pytest.raises(ValueError, match="text.png.*no image"):
+    with pytest.raises(ValueError, match="text.png.*is not an image"):
         load_image(text)
     png = encode_image(".png", picture())
     (tmp_path / "truncated.png").write_bytes(png[: len(png) // 2])

@@ -4,7 +4,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +71,13 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def semantic(small_sam: MobileSam) -> SemanticMobileSam:
+def semantic(tiny_sam: MobileSam) -> SemanticMobileSam:
     return SemanticMobileSam(
-        small_sam,
+        tiny_sam,
         compare_colors,
         points_per_side=4,
-        pred_iou_thresh=0.2,
-        stability_score_thresh=0.3,
+        pred_iou_thresh=0,
+        stability_score_thresh=0,
     )
 
 
@@ -172,7 +172,7 @@ def test_save_writes_map_and_legend(
 
 
 def test_classifiers_see_cutouts_on_black(
-    small_sam: MobileSam, scene: Pixels, masks: NDArray[np.bool_]
+    tiny_sam: MobileSam, scene: Pixels, masks: NDArray[np.bool_]
 ) -> None:
     crops: list[Pixels] = []
 
@@ -180,7 +180,7 @@ def test_classifiers_see_cutouts_on_black(
         crops.extend(images)
         return np.zeros((1, len(texts)), np.float32)
 
-    semantic = SemanticMobileSam(small_sam, classify)
+    semantic = SemanticMobileSam(tiny_sam, classify)
     semantic.predict(scene, ["red"], masks[2:3])
     crop = crops.pop()
     assert crop.shape == (50, 50, 3) and (crop == COLORS["red"]).all()
@@ -199,8 +199,8 @@ def test_everything_is_segmented(semantic: SemanticMobileSam, coffee: Pixels) ->
     np.testing.assert_array_equal(found.masks, masks)
 
 
-def test_nothing_is_found(small_sam: MobileSam, scene: Pixels, tmp_path: Path) -> None:
-    semantic = SemanticMobileSam(small_sam, compare_colors, **NOTHING_PASSES)
+def test_nothing_is_found(tiny_sam: MobileSam, scene: Pixels, tmp_path: Path) -> None:
+    semantic = SemanticMobileSam(tiny_sam, compare_colors, **NOTHING_PASSES)
     found = semantic.predict(scene, ["red"])
     assert isinstance(found, SemanticInstances) and len(found) == 0
     assert (tmp_path / "legend.png") in found.save(tmp_path)
@@ -261,9 +261,9 @@ def test_bad_searches(semantic: SemanticMobileSam, scene: Pixels, masks: NDArray
 
 @pytest.mark.parametrize("name", ["pred_iou_thresh", "stability_score_thresh", "box_nms_thresh"])
 @pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
-def test_thresholds_outside_0_to_1(small_sam: MobileSam, name: str, value: float) -> None:
+def test_thresholds_outside_0_to_1(tiny_sam: MobileSam, name: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"{name} must be in \[0, 1\], not {value}"):
-        SemanticMobileSam(small_sam, compare_colors, **{name: value})  # type: ignore[arg-type]
+        SemanticMobileSam(tiny_sam, compare_colors, **{name: value})  # type: ignore[arg-type]
 
 
 def test_bad_masks(semantic: SemanticMobileSam, scene: Pixels, masks: NDArray[np.bool_]) -> None:
@@ -297,9 +297,9 @@ def test_masks_may_be_a_list(
     ids=["shape", "NaN"],
 )
 def test_classifiers_that_return_nonsense(
-    small_sam: MobileSam, scene: Pixels, masks: NDArray[np.bool_], logits: Any, words: str
+    tiny_sam: MobileSam, scene: Pixels, masks: NDArray[np.bool_], logits: Any, words: str
 ) -> None:
-    semantic = SemanticMobileSam(small_sam, lambda images, texts: logits)
+    semantic = SemanticMobileSam(tiny_sam, lambda images, texts: logits)
     with pytest.raises(ValueError, match=f"the classifier function returned.*{words}"):
         semantic.predict(scene, ["red", "blue"], masks)
 
@@ -402,6 +402,8 @@ def load_from_hub(names: list[str]) -> list[tuple[str, str]]:
     return told
 
 
+@pytest.mark.process
+@pytest.mark.slow
 def test_what_the_hub_does_not_give_is_told_by_its_class(clip_folder: Path, tmp_path: Path) -> None:
     files = {path.name: path.read_bytes() for path in clip_folder.iterdir()}
     with Hub() as hub:
@@ -442,15 +444,23 @@ def image(tmp_path: Path, coffee: Pixels) -> Path:
     return tmp_path / "cup.png"
 
 
-def run(command: str, image: Path, *arguments: str) -> int:
-    options = ["--points-per-side", "2", "--pred-iou-thresh", "0.1"]
-    options += ["--stability-score-thresh", "0.1", "--checkpoint", "bundled"]
-    return main([command, str(image), "--out", str(image.parent / "out"), *options, *arguments])
+@pytest.fixture
+def run(image: Path, model_options: list[str]) -> Callable[..., int]:
+    """Runs a command on the image with a small model, which finds a few masks."""
+
+    def run(command: str, *arguments: str) -> int:
+        options = ["--points-per-side", "1", "--pred-iou-thresh", "0"]
+        options += ["--stability-score-thresh", "0", *model_options]
+        return main([command, str(image), "--out", str(image.parent / "out"), *options, *arguments])
+
+    return run
 
 
-def test_label_command(clip_folder: Path, image: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_label_command(
+    run: Callable[..., int], clip_folder: Path, image: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["--classes", "cup; spoon，table,\n", "--classifier", str(clip_folder)]
-    assert run("label", image, *arguments) == 0
+    assert run("label", *arguments) == 0
     folder = image.parent / "out" / "cup"
     lines = capsys.readouterr().out.splitlines()
     assert [Path(line).name for line in lines[-4:]] == [
@@ -464,14 +474,16 @@ def test_label_command(clip_folder: Path, image: Path, capsys: pytest.CaptureFix
     with Image.open(folder / "semantic_map.png") as semantic_map:
         assert semantic_map.mode == "P" and 0 < np.asarray(semantic_map).max() <= 3
 
-    strict = "--points-per-side", "1", "--pred-iou-thresh", "1", "--stability-score-thresh", "1"
-    assert run("label", image, *arguments, *strict) == 0
+    strict = "--pred-iou-thresh", "1", "--stability-score-thresh", "1"
+    assert run("label", *arguments, *strict) == 0
     assert "no mask passed: lower --pred-iou-thresh (1.0)" in capsys.readouterr().out
 
 
-def test_search_command(clip_folder: Path, image: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_search_command(
+    run: Callable[..., int], clip_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["a red cup", "--limit", "1", "--classifier", str(clip_folder)]
-    assert run("search", image, *arguments) == 0
+    assert run("search", *arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3 and "mask_000.png  a red cup  score " in lines[0]
 
@@ -491,6 +503,7 @@ def test_search_command(clip_folder: Path, image: Path, capsys: pytest.CaptureFi
     ids=str,
 )
 def test_commands_name_mistakes(
+    run: Callable[..., int],
     image: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -498,7 +511,7 @@ def test_commands_name_mistakes(
     words: str,
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # which they may set
-    assert run(arguments[0], image, *arguments[1:]) == 2
+    assert run(*arguments) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("mobile-sam: ") and captured.err.count("\n") == 1
     assert words in captured.err and captured.out == ""

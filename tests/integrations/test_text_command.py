@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,16 +22,25 @@ def image(tmp_path: Path, cup: Pixels) -> Path:
     return tmp_path / "cup.png"
 
 
-def run_text(image: Path, text: str, *options: str) -> int:
-    out = str(image.parent / "out")
-    return main(["text", str(image), text, "--out", out, "--checkpoint", "bundled", *options])
+@pytest.fixture
+def run_text(image: Path, model_options: list[str]) -> Callable[..., int]:
+    """Runs the command on the image; with random weights, what it finds means nothing."""
+
+    def run_text(text: str, *options: str) -> int:
+        out = str(image.parent / "out")
+        return main(["text", str(image), text, "--out", out, *model_options, *options])
+
+    return run_text
 
 
 def test_text_command(
-    folders: dict[str, Path], image: Path, capsys: pytest.CaptureFixture[str]
+    run_text: Callable[..., int],
+    folders: dict[str, Path],
+    image: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     options = ["--detector", str(folders["GroundingDino"]), "--box-threshold", "0.3"]
-    assert run_text(image, "a dog. the red cars.", *options, "--nms-thresh", "0.1") == 0
+    assert run_text("a dog. the red cars.", *options, "--nms-thresh", "0.1") == 0
     folder = image.parent / "out" / "cup"
     data = json.loads((folder / "instances.json").read_text())
     lines = capsys.readouterr().out.splitlines()
@@ -41,23 +51,23 @@ def test_text_command(
         folder / "instances.json",
     ]
 
-    assert run_text(image, "a dog", *options[:2], "--box-threshold", "1") == 0
+    assert run_text("a dog", *options[:2], "--box-threshold", "1") == 0
     assert "lower --box-threshold (1.0)" in capsys.readouterr().out
     names = {path.name for path in folder.iterdir()}
     assert names == {"overlay.png", "instances.json", "source.json"}
 
 
 def test_text_command_writes_polygons_labelme_and_cutouts(
-    folders: dict[str, Path], image: Path
+    run_text: Callable[..., int], folders: dict[str, Path], image: Path
 ) -> None:
     options = ["--detector", str(folders["GroundingDino"]), "--box-threshold", "0.3"]
-    assert run_text(image, "a dog. the red cars.", *options) == 0
+    assert run_text("a dog. the red cars.", *options) == 0
     folder = image.parent / "out" / "cup"
     rle = json.loads((folder / "instances.json").read_text())
     assert rle["images"][0]["file_name"] == "cup.png"
     assert [each["name"] for each in rle["categories"]] == ["a dog", "the red cars"]
     extra = ["--polygons", "--labelme", "--cutout", "--max-pixels", "1000000"]
-    assert run_text(image, "a dog. the red cars.", *options, *extra) == 0
+    assert run_text("a dog. the red cars.", *options, *extra) == 0
     polygons = json.loads((folder / "instances.json").read_text())
     found = [each for each in rle["annotations"] if each["area"]]
     assert len(found) == len(polygons["annotations"]) == len(list(folder.glob("cutout_*.png"))) > 0
@@ -67,6 +77,21 @@ def test_text_command_writes_polygons_labelme_and_cutouts(
     content = json.loads((folder / "labelme.json").read_text())
     assert (folder / content["imagePath"]).resolve() == image
     assert {shape["label"] for shape in content["shapes"]} <= {"a dog", "the red cars"}
+
+
+def test_everything_and_text_into_one_folder_leave_no_list_without_its_masks(
+    run_text: Callable[..., int], folders: dict[str, Path], image: Path, model_options: list[str]
+) -> None:
+    options = ["--points-per-side", "1", "--pred-iou-thresh", "0", "--stability-score-thresh", "0"]
+    options += ["--out", str(image.parent / "out"), *model_options]
+    assert main(["everything", str(image), *options]) == 0
+    folder = image.parent / "out" / "cup"
+    assert len(json.loads((folder / "masks.json").read_text())) > 0
+    detector = str(folders["GroundingDino"])
+    assert run_text("a dog", "--detector", detector, "--box-threshold", "1") == 0
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"overlay.png", "instances.json", "source.json"}
+    assert json.loads((folder / "instances.json").read_text())["annotations"] == []
 
 
 @pytest.mark.parametrize(
@@ -81,13 +106,14 @@ def test_text_command_writes_polygons_labelme_and_cutouts(
     ids=str,
 )
 def test_text_command_names_mistakes(
+    run_text: Callable[..., int],
     image: Path,
     capsys: pytest.CaptureFixture[str],
     text: str,
     options: list[str],
     words: str,
 ) -> None:
-    assert run_text(image, text, *options) == 2
+    assert run_text(text, *options) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("mobile-sam: ") and captured.err.count("\n") == 1
     assert words in captured.err and captured.out == ""
@@ -95,10 +121,13 @@ def test_text_command_names_mistakes(
 
 
 def test_text_command_without_the_extra(
-    image: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    run_text: Callable[..., int],
+    image: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    assert run_text(image, "a dog") == 1
+    assert run_text("a dog") == 1
     assert capsys.readouterr().err == (
         'mobile-sam: transformers is not installed: run pip install "mobile-sam-plugin[grounded]"\n'
     )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mobile_sam_plugin import MobileSam
+from mobile_sam_plugin import build_sam_vit_t
 from mobile_sam_plugin.cli import main
 from mobile_sam_plugin.integrations.propagators import (
     TransformersPropagator,
@@ -21,8 +21,7 @@ from .clips import make_frames, read_ids, read_table, write_clip, write_folder
 
 Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
-BUNDLED = ("--checkpoint", "bundled", "--device", "cpu")
-LENIENT = ("--points-per-side", "4", "--pred-iou-thresh", "0.1", "--stability-score-thresh", "0")
+LENIENT = ("--points-per-side", "2", "--pred-iou-thresh", "0", "--stability-score-thresh", "0")
 
 
 @pytest.fixture
@@ -34,13 +33,14 @@ def clip_file(tmp_path: Path, video_models: dict[str, Path]) -> Path:
 
 
 def test_track_writes_what_the_tracker_finds(
-    bundled_sam: MobileSam,
+    tiny_file: Path,
+    model_options: list[str],
     clip_file: Path,
     video_models: dict[str, Path],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = clip_file.parent / "out"
-    command = ["track", str(clip_file), "--out", str(out), *BUNDLED]
+    command = ["track", str(clip_file), "--out", str(out), *model_options]
     command += ["--propagator", str(video_models["Sam2"])]
     command += ["--box", "4,4,16,16", "--box", "30,14,42,26"]
     assert main(command) == 0
@@ -48,7 +48,9 @@ def test_track_writes_what_the_tracker_finds(
     assert printed[0] == f"{out / 'clip' / 'tracks.json'}  2 objects"
     assert all(Path(line.split("  ")[0]).exists() for line in printed)
 
-    tracker = TrackAnything(bundled_sam, TransformersPropagator(video_models["Sam2"]))
+    tracker = TrackAnything(
+        build_sam_vit_t(tiny_file), TransformersPropagator(video_models["Sam2"])
+    )
 
     def boxes(tracker: TrackAnything) -> None:
         tracker.add_object(box=[4, 4, 16, 16])
@@ -76,11 +78,14 @@ def test_track_writes_what_the_tracker_finds(
 
 
 def test_track_takes_clicks_and_everything(
-    video_models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model_options: list[str],
+    video_models: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     clip = make_clip(seed=102, length=4, size=(160, 200), objects=2)
     video = write_folder(tmp_path / "clip", [*clip.frames])
-    command = ["track", str(video), *BUNDLED, "--propagator", str(video_models["EdgeTam"])]
+    command = ["track", str(video), *model_options, "--propagator", str(video_models["EdgeTam"])]
     y, x = np.argwhere(clip.masks[2][0]).mean(axis=0).round()
     for name, prompt in {
         "clicks": ["--point", f"{x},{y}", "--point", "0,0,0", "--first-frame", "2"],
@@ -93,10 +98,13 @@ def test_track_takes_clicks_and_everything(
     assert read_table(tmp_path / "clicks" / "clip")[0]["id"] == "1"
 
 
-def test_track_leaves_small_finds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_track_leaves_small_finds(
+    model_options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     clip = make_clip(seed=102, length=1, size=(160, 200), objects=2)
     video = write_folder(tmp_path / "clip", [*clip.frames])
-    command = ["track", str(video), *BUNDLED, "--everything", *LENIENT, "--out", str(tmp_path)]
+    command = ["track", str(video), *model_options, "--everything", *LENIENT]
+    command += ["--out", str(tmp_path / "out")]
     assert main([*command, "--min-area", str(160 * 200 + 1)]) == 2
     assert "no object to follow" in capsys.readouterr().err
     assert main([*command, "--min-area", "0"]) == 0
@@ -128,6 +136,7 @@ def test_track_leaves_small_finds(tmp_path: Path, capsys: pytest.CaptureFixture[
     ids=str,
 )
 def test_track_names_mistakes(
+    model_options: list[str],
     clip_file: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -135,7 +144,7 @@ def test_track_names_mistakes(
     words: str,
 ) -> None:
     monkeypatch.chdir(clip_file.parent)
-    assert main(["track", *arguments, "--checkpoint", "bundled", "--out", "out"]) == 2
+    assert main(["track", *model_options, *arguments, "--out", "out"]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("mobile-sam: ") and captured.err.count("\n") == 1, captured.err
     assert words in captured.err and captured.out == ""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ..integrations.video import Video
 
 
-Backend = Literal["opencv", "lama", "diffusers"]
+InpainterName = Literal["opencv", "lama", "diffusers"]
 
 
 def _check_prompt(prompt: str) -> str:
@@ -182,7 +182,7 @@ def remove(
     selector: SelectorInVideo,
     margin: Margin = 7,
     inpainter: Annotated[
-        Backend,
+        InpainterName,
         typer.Option(
             help="Inpainter: opencv needs no weights; lama and diffusers suit large holes and "
             "textures."
@@ -276,7 +276,7 @@ def replace(
 
 
 def _load_inpainter(
-    backend: Backend, model: str | None, device: str, steps: int, seed: int | None
+    backend: InpainterName, model: str | None, device: str, steps: int, seed: int | None
 ) -> Any:
     from ..integrations.inpainters import LAMA, LamaInpainter, OpenCVInpainter
 

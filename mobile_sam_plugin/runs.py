@@ -22,7 +22,7 @@ def claim(
     file: str = RUN_FILE,
     way_out: str = "choose another folder",
     durable: bool = False,
-) -> dict[str, Any] | None:
+) -> None:
     """Begins a run in a folder, or resumes the run of the same settings that is there.
 
     Args:
@@ -34,16 +34,19 @@ def claim(
         way_out: what the user can do if the folder holds another run; for the message.
         durable: as in :func:`~mobile_sam_plugin.files.replaced`.
 
-    Returns:
-        The settings of the earlier run, or None if the folder held none.
-
     Raises:
         UserError: if the folder holds another run; the message names what differs.
     """
-    earlier = find_run(folder, settings, may_change, file=file, way_out=way_out)
+    find_run(folder, settings, may_change, file=file, way_out=way_out)
     folder.mkdir(parents=True, exist_ok=True)
+    write_settings(folder, settings, file=file, durable=durable)
+
+
+def write_settings(
+    folder: Path, settings: Mapping[str, Any], *, file: str = RUN_FILE, durable: bool = False
+) -> None:
+    """Writes the settings of a run to its folder, which exists, whatever is there."""
     write_file(folder / file, json.dumps(settings, indent=1).encode() + b"\n", durable)
-    return earlier
 
 
 def find_run(
@@ -54,7 +57,10 @@ def find_run(
     file: str = RUN_FILE,
     way_out: str = "choose another folder",
 ) -> dict[str, Any] | None:
-    """Returns the settings of the run in a folder, as :func:`claim` does, and writes nothing."""
+    """Returns the settings of the run in a folder, or None if it holds none; writes nothing.
+
+    Arguments and errors are those of :func:`claim`.
+    """
     try:
         earlier = json.loads((folder / file).read_bytes())
     except FileNotFoundError:

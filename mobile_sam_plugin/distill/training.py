@@ -5,7 +5,6 @@ with the same losses and to the same weights (on a GPU, apart from the order of 
 """
 
 import dataclasses
-import json
 import math
 import os
 import shutil
@@ -33,10 +32,10 @@ from ..checkpoint import locate_checkpoint, read_checkpoint, save_checkpoint
 from ..datasets.annotated import AnnotatedImage, AnnotatedImages
 from ..datasets.unreadable import SkipUnreadable, check_fit
 from ..errors import MissingExtra, UserError
-from ..files import remove_partials, replaced, write_file
+from ..files import remove_partials, replaced
 from ..images import list_images
 from ..mobile_sam import MobileSam, set_img_size
-from ..runs import RUN_FILE, find_run
+from ..runs import RUN_FILE, find_run, write_settings
 from ..scenes.scenes import Scenes, open_images_or_scenes
 from .batches import EmbeddedImages, EmbeddingExamples, MaskExamples, StepBatchSampler
 from .embeddings import Embeddings, fingerprint_decoder
@@ -365,7 +364,7 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
         }
-        write_file(self.folder / RUN_FILE, json.dumps(self.settings, indent=1).encode() + b"\n")
+        write_settings(self.folder, self.settings)
         with replaced(self.folder / _STATE_FILE) as partial:
             torch.save(state, partial)
 

@@ -14,7 +14,7 @@ from typing_extensions import Self
 
 from ..errors import MissingExtra, UserError
 from ..files import write_file
-from ..runs import RUN_FILE, claim
+from ..runs import RUN_FILE, claim, write_settings
 from .costs import Cost
 from .metrics import bootstrap
 
@@ -119,7 +119,7 @@ class Evaluation:
             "left_out": self.left_out,
             "costs": {name: _as_json(cost) for name, cost in self.costs.items()},
         }
-        write_file(folder / RUN_FILE, json.dumps(self.settings, indent=1).encode() + b"\n")
+        write_settings(folder, self.settings)
         write_file(folder / _IMAGES_FILE, b"".join(map(_as_line, self.images)))
         save_figure(_draw_scores(self), folder / "scores.png")
         write_file(folder / "evaluation.md", self.format_table().encode() + b"\n")

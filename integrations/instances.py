@@ -23,7 +23,7 @@ from mobile_sam_plugin.files import encode_image, write_file
 from mobile_sam_plugin.images import ImageSource, load_image
 from mobile_sam_plugin.inputs import check_number
 from mobile_sam_plugin.polygons import Losses, labelme_content, relative_path
-from mobile_sam_plugin.records import Record, decode_mask
+from mobile_sam_plugin.records import Record, decode_masks
 from mobile_sam_plugin.results import write_masks
 
 if TYPE_CHECKING:
@@ -144,9 +144,7 @@ class Instances:
             image_size: (height, width) of the image.
             image: (H, W, 3) uint8 RGB, kept for :meth:`overlay` and :meth:`save`.
         """
-        masks = np.zeros((len(records), *image_size), dtype=bool)
-        for mask, record in zip(masks, records, strict=True):
-            mask[:] = decode_mask(record)
+        masks = decode_masks(records, image_size)
         return cls(
             image_size,
             boxes_of(masks),

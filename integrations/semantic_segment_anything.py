@@ -26,6 +26,7 @@ from mobile_sam_plugin.files import encode_image
 from mobile_sam_plugin.images import ImageSource, load_image
 from mobile_sam_plugin.inputs import check_integer
 from mobile_sam_plugin.predictor import SamPredictor
+from mobile_sam_plugin.records import decode_masks
 from mobile_sam_plugin.results import cut_out
 
 from .instances import (
@@ -172,7 +173,7 @@ class SemanticMobileSam:
         """
         pixels = load_image(image)
         records = drop_empty(self.generator.generate(pixels, progress, predictor))
-        return Instances.from_records(records, pixels.shape[:2]).masks
+        return decode_masks(records, pixels.shape[:2])
 
     def predict(
         self,

@@ -90,3 +90,11 @@ def decode_mask(record: Any) -> NDArray[np.bool_]:
     if isinstance(segmentation, np.ndarray):
         return segmentation.astype(bool)
     return np.asarray(pycocotools.mask.decode(segmentation), dtype=bool)
+
+
+def decode_masks(records: Sequence[Any], image_size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Returns the masks of N records of an image of (H, W) pixels: (N, H, W) bool."""
+    masks = np.zeros((len(records), *image_size), dtype=bool)
+    for mask, record in zip(masks, records, strict=True):
+        mask[:] = decode_mask(record)
+    return masks

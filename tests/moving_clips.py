@@ -3,22 +3,18 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from mobile_sam_plugin.integrations.track_anything import TrackAnything
+from mobile_sam_plugin.photographs import list_photographs
 from mobile_sam_plugin.scenes.objects import make_object
 from mobile_sam_plugin.scenes.parts import Part
 from mobile_sam_plugin.scenes.textures import Materials, read_texture_image
 
-PHOTOGRAPHS = sorted(
-    path
-    for path in (Path(__file__).parents[1] / "examples" / "images").iterdir()
-    if path.suffix in (".jpg", ".png")
-)
+PHOTOGRAPHS = list_photographs()
 
 Frame = NDArray[np.uint8]
 Masks = NDArray[np.bool_]  # (N, H, W)

@@ -11,7 +11,9 @@ from PIL import Image
 from segment_anything.modeling import Sam
 from torch import Tensor
 
+from .errors import UserError
 from .everything import MaskGenerator, Progress
+from .inputs import as_pixels
 from .mask_postprocessing import FloatArray
 from .model import MaskDecoder
 from .predictor import SamPredictor, eval_mode
@@ -46,18 +48,19 @@ class SamAutomaticMaskGenerator(MaskGenerator[Sam], segment_anything.SamAutomati
     @torch.no_grad()
     def generate(
         self,
-        image: NDArray[np.uint8] | Image.Image,
+        image: NDArray[np.uint8] | Image.Image | None,
         progress: Progress | None = None,
         predictor: SamPredictor | None = None,
     ) -> list[Record]:
         """Generates masks for an image, as upstream's ``generate``, in eval mode.
 
         Args:
-            image: anything that ``SamPredictor.set_image`` takes, in RGB order.
+            image: anything that ``SamPredictor.set_image`` takes, in RGB order. With a predictor it
+                may be None, unless there are crops, which are encoded.
             progress: called after every ``points_per_batch`` points with the number of points done
                 and of all points.
-            predictor: one that has this image set, as ``set_image_batch`` returns them; so only
-                the crops of the image are encoded.
+            predictor: one that has this image set, by ``set_image_batch`` or ``load_embedding``
+                for example; so only the crops of the image are encoded.
 
         Returns:
             One record per mask, none if nothing passed the thresholds: ``segmentation`` (bool
@@ -67,12 +70,45 @@ class SamAutomaticMaskGenerator(MaskGenerator[Sam], segment_anything.SamAutomati
 
         Raises:
             TypeError, ValueError: as ``SamPredictor.set_image``.
+            RuntimeError: if the predictor has no image set.
+            UserError: if its image has another size or its model is another one; or if there is no
+                image where one is needed.
+
+        Example:
+            >>> predictor.load_embedding("dog.safetensors")
+            >>> masks = generator.generate(None, predictor=predictor)
         """
         model = self.predictor.model
+        if predictor is not None:
+            image = self._check_predictor(predictor, image)
+        elif image is None:
+            raise UserError("give an image, or a predictor that has one set")
         decoder = MaskDecoder.standing_in(model.mask_decoder)
         set_crop = partial(_CropDecoder, model, decoder, predictor)
         with eval_mode(model):
             return self._generate(image, set_crop, model.image_encoder.img_size, progress)
+
+    def _check_predictor(
+        self, predictor: SamPredictor, image: NDArray[np.uint8] | Image.Image | None
+    ) -> NDArray[np.uint8]:
+        """Returns the pixels of the image that a predictor has set; if unknown, all 0."""
+        if predictor.model is not self.predictor.model:
+            raise UserError("the predictor must have the generator's own model")
+        predictor.get_image_embedding()  # raises RuntimeError if no image is set
+        height, width = predictor.original_size
+        if image is None:
+            if self.crop_n_layers:
+                raise UserError(
+                    f"crop_n_layers is {self.crop_n_layers}: give the image, to encode its crops"
+                )
+            return np.broadcast_to(np.uint8(0), (height, width, 3))  # of which the size is used
+        pixels = as_pixels(image)
+        if pixels.shape[:2] != (height, width):
+            raise UserError(
+                f"the predictor has another image set, of {width} x {height} pixels: the image has "
+                f"{pixels.shape[1]} x {pixels.shape[0]}"
+            )
+        return pixels
 
 
 class _CropDecoder:

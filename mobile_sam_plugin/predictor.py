@@ -1,6 +1,7 @@
 """``SamPredictor`` that checks its inputs."""
 
 import copy
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,15 @@ from PIL import Image
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from .embeddings import (
+    Embedding,
+    EncoderIdentity,
+    digest_pixels,
+    identify_encoder,
+    read_embedding,
+    refuse_other_encoder,
+    write_embedding,
+)
 from .errors import UserError
 from .images import ImageSource as ImageSource
 from .images import load_image as load_image
@@ -49,6 +59,8 @@ class SamPredictor(segment_anything.SamPredictor):
     """
 
     interm_features: InnerFeatures | None = None  # of models for SAM-HQ
+    _pixels: Tensor | None = None  # the resized image, of which save_embedding writes the digest
+    _image_sha256: str | None = None  # the digest of an embedding that was loaded
 
     def set_image(self, image: NDArray[np.uint8] | Image.Image, image_format: str = "RGB") -> None:
         """Computes the image embedding, so that :meth:`predict` can be called.
@@ -63,7 +75,9 @@ class SamPredictor(segment_anything.SamPredictor):
             UserError: if its shape is another one or it has no pixels, or if ``image_format`` is
                 unknown.
         """
-        self.set_torch_image(*self._prepare(image, image_format))
+        resized, size = self._prepare(image, image_format)
+        self.set_torch_image(resized, size)
+        self._pixels = resized
 
     def _prepare(
         self, image: NDArray[np.uint8] | Image.Image, image_format: str
@@ -122,8 +136,13 @@ class SamPredictor(segment_anything.SamPredictor):
             >>> for each in predictor.set_image_batch([Image.open("a.jpg"), Image.open("b.jpg")]):
             ...     masks, scores, logits = each.predict(box=[10, 10, 200, 150])
         """
-        prepared = [self._prepare(image, image_format) for image in images]
-        return self.set_torch_image_batch(*zip(*prepared, strict=True)) if prepared else []
+        if not images:
+            return []
+        resized, sizes = zip(*(self._prepare(image, image_format) for image in images), strict=True)
+        predictors = self.set_torch_image_batch(resized, sizes)
+        for predictor, pixels in zip(predictors, resized, strict=True):
+            predictor._pixels = pixels
+        return predictors
 
     @torch.no_grad()
     def set_torch_image_batch(
@@ -161,13 +180,133 @@ class SamPredictor(segment_anything.SamPredictor):
         predictors = []
         for index, (image, size) in enumerate(zip(images, sizes, strict=True)):
             predictor = copy.copy(self)
-            predictor.original_size = size
-            predictor.input_size = tuple(image.shape[-2:])
-            predictor.features = _take(embeddings, index)
-            predictor.interm_features = inner and [_take(each, index) for each in inner]
-            predictor.is_image_set = True
+            predictor._set_embedding(
+                (size[0], size[1]),
+                (image.shape[-2], image.shape[-1]),
+                _take(embeddings, index),
+                inner and [_take(each, index) for each in inner],
+            )
             predictors.append(predictor)
         return predictors
+
+    def reset_image(self) -> None:
+        """Forgets the image, as upstream's."""
+        super().reset_image()
+        self.interm_features = self._pixels = self._image_sha256 = None
+
+    def _set_embedding(
+        self,
+        original_size: tuple[int, int],
+        input_size: tuple[int, int],
+        features: Tensor,
+        interm_features: InnerFeatures | None,
+    ) -> None:
+        self.reset_image()
+        self.original_size, self.input_size = original_size, input_size
+        self.features, self.interm_features = features, interm_features
+        self.is_image_set = True
+
+    def save_embedding(
+        self,
+        path: str | os.PathLike[str],
+        dtype: torch.dtype | None = None,
+        encoder: EncoderIdentity | None = None,
+    ) -> None:
+        """Writes the image embedding to a file, for :meth:`load_embedding`.
+
+        The file also holds a digest of the image, by which it is recognised later, unless the image
+        was set with :meth:`set_torch_image`; and the fingerprint of the image encoder's weights.
+
+        Args:
+            path: ends in ``.safetensors``; its folder is created if missing.
+            dtype: that the embedding is converted to. ``torch.float16`` halves the 4 MB of
+                float32, and moves a few pixels along the outlines of masks. None keeps its own.
+            encoder: what :func:`~mobile_sam_plugin.embeddings.identify_encoder` returns for this
+                model, to save the time for many images; it is asked if None.
+
+        Raises:
+            RuntimeError: if no image has been set.
+            UserError: if the path has another suffix, the dtype is not float32, float16 or
+                bfloat16, or a value is not finite in it.
+
+        Example:
+            >>> predictor.set_image(Image.open("dog.jpg"))
+            >>> predictor.save_embedding("dog.safetensors")
+        """
+        self._require_image()
+        height, width = self.original_size
+        digest = self._image_sha256
+        if self._pixels is not None:
+            digest = digest_pixels(self._pixels, (height, width))
+        embedding = Embedding(
+            features=self.features,
+            interm_features=self.interm_features or (),
+            original_size=(height, width),
+            input_size=self.input_size,
+            image_sha256=digest,
+            encoder=encoder or identify_encoder(self.model),
+        )
+        write_embedding(path, embedding, dtype)
+
+    def load_embedding(
+        self,
+        path: str | os.PathLike[str],
+        image: NDArray[np.uint8] | Image.Image | None = None,
+        image_format: str = "RGB",
+        encoder: EncoderIdentity | None = None,
+    ) -> None:
+        """Takes the image embedding from a file, so that :meth:`predict` can be called.
+
+        This takes a few hundredths of a second. Masks are those of :meth:`set_image` to the bit,
+        unless the file was written in another dtype.
+
+        Args:
+            path: of a file that :meth:`save_embedding` or ``mobile-sam embed`` wrote.
+            image: the image, as :meth:`set_image` takes it, to make sure that the embedding is its
+                own; no pixels are needed otherwise.
+            image_format: channel order of an array, ``"RGB"`` or ``"BGR"``.
+            encoder: as for :meth:`save_embedding`.
+
+        Raises:
+            FileNotFoundError, IsADirectoryError, PermissionError: if the path cannot be opened.
+            UserError: if the file is of another model, or another input size of the same model; if
+                it is of another image; or if it is damaged or holds something else.
+            TypeError: as :meth:`set_image`.
+
+        Example:
+            >>> predictor.load_embedding("dog.safetensors")
+            >>> masks, scores, logits = predictor.predict(np.array([[320, 240]]), np.array([1]))
+        """
+        embedding = read_embedding(path)
+        refuse_other_encoder(path, embedding, encoder or identify_encoder(self.model))
+        prompts = self.model.prompt_encoder
+        expected = (1, prompts.embed_dim, *prompts.image_embedding_size)
+        if tuple(embedding.features.shape) != expected:
+            raise UserError(
+                f"the embedding {os.fspath(path)!r} has the shape "
+                f"{tuple(embedding.features.shape)}, and the model takes {expected}"
+            )
+        if image is not None and self.digest_image(image, image_format) != embedding.image_sha256:
+            raise UserError(
+                f"the embedding {os.fspath(path)!r} is not of this image, but of one of "
+                f"{embedding.original_size[1]} x {embedding.original_size[0]} pixels"
+                + ("" if embedding.image_sha256 else " that was set with set_torch_image")
+            )
+        dtype = next(self.model.mask_decoder.parameters()).dtype
+        features, *interm = (
+            each.to(self.device, dtype) for each in (embedding.features, *embedding.interm_features)
+        )
+        self._set_embedding(embedding.original_size, embedding.input_size, features, interm or None)
+        self._image_sha256 = embedding.image_sha256
+
+    def digest_image(
+        self, image: NDArray[np.uint8] | Image.Image, image_format: str = "RGB"
+    ) -> str:
+        """Returns the digest by which embeddings recognise an image, of its resized pixels.
+
+        Arguments and errors are those of :meth:`set_image`.
+        """
+        return digest_pixels(*self._prepare(image, image_format))
 
     def _check_transformed(self, name: str, image: Tensor, original_size: tuple[int, ...]) -> None:
         """Checks a transformed image; errors give the name of the argument."""

@@ -88,10 +88,10 @@ def test_no_parts_import_each_other() -> None:
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the parts
 
 
-def test_only_checkpoint_and_distill_open_weights() -> None:
+def test_only_checkpoint_opens_weights_and_two_parts_what_they_write() -> None:
     reading = r"(safetensors\.)?safe_open|safetensors\.torch\.\w+|torch\.load|hf_hub_download"
     opening = {part for part, call in calls() if re.fullmatch(reading, call)}
-    assert opening == {"checkpoint", "distill"}
+    assert opening == {"checkpoint", "embeddings", "distill"}
 
 
 def test_the_model_knows_no_files() -> None:

@@ -44,7 +44,7 @@ class OnnxAutomaticMaskGenerator(MaskGenerator[OnnxPredictor]):
             TypeError, ValueError: as ``OnnxPredictor.set_image``.
         """
         set_crop = partial(_CropDecoder, self.predictor)
-        return self._generate(image, set_crop, self.predictor.model_size, progress)
+        return self._generate(image, set_crop, self.predictor.img_size, progress)
 
 
 class _CropDecoder:

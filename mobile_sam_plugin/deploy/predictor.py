@@ -48,7 +48,7 @@ class OnnxPredictor:
         original_size: (H, W) of the image in pixels.
         input_size: (h, w) of the resized image.
         features: image embedding, (1, 256, 64, 64) float32.
-        model_size: side of the model's input in pixels, 1024.
+        img_size: side of the model's input in pixels, 1024.
         encoder: graph of the image encoder.
         decoder: graph of the prompt encoder and mask decoder.
 
@@ -106,7 +106,7 @@ class OnnxPredictor:
         self.encoder, self.decoder = encoder, decoder
         (self._image_input,) = encoder.inputs
         (self._embedding_output,) = encoder.outputs
-        self.model_size = 16 * int(encoder.outputs[self._embedding_output].shape[3] or 0)
+        self.img_size = 16 * int(encoder.outputs[self._embedding_output].shape[3] or 0)
         self.reset_image()
 
     def reset_image(self) -> None:
@@ -127,11 +127,11 @@ class OnnxPredictor:
         if image_format == "BGR" and not isinstance(image, Image.Image):
             pixels = pixels[..., ::-1]
         height, width = pixels.shape[:2]
-        size = input_size(height, width, self.model_size)
+        size = input_size(height, width, self.img_size)
         if len(self.encoder.inputs[self._image_input].shape) == 3:
             network_input: NDArray[Any] = np.ascontiguousarray(pixels)
         else:
-            network_input = preprocess(pixels, self.model_size)
+            network_input = preprocess(pixels, self.img_size)
         (self.features,) = self.encoder.run(
             [self._embedding_output], {self._image_input: network_input}
         )
@@ -237,7 +237,7 @@ class OnnxPredictor:
 
     @property
     def _low_res_size(self) -> tuple[int, int]:
-        return self.model_size // 4, self.model_size // 4
+        return self.img_size // 4, self.img_size // 4
 
     def _as_points(
         self,
@@ -337,7 +337,7 @@ class OnnxPredictor:
     def upscaler(self) -> MaskUpscaler:
         """Upscaler of low-res logits to the image."""
         return cached_upscaler(
-            self.input_size, self.original_size, self._low_res_size, self.model_size
+            self.input_size, self.original_size, self._low_res_size, self.img_size
         )
 
 

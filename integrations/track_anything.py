@@ -21,6 +21,7 @@ from torch import nn
 from mobile_sam_plugin.checkpoint import fingerprint
 from mobile_sam_plugin.errors import UserError
 from mobile_sam_plugin.inputs import check_integer, check_number
+from mobile_sam_plugin.runs import WAY_OUT
 
 from .flow import FlowPropagator, mask_prompt
 from .instances import (
@@ -576,7 +577,7 @@ def track_video(
             if done and index == first_frame and not _alike(tracker.current, tracked):
                 raise UserError(
                     f"the folder {os.fspath(folder)!r} holds another run, with other objects in "
-                    f"frame {index}: choose another folder, or delete this one"
+                    f"frame {index}: {WAY_OUT}"
                 )
             seen = ids_of(tracked.objects)
             objects.update(seen, tracked.lost)

@@ -19,7 +19,7 @@ from mobile_sam_plugin.drawing import palette
 from mobile_sam_plugin.errors import UserError
 from mobile_sam_plugin.files import digest_source, encode_image, write_file
 from mobile_sam_plugin.images import open_image
-from mobile_sam_plugin.runs import claim, find_run
+from mobile_sam_plugin.runs import WAY_OUT, claim, find_run
 
 from .instances import Instances
 from .video import Frame, Video, VideoWriter
@@ -27,7 +27,6 @@ from .video import Frame, Video, VideoWriter
 if TYPE_CHECKING:
     import supervision
 
-_WAY_OUT = "choose another folder, or delete this one"
 _COLUMNS = ("frame", "id", "label", "state", "x0", "y0", "x1", "y1", "area", "score")
 
 
@@ -125,11 +124,11 @@ class TrackWriter:
         self._table: io.TextIOWrapper | None = None
         contents = None if video.path is None else digest_source(video.path)
         self._run = {"video": contents, **(settings or {})}
-        if find_run(self.folder, self._run, way_out=_WAY_OUT) is not None:
+        if find_run(self.folder, self._run) is not None:
             if video.path is None:
                 raise UserError(
                     f"the folder {str(self.folder)!r} holds a run on a stream, which cannot be "
-                    f"resumed: {_WAY_OUT}"
+                    f"resumed: {WAY_OUT}"
                 )
             self._resume()
         elif self._masks.is_dir() and any(self._masks.iterdir()):
@@ -252,7 +251,7 @@ class TrackWriter:
 
     def _begin(self) -> io.TextIOWrapper:
         """Claims the folder, and opens the table, which starts with the rows of an earlier run."""
-        claim(self.folder, self._run, way_out=_WAY_OUT)
+        claim(self.folder, self._run)
         self._masks.mkdir(exist_ok=True)
         table = io.StringIO(newline="")
         writer = csv.DictWriter(table, _COLUMNS)

@@ -11,6 +11,9 @@ from .files import write_file
 RUN_FILE = "run.json"
 """The settings of the run that a folder holds."""
 
+WAY_OUT = "choose another folder, or delete this one"
+"""What a user can do if a folder holds another run; for the message."""
+
 _LONGEST = 60  # characters of a value that is quoted; digests and lists are longer
 
 
@@ -20,7 +23,7 @@ def claim(
     may_change: Container[str] = (),
     *,
     file: str = RUN_FILE,
-    way_out: str = "choose another folder",
+    way_out: str = WAY_OUT,
     durable: bool = False,
 ) -> None:
     """Begins a run in a folder, or resumes the run of the same settings that is there.
@@ -55,7 +58,7 @@ def find_run(
     may_change: Container[str] = (),
     *,
     file: str = RUN_FILE,
-    way_out: str = "choose another folder",
+    way_out: str = WAY_OUT,
 ) -> dict[str, Any] | None:
     """Returns the settings of the run in a folder, or None if it holds none; writes nothing.
 
@@ -78,7 +81,7 @@ def refuse_other_run(
     earlier: Mapping[str, Any],
     settings: Mapping[str, Any],
     may_change: Container[str] = (),
-    way_out: str = "choose another folder",
+    way_out: str = WAY_OUT,
 ) -> None:
     """Raises UserError if two runs differ in their settings.
 

@@ -18,7 +18,7 @@ from .sources import list_frame
 from .storage import Folder
 from .writers import LIST_FILE
 
-WAY_OUT = "use another folder, or start over with --restart (restart=True)"
+WAY_OUT = "choose another folder, or start over with --restart (restart=True)"
 
 
 class Listing:

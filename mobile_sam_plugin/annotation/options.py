@@ -56,6 +56,8 @@ class AnnotationOptions:
                 raise UserError(f"{name} must be in [0, 1], not {getattr(self, name)}")
         if self.overlay_every < 1:
             raise UserError(f"overlay_every must be 1 or more, not {self.overlay_every}")
+        if self.overlay_every > 1 and "overlay" not in self.formats:
+            raise UserError("overlay_every applies only to the format overlay: request it as well")
         if self.limit is not None and self.limit < 1:
             raise UserError(f"limit must be 1 or more, not {self.limit}")
         part, parts = self.shard

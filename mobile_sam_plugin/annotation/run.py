@@ -215,8 +215,8 @@ class AnnotationRun:
                     continue
                 if folder.exists(name) or folder.names(name):
                     raise UserError(
-                        f"{folder.path(name)!r} is not a result of mobile-sam annotate: use "
-                        "another folder"
+                        f"{folder.path(name)!r} is not a result of mobile-sam annotate: "
+                        "choose another folder"
                     ) from None
             return False
         except (NotADirectoryError, ValueError):
@@ -224,8 +224,8 @@ class AnnotationRun:
         expected = self._settings.keys() - {"skipped"}
         if not isinstance(earlier, dict) or not expected <= earlier.keys():
             raise UserError(
-                f"{folder.path(RUN_FILE)!r} was not written by mobile-sam annotate: use another "
-                "folder"
+                f"{folder.path(RUN_FILE)!r} was not written by mobile-sam annotate: choose "
+                "another folder"
             )
         if self._restart:
             return False

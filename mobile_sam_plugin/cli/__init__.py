@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
             outcome = get_command(app).main(argv, prog_name="mobile-sam", standalone_mode=False)
     except _UsageError as error:
         command = error.ctx.command_path if error.ctx else "mobile-sam"
-        return _fail(2, f"{error.format_message().rstrip('.')}; see {command} --help")
+        return _fail(2, f"{_describe(error)}; see {command} --help")
     except UserError as error:
         return _fail(2, str(error))
     except MissingExtra as error:
@@ -123,6 +123,18 @@ def main(argv: list[str] | None = None) -> int:
         outcome()
         return 0
     return outcome or 0
+
+
+def _describe(error: Any) -> str:
+    """Returns the message of a usage error, with the value that was given."""
+    message: str = error.format_message().rstrip(".")
+    # Newer typer checks values by pydantic, whose messages do not name them.
+    refusals = getattr(error.__cause__, "errors", None)
+    if callable(refusals):
+        (refusal, *_) = refusals()
+        message = message.replace("Value error, ", "")
+        message = message.replace("Input should be", f"{refusal['input']!r} should be")
+    return message
 
 
 def _fail(code: int, message: str) -> int:

@@ -28,11 +28,11 @@ class GeneratorOptions:
     ] = None
     pred_iou_thresh: Annotated[
         float | None,
-        typer.Option(show_default="0.88", help="Drop masks with a lower predicted IoU."),
+        typer.Option(max=1, show_default="0.88", help="Drop masks with a lower predicted IoU."),
     ] = None
     stability_score_thresh: Annotated[
         float | None,
-        typer.Option(show_default="0.95", help="Drop masks with a lower stability score."),
+        typer.Option(max=1, show_default="0.95", help="Drop masks with a lower stability score."),
     ] = None
     stability_score_offset: Annotated[
         float | None,
@@ -60,6 +60,8 @@ class GeneratorOptions:
     crop_overlap_ratio: Annotated[
         float | None,
         typer.Option(
+            min=0,
+            max=1,
             show_default="512/1500",
             help="Overlap of the crops in layer 1, as a fraction of the image's shorter side; "
             "smaller in later layers.",

@@ -113,6 +113,13 @@ def segment(
     labels = np.array([label for *_, label in points], dtype=int)
     mask_input = None if mask is None else _read_mask(mask)
     pixels = load_image(image)
+    height, width = pixels.shape[:2]
+    for x, y in coords:
+        if not (0 <= x <= width and 0 <= y <= height):
+            raise UserError(
+                f"--point {x:g},{y:g} is outside of the image, which is {width} pixels wide and "
+                f"{height} high"
+            )
     predictor = _load(backend, onnx_dir, checkpoint, device)
     predictor.set_image(pixels)
     ambiguous = len(points) == 1 and corners is None and mask is None

@@ -575,6 +575,8 @@ def test_labelme_and_polygons(photos: Path, tiny_sam: MobileSam, tmp_path: Path)
     assert all(isinstance(each["segmentation"], dict) for each in coco.anns.values())
     with pytest.raises(UserError, match="polygons applies only to the format coco"):
         AnnotationOptions(formats=("yolo",), polygons=True)
+    with pytest.raises(UserError, match="overlay_every applies only to the format overlay"):
+        AnnotationOptions(formats=("yolo",), overlay_every=2)
 
 
 def test_options_may_be_numpy_values(photos: Path, tiny_sam: MobileSam, tmp_path: Path) -> None:

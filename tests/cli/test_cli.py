@@ -216,7 +216,10 @@ def test_segment_turns_photographs_upright_and_warns_in_one_line(
         (["--mask", "{tmp}/missing.npy"], "missing.npy"),
         (["--mask", "{tmp}/notes.txt"], "not a .npy file"),
         (["--mask", "{tmp}/other.png"], "mask_input must be low-res logits"),
-        (["--point", "5,1e38"], "point_coords holds 1e+38"),
+        (
+            ["--point", "5,1e38"],
+            "--point 5,1e+38 is outside of the image, which is 160 pixels wide",
+        ),
         (["--point", "5,6", "--max-pixels", "100"], "100 pixels; if you trust it"),
         (["--mask", "{tmp}/small.npy"], "(1, 256, 256)"),
         (["--point", "5,6", "--device", "warp"], "'warp'"),
@@ -265,7 +268,7 @@ def test_segment_names_images_that_cannot_be_used(
         Image.new("F", (20, 20)).save(path)
     elif kind == "thin":
         Image.new("L", (4000, 1)).save(path)
-    arguments = ["segment", str(path), "--point", "5,6", "--out", str(out)]
+    arguments = ["segment", str(path), "--point", "5,1", "--out", str(out)]
     assert main(arguments) == 2
     check_mistake(capsys.readouterr(), "thin" if kind == "thin" else str(path))
     assert not out.exists()
@@ -436,6 +439,7 @@ def test_everything_says_what_to_do_when_it_finds_nothing(
         (["{tmp}/notes.txt"], "notes.txt"),
         (["{tmp}/scene.png", "--points-per-side", "0"], "--points-per-side"),
         (["{tmp}/scene.png", "--pred-iou-thresh", "x"], "--pred-iou-thresh"),
+        (["{tmp}/scene.png", "--pred-iou-thresh", "3.5"], "'--pred-iou-thresh': '3.5' "),
         (
             ["{tmp}/scene.png", "--crop-n-layers", "1", "--crop-n-points-downscale-factor", "9"],
             "no point is left",

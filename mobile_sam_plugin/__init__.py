@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .automatic_mask_generator import SamAutomaticMaskGenerator
     from .build import build_sam_vit_t
     from .checkpoint import DEFAULT_CHECKPOINT
+    from .import_hooks import provide
     from .mobile_sam import MobileSam
     from .model import use_fast_decoder
     from .predictor import SamPredictor
@@ -30,6 +31,7 @@ _MODULES = {
     "SamPredictor": "predictor",
     "annotate": "annotation",
     "build_sam_vit_t": "build",
+    "provide": "import_hooks",
     "register": "replacement",
     "replace": "replacement",
     "sam_model_registry": "registry",
@@ -43,6 +45,7 @@ __all__ = [
     "SamPredictor",
     "annotate",
     "build_sam_vit_t",
+    "provide",
     "register",
     "replace",
     "sam_model_registry",

@@ -54,6 +54,9 @@ _TRANSFER_ERRORS: tuple[type[Exception], ...] = (
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 _HUB_NAME = re.compile(r"hf://(?P<repo>[^/@]+/[^/@]+)(/(?P<file>[^@]+))?(@(?P<revision>.+))?")
 _VIT_WIDTHS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
+_POSITIONS_KEY = "image_encoder.pos_embed"
+_TINY_VIT_KEY = "image_encoder.patch_embed.seq.0.c.weight"
+_SAM_HQ_KEY = "mask_decoder.hf_token.weight"
 _HEAD_SHAPES = {
     "image_encoder.norm_head.weight": (320,),
     "image_encoder.norm_head.bias": (320,),
@@ -185,7 +188,7 @@ def download(
         raise _broken_off(repo_id, filename, at, error) from error  # of the wrong size, say
 
 
-def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+def read_checkpoint(path: str | os.PathLike[str], device: str = "cpu") -> dict[str, Tensor]:
     """Reads the tensors of a checkpoint file, whatever its layout, without running code from it.
 
     The content decides on the kind, not the suffix. Tensors wrapped in ``model`` or ``state_dict``
@@ -193,9 +196,10 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
     Args:
         path: a file that ``torch.save`` or safetensors wrote.
+        device: ``"cpu"``, or ``"meta"`` if values are not needed; that takes no time and memory.
 
     Returns:
-        Key to tensor, on the CPU, in the file's order, dtypes and shapes.
+        Key to tensor, on the device, in the file's order, dtypes and shapes.
 
     Raises:
         UserError: if the file is empty, damaged, not a checkpoint (a web page, for example), or a
@@ -221,11 +225,12 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     content: Any
     if is_safetensors:
         try:
-            content = safetensors.torch.load_file(path)
+            content = safetensors.torch.load_file(path)  # maps the file and reads no values yet
+            content = {key: value.to(device) for key, value in content.items()}
         except SafetensorError as error:
             raise UserError(_damaged(path, error)) from error
     elif start.startswith((b"PK", b"\x80")):
-        content = _read_torch(path)
+        content = _read_torch(path, device)
     else:
         raise UserError(
             f"checkpoint {str(path)!r} is neither a PyTorch nor a safetensors file: "
@@ -271,6 +276,27 @@ def read_backbone(path: str | os.PathLike[str]) -> str | None:
         raise UserError(_damaged(path, error)) from error
 
 
+def model_type_of(tensors: Mapping[str, Tensor]) -> str | None:
+    """Returns the model type that tensors are of, by the names in SAM's registry.
+
+    Args:
+        tensors: those of a checkpoint, on any device.
+
+    Returns:
+        ``"vit_t"`` for MobileSAM, with TinyViT or another backbone; ``"vit_b"``, ``"vit_l"`` or
+        ``"vit_h"``; None if it is none of them. SAM-HQ's are told by :func:`is_sam_hq`.
+    """
+    if _TINY_VIT_KEY in tensors or _has_backbone(tensors):
+        return "vit_t"
+    positions = tensors.get(_POSITIONS_KEY)
+    return None if positions is None else _VIT_WIDTHS.get((0, *positions.shape)[-1])
+
+
+def is_sam_hq(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether tensors are of SAM-HQ, whose mask decoder has a token and layers of its own."""
+    return _SAM_HQ_KEY in tensors
+
+
 def verify_checkpoint(
     tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], name: str
 ) -> None:
@@ -284,9 +310,8 @@ def verify_checkpoint(
     Raises:
         UserError: if they are not.
     """
-    position_embedding = tensors.get("image_encoder.pos_embed")
-    if position_embedding is not None:
-        entry = _VIT_WIDTHS.get(position_embedding.shape[-1] if position_embedding.ndim else 0)
+    if _POSITIONS_KEY in tensors:
+        entry = model_type_of(tensors)
         kind = f"SAM's {entry}" if entry else "a SAM with a ViT of unknown width"
         way_out = f": load it with sam_model_registry[{entry!r}]" if entry else ""
         raise UserError(f"checkpoint {name!r} is {kind}, not MobileSAM's vit_t{way_out}")
@@ -438,11 +463,11 @@ def _has_backbone(tensors: Mapping[str, Tensor]) -> bool:
     return any(key.startswith("image_encoder.backbone.") for key in tensors)
 
 
-def _read_torch(path: Path) -> Any:
+def _read_torch(path: Path, device: str) -> Any:
     failure: Exception
     try:
         with open(path, "rb") as file:  # given a path, torch.load goes by its suffix
-            return torch.load(file, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location=device, weights_only=True)
     except OSError as error:
         if error.errno != errno.EINVAL:  # a damaged file sends the reader before its start
             raise

@@ -8,13 +8,23 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import wraps
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from .build import builder_for
-from .checkpoint import DEFAULT_CHECKPOINT, resolve_default
+from .checkpoint import (
+    DEFAULT_CHECKPOINT,
+    is_sam_hq,
+    locate_checkpoint,
+    model_type_of,
+    read_checkpoint,
+    resolve_default,
+)
 from .errors import UserError
+from .sam_hq import unpacks_pairs
 
 if TYPE_CHECKING:
     from .mobile_sam import MobileSam
@@ -50,6 +60,7 @@ def replace(
     *model_types: str,
     into: ModuleType | None = None,
     checkpoint: str | os.PathLike[str] | None = DEFAULT_CHECKPOINT,
+    by_checkpoint: bool = False,
 ) -> ExitStack:
     """Makes a module build MobileSAM where its callers ask for another type of SAM.
 
@@ -60,35 +71,57 @@ def replace(
     that other modules have already imported from there are not. The checkpoint that such code
     passes belongs to the other model: it is ignored, with a line in the log.
 
+    With `by_checkpoint` the file that the caller passes decides instead: MobileSAM's builds
+    MobileSAM, SAM's builds SAM with the ViT that it is of, under whatever type it was passed. A
+    call without a file builds what it asks for.
+
     Args:
-        model_types: ``"vit_h"``, ``"vit_l"``, ``"vit_b"`` or ``"default"``, one or more.
+        model_types: ``"vit_h"``, ``"vit_l"``, ``"vit_b"`` or ``"default"``, one or more. With
+            `by_checkpoint`, all types of the registry if there are none.
         into: the module, with a dict ``sam_model_registry``; ``segment_anything`` if None.
-        checkpoint: the weights that MobileSAM loads instead, see :func:`build_sam_vit_t`.
+        checkpoint: the weights that MobileSAM loads instead, see :func:`build_sam_vit_t`. Not with
+            `by_checkpoint`.
+        by_checkpoint: whether to build what the caller's checkpoint holds. The call raises
+            UserError if it is SAM-HQ's and the module is not.
 
     Returns:
         A context manager that restores the original functions at its end, or on ``close()``.
 
     Raises:
-        UserError: if no type is given, or the module's registry does not have one of them.
+        UserError: if no type is given, the module's registry does not have one of them, or there
+            are both `checkpoint` and `by_checkpoint`.
         TypeError: if the module has no such registry.
 
     Example:
         >>> with replace("vit_h", checkpoint="mobile_sam.pt"):
         ...     sam = segment_anything.sam_model_registry["vit_h"]("sam_vit_h_4b8939.pth")
+        >>> with replace(by_checkpoint=True):
+        ...     sam = segment_anything.sam_model_registry["vit_b"]("mobile_sam.pt")
     """
     if into is None:
         into = import_module("segment_anything")
     registry = _registry_of(into)
     known = ", ".join(registry)
+    if by_checkpoint:
+        if checkpoint is not DEFAULT_CHECKPOINT:
+            raise UserError(
+                "checkpoint names weights for all calls, and by_checkpoint goes by those of each "
+                "call: give one of the two"
+            )
+        model_types = model_types or tuple(registry)
     if not model_types:
         raise UserError(f"name at least one model type to replace: {known}")
     for model_type in model_types:
         if model_type not in registry:
             raise UserError(f"{into.__name__} has no model type {model_type!r}, only {known}")
     replaced = {registry[model_type]: model_type for model_type in reversed(model_types)}
+    builders = _Builders(into) if by_checkpoint else None
     restore = ExitStack()
     for builder, model_type in replaced.items():
-        replacement = _replacement(model_type, checkpoint, builder_for(into))
+        if builders is None:
+            replacement = _replacement(model_type, checkpoint, builder_for(into))
+        else:
+            replacement = builders.by_checkpoint(model_type, builder)
         _exchange(builder, replacement, into)
         restore.callback(_exchange, replacement, builder, into)
     return restore
@@ -125,6 +158,53 @@ def _replacement(
         return build(weights)
 
     return build_mobile_sam
+
+
+class _Builders:
+    """The builders of a module before they are replaced, by what a checkpoint holds."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self._name = module.__name__
+        self._for_hq = unpacks_pairs(module)
+        registry = _registry_of(module)
+        # SAM-HQ's builders leave its additions untrained if they get a file of SAM.
+        plain = getattr(module, "sam_model_registry_baseline", registry)
+        self._plain = {"vit_t": builder_for(module), **registry, **plain}
+        self._hq = {**registry, "vit_t": registry.get("vit_tiny")} if self._for_hq else {}
+
+    def by_checkpoint(self, model_type: str, asked: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns a builder that goes by the file; without a file, it is the one asked for."""
+
+        @wraps(asked)
+        def build_by_checkpoint(*arguments: Any, **options: Any) -> Any:
+            given = arguments[0] if arguments else options.get("checkpoint")
+            if not isinstance(given, str | os.PathLike):
+                return asked(*arguments, **options)
+            path = locate_checkpoint(given)
+            builder = self._builder_of(path) or asked
+            if builder is not asked:
+                logger.warning("building what %s holds in place of %s", path, model_type)
+            if arguments:
+                return builder(path, *arguments[1:], **options)
+            return builder(**{**options, "checkpoint": path})
+
+        return build_by_checkpoint
+
+    def _builder_of(self, path: Path) -> Callable[..., Any] | None:
+        """The builder for a file; None if it is of no known model."""
+        tensors = read_checkpoint(path, "meta")
+        model_type = model_type_of(tensors)
+        if model_type is None:
+            return None
+        if not is_sam_hq(tensors):
+            return self._plain.get(model_type)
+        builder = self._hq.get(model_type)
+        if builder is None:
+            raise UserError(
+                f"checkpoint {str(path)!r} is SAM-HQ's {model_type}, which {self._name} cannot "
+                "build: use segment_anything_hq"
+            )
+        return builder
 
 
 def _registry_of(module: ModuleType) -> dict[str, Callable[..., Any]]:

@@ -29,6 +29,12 @@ class ReplaceableType(str, Enum):
     vit_b = "vit_b"
 
 
+class Provided(str, Enum):
+    """Packages that can be provided."""
+
+    mobile_sam = "mobile_sam"
+
+
 class RunCommand(TyperCommand):
     """Takes options only before the script, and several types after one ``--replace``."""
 
@@ -40,7 +46,7 @@ class RunCommand(TyperCommand):
         while rest and rest[0].startswith("-"):
             option = rest.pop(0)
             spelled_out.append(option)
-            if option in ("--replace", "--in", "--checkpoint"):
+            if option in ("--replace", "--in", "--provide", "--checkpoint"):
                 spelled_out += rest[:1]
                 del rest[:1]
             while option == "--replace" and rest and rest[0] in list(ReplaceableType):
@@ -66,6 +72,14 @@ def run(
             "vit_l, vit_b. The script's checkpoint for it is ignored.",
         ),
     ] = None,
+    by_checkpoint: Annotated[
+        bool,
+        typer.Option(
+            "--by-checkpoint",
+            help="Build the model that the script's checkpoint holds, MobileSAM or SAM, whatever "
+            "type it requests. With --replace, for these types only.",
+        ),
+    ] = False,
     in_: Annotated[
         list[str] | None,
         typer.Option(
@@ -76,12 +90,26 @@ def run(
             "be given several times.",
         ),
     ] = None,
+    provide: Annotated[
+        Provided | None,
+        typer.Option(
+            metavar="mobile_sam",
+            help="Let the script import mobile_sam without the original package.",
+        ),
+    ] = None,
+    hide_installed: Annotated[
+        bool,
+        typer.Option(
+            "--hide-installed",
+            help="With --provide: also if the original is installed, which stays in use otherwise.",
+        ),
+    ] = False,
     checkpoint: Annotated[
         str | None,
         typer.Option(
             metavar="C",
-            help="Weights for replaced types, and for vit_t if the script names none. "
-            + CHECKPOINT_NAMES,
+            help="Weights for replaced types, and for segment_anything's vit_t if the script names "
+            "none. " + CHECKPOINT_NAMES,
             show_default="the Hub's nielsr/mobilesam",
         ),
     ] = None,
@@ -99,6 +127,8 @@ def run(
                 "such as sam.segment_anything",
                 param_hint="--in",
             )
+    if hide_installed and provide is None:
+        raise typer.BadParameter("it goes with --provide", param_hint="--hide-installed")
     weights = None
     if checkpoint is not None:
         from ..checkpoint import locate_checkpoint
@@ -112,7 +142,14 @@ def run(
             program = partial(_run_script, script, file.read(), arguments or [])
     if weights is not None:
         os.environ["MOBILE_SAM_CHECKPOINT"] = weights
-    hooks = ImportHooks(in_ or (), [model_type.value for model_type in replace or ()], weights)
+    hooks = ImportHooks(
+        copies=in_ or [],
+        replaced=[model_type.value for model_type in replace or ()],
+        checkpoint=weights,
+        by_checkpoint=by_checkpoint,
+        provided=provide is not None,
+        hide_installed=hide_installed,
+    )
     hooks.install()
     hooks.hand_down()
     atexit.register(_print_problems, hooks)
@@ -121,7 +158,7 @@ def run(
 
 def _print_problems(hooks: ImportHooks) -> None:
     for problem in hooks.problems():
-        print(f"mobile-sam: warning: --in {problem}", file=sys.stderr)
+        print(f"mobile-sam: warning: {problem}", file=sys.stderr)
 
 
 def _run_script(script: str, source: bytes, arguments: list[str]) -> None:

@@ -207,3 +207,19 @@ def test_replace_names_what_it_does_not_know() -> None:
     with pytest.raises(ValueError, match="at least one model type"):
         replace()
     assert segment_anything.sam_model_registry["vit_h"] is segment_anything.build_sam_vit_h
+
+
+# A model told by its file
+
+
+@pytest.fixture
+def narrow(vendored: ModuleType, tmp_path: Path) -> tuple[ModuleType, Path]:
+    """A copy whose vit_b has one layer instead of twelve, and a file of its weights."""
+
+    def build_narrow(checkpoint: str | None = None) -> segment_anything.modeling.Sam:
+        return vendored.build_sam._build_sam(768, 1, 12, [0], checkpoint)
+
+    torch.manual_seed(0)
+    vars(vendored)["build_sam_vit_b"] = vendored.sam_model_registry["vit_b"] = build_narrow
+    torch.save(build_narrow().state_dict(), tmp_path / "sam_vit_b.pth")
+    return vendored, tmp_path / "sam_vit_b.pth"

@@ -1,0 +1,5 @@
+"""``mobile_sam.automatic_mask_generator``."""
+
+from mobile_sam_plugin import SamAutomaticMaskGenerator
+
+__all__ = ["SamAutomaticMaskGenerator"]

@@ -221,6 +221,15 @@ def test_wrappers_are_taken_off(tmp_path: Path, wrap: Writer, write: Writer) -> 
     assert_identical(tensors, few_tensors())
 
 
+@pytest.mark.parametrize("write", [write_zip, write_legacy, write_safetensors])
+def test_shapes_without_values(tmp_path: Path, write: Writer) -> None:
+    write(few_tensors(), tmp_path / "file")
+    found = read_checkpoint(tmp_path / "file", "meta")
+    for key, value in few_tensors().items():
+        assert found[key].is_meta
+        assert (found[key].shape, found[key].dtype) == (value.shape, value.dtype)
+
+
 def test_module_prefix_of_some_keys_only_is_kept(tmp_path: Path) -> None:
     tensors = {"module.weight": torch.ones(2), "bias": torch.ones(2)}
     write_zip(tensors, tmp_path / "mixed.pt")

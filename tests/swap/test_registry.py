@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 import segment_anything
+import torch
 
 from mobile_sam_plugin import (
     DEFAULT_CHECKPOINT,
@@ -19,7 +20,7 @@ from mobile_sam_plugin import (
     replace,
     sam_model_registry,
 )
-from mobile_sam_plugin.checkpoint import BUNDLED_FILE
+from mobile_sam_plugin.checkpoint import BUNDLED_FILE, read_checkpoint
 
 
 def run_python(code: str) -> str:
@@ -213,13 +214,106 @@ def test_replace_names_what_it_does_not_know() -> None:
 
 
 @pytest.fixture
-def narrow(vendored: ModuleType, tmp_path: Path) -> tuple[ModuleType, Path]:
-    """A copy whose vit_b has one layer instead of twelve, and a file of its weights."""
+def narrow(vendored: ModuleType, tmp_path: Path) -> Path:
+    """A file of SAM's vit_b, which the vendored copy builds with one layer instead of twelve."""
+    build = import_module("sam.segment_anything.build_sam")._build_sam
 
     def build_narrow(checkpoint: str | None = None) -> segment_anything.modeling.Sam:
-        return vendored.build_sam._build_sam(768, 1, 12, [0], checkpoint)
+        return build(768, 1, 12, [0], checkpoint)
 
     torch.manual_seed(0)
     vars(vendored)["build_sam_vit_b"] = vendored.sam_model_registry["vit_b"] = build_narrow
     torch.save(build_narrow().state_dict(), tmp_path / "sam_vit_b.pth")
-    return vendored, tmp_path / "sam_vit_b.pth"
+    return tmp_path / "sam_vit_b.pth"
+
+
+def equal_weights(model: torch.nn.Module, file: Path) -> bool:
+    tensors = read_checkpoint(file)
+    own = model.state_dict()
+    return all(torch.equal(value, tensors[key].to(value.dtype)) for key, value in own.items())
+
+
+def test_the_file_decides_on_the_model(
+    vendored: ModuleType, narrow: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    register(vendored)
+    before = dict(vendored.sam_model_registry)
+    with replace(into=vendored, by_checkpoint=True):
+        for model_type in ("default", "vit_l", "vit_b", "vit_t"):
+            for file, kind in ((BUNDLED_FILE, MobileSam), (narrow, vendored.modeling.Sam)):
+                caplog.clear()
+                sam = vendored.sam_model_registry[model_type](checkpoint=str(file))
+                assert type(sam) is kind and equal_weights(sam, file)
+                as_asked = (model_type, file) in (("vit_t", BUNDLED_FILE), ("vit_b", narrow))
+                lines = [it.getMessage() for it in caplog.records if "in place of" in it.message]
+                expected = f"building what {file} holds in place of {model_type}"
+                assert lines == ([] if as_asked else [expected])
+        assert isinstance(vendored.build_sam(narrow), vendored.modeling.Sam)
+        assert isinstance(vendored.build_sam_vit_l("bundled"), MobileSam)
+    assert vendored.sam_model_registry == before
+
+
+def test_only_the_types_that_are_named_go_by_the_file(vendored: ModuleType) -> None:
+    before = dict(vendored.sam_model_registry)
+    with replace("vit_b", into=vendored, by_checkpoint=True):
+        assert isinstance(vendored.sam_model_registry["vit_b"](BUNDLED_FILE), MobileSam)
+        assert vendored.sam_model_registry["vit_l"] is before["vit_l"]
+
+
+def test_a_call_without_a_file_builds_what_it_asks_for(vendored: ModuleType, narrow: Path) -> None:
+    def build_with_options(options: object) -> object:
+        return options
+
+    vendored.sam_model_registry["vit_l"] = build_with_options
+    with replace(into=vendored, by_checkpoint=True):
+        assert type(vendored.sam_model_registry["vit_b"]()) is vendored.modeling.Sam
+        assert type(vendored.sam_model_registry["vit_b"](None)) is vendored.modeling.Sam
+        options = object()  # as MedSAM's registry takes them
+        assert vendored.sam_model_registry["vit_l"](options) is options
+
+
+def test_a_student_is_told_by_its_file(vendored: ModuleType, tiny_file: Path) -> None:
+    with replace(into=vendored, by_checkpoint=True):
+        sam = vendored.sam_model_registry["vit_b"](tiny_file)
+    assert isinstance(sam, MobileSam) and sam.backbone == "test_efficientnet"
+
+
+def test_a_file_of_no_known_model_goes_to_the_builder_asked_for(
+    vendored: ModuleType, narrow: Path, tmp_path: Path
+) -> None:
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pth")
+    with replace(into=vendored, by_checkpoint=True):
+        with pytest.raises(RuntimeError, match="Missing key"):
+            vendored.sam_model_registry["vit_b"](tmp_path / "other.pth")
+        with pytest.raises(FileNotFoundError, match="no checkpoint at 'missing.pth'"):
+            vendored.sam_model_registry["vit_b"]("missing.pth")
+
+
+def test_files_of_sam_hq(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hq = pytest.importorskip("segment_anything_hq")
+    position = {"image_encoder.pos_embed": torch.zeros(1, 2, 2, 768)}
+    tiny_vit = {"image_encoder.patch_embed.seq.0.c.weight": torch.zeros(1)}
+    addition = {"mask_decoder.hf_token.weight": torch.zeros(1, 256)}
+    files = {
+        "plain vit_b": position,
+        "vit_b": position | addition,
+        "vit_tiny": tiny_vit | addition,
+    }
+    for name, tensors in files.items():
+        torch.save(tensors, tmp_path / name)
+    for name in ("vit_b", "vit_l", "vit_tiny"):
+        monkeypatch.setitem(hq.sam_model_registry, name, lambda checkpoint, it=name: it)
+    plain = lambda checkpoint: "plain vit_b"  # noqa: E731
+    monkeypatch.setitem(hq.sam_model_registry_baseline, "vit_b", plain)
+    with replace(into=hq, by_checkpoint=True):
+        for name in files:
+            assert hq.sam_model_registry["vit_l"](tmp_path / name) == name
+    with replace(by_checkpoint=True):
+        for name, told in (("vit_b", "vit_b"), ("vit_tiny", "vit_t")):
+            with pytest.raises(ValueError, match=f"is SAM-HQ's {told}.*use segment_anything_hq"):
+                segment_anything.build_sam(tmp_path / name)
+
+
+def test_one_checkpoint_and_each_callers_own_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match="checkpoint .* and by_checkpoint .* give one"):
+        replace("vit_b", checkpoint="bundled", by_checkpoint=True)

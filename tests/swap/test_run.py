@@ -199,6 +199,23 @@ def test_imports_nothing_that_the_script_does_not(folder: Path) -> None:
     assert outcome(*RUN, "--replace", "vit_h", "script.py", cwd=folder) == (0, "set()\n", "")
 
 
+def test_the_file_decides_on_the_model(folder: Path) -> None:
+    (folder / "script.py").write_text(
+        dedent("""
+            import sys
+            from mobile_sam import sam_model_registry as of_mobile_sam
+            from segment_anything import build_sam, sam_model_registry
+            for build in (build_sam, sam_model_registry["vit_b"], of_mobile_sam["vit_l"]):
+                print(type(build(checkpoint=sys.argv[1])).__name__)
+        """)
+    )
+    weights = ROOT / "mobile_sam_plugin/weights/mobile_sam.safetensors"
+    options = ["--by-checkpoint", "--provide", "mobile_sam", "--hide-installed"]
+    code, stdout, stderr = outcome(*RUN, *options, "script.py", str(weights), cwd=folder)
+    assert (code, stdout) == (0, "MobileSam\nMobileSam\nMobileSam\n"), stderr
+    assert f"building what {weights} holds in place of vit_b" in stderr
+
+
 BUILDERS = """
 import segment_anything
 from segment_anything.build_sam import build_sam_vit_h

@@ -20,8 +20,9 @@ def build_sam_vit_t(
     Args:
         checkpoint: weights: a path (.pt, .pth, .bin, .safetensors), ``"hf://owner/repo"``,
             ``"hf://owner/repo/file@revision"``, ``"bundled"``, or None for untrained ones. The
-            default is the Hub's ``nielsr/mobilesam``; ``MOBILE_SAM_CHECKPOINT`` in the environment
-            overrides the default, and nothing else.
+            default is the Hub's ``nielsr/mobilesam``, or the authors' upload where that is gone or
+            gated; ``MOBILE_SAM_CHECKPOINT`` in the environment overrides the default, and nothing
+            else.
 
     Returns:
         The model on the CPU, in float32 and eval mode. Its image encoder is TinyViT, or the

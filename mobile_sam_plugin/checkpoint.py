@@ -42,6 +42,10 @@ from .files import replaced
 logger = logging.getLogger(__name__)
 
 HUB_FILE = "model.safetensors"
+AUTHORS_CHECKPOINT = "hf://dhkim2810/MobileSAM/mobile_sam.pt"
+"""The authors' own upload."""
+AUTHORS_SHA256 = "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f"
+"""Of their ``mobile_sam.pt``, there and in their repository ChaoningZhang/MobileSAM."""
 BUNDLED_FILE = Path(__file__).parent / "weights" / "mobile_sam.safetensors"
 
 # What an interrupted transfer raises: the Hub's own error, the root of those of the HTTP library
@@ -70,7 +74,10 @@ class _DefaultCheckpoint(str):
 
 
 DEFAULT_CHECKPOINT = _DefaultCheckpoint("hf://nielsr/mobilesam")
-"""MobileSAM's weights on the Hub, unless ``MOBILE_SAM_CHECKPOINT`` names others."""
+"""MobileSAM's weights on the Hub, unless ``MOBILE_SAM_CHECKPOINT`` names others.
+
+Where that repository is gone or gated, :data:`AUTHORS_CHECKPOINT` takes its place.
+"""
 
 
 def resolve_default(checkpoint: str | os.PathLike[str]) -> str | os.PathLike[str]:
@@ -87,6 +94,11 @@ def resolve_default(checkpoint: str | os.PathLike[str]) -> str | os.PathLike[str
 def locate_checkpoint(checkpoint: str | os.PathLike[str] = DEFAULT_CHECKPOINT) -> Path:
     """Returns the file that a checkpoint's name stands for, downloaded if necessary.
 
+    Where the Hub no longer gives out the default, because its repository or file is gone or gated,
+    the authors' own upload of the same weights takes its place, if it has the SHA-256 that they
+    published; a line in the log says so. A name that the caller or the environment gives stands for
+    nothing else.
+
     Args:
         checkpoint: a path, ``"hf://owner/repo[/file][@revision]"`` or ``"bundled"``.
 
@@ -98,8 +110,12 @@ def locate_checkpoint(checkpoint: str | os.PathLike[str] = DEFAULT_CHECKPOINT) -
         IsADirectoryError: if the path is a folder.
         PermissionError: if the repository is gated, or the file may not be read.
         ConnectionError: if the Hub cannot be reached and the file is not in its cache.
-        UserError: if an ``hf://`` name is malformed.
+        UserError: if an ``hf://`` name is malformed, or the file in place of the default is not the
+            authors'.
     """
+    default = isinstance(checkpoint, _DefaultCheckpoint)
+    if default and not os.environ.get("MOBILE_SAM_CHECKPOINT"):
+        return _locate_default(str(checkpoint))
     checkpoint = resolve_default(checkpoint)
     if checkpoint == "bundled":
         return BUNDLED_FILE
@@ -122,6 +138,28 @@ def locate_checkpoint(checkpoint: str | os.PathLike[str] = DEFAULT_CHECKPOINT) -
             hint = f"; for the repository of that name on the Hub write 'hf://{checkpoint}'"
         raise FileNotFoundError(f"there is no checkpoint at {str(path)!r}{hint}")
     return path
+
+
+def _locate_default(name: str) -> Path:
+    try:
+        return locate_checkpoint(name)
+    except (FileNotFoundError, PermissionError) as error:
+        if error.errno is not None:  # of this machine's disk, not the Hub's answer
+            raise
+        logger.warning("%s is not to be had (%s): taking %s", name, error, AUTHORS_CHECKPOINT)
+    path = locate_checkpoint(AUTHORS_CHECKPOINT)
+    if (found := file_sha256(path)) != AUTHORS_SHA256:
+        raise UserError(
+            f"{str(path)!r}, downloaded from {AUTHORS_CHECKPOINT}, is not the authors' file: its "
+            f"sha256 is {found}, expected {AUTHORS_SHA256}; delete it and try again, or name "
+            "another checkpoint"
+        )
+    return path
+
+
+def file_sha256(path: Path) -> str:
+    """Returns the SHA-256 of a file's bytes, as hexadecimal digits."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def download(

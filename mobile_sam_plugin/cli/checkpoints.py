@@ -3,11 +3,14 @@
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from .inputs import CHECKPOINT_NAMES
+
+if TYPE_CHECKING:
+    from .. import MobileSam
 
 Dtype = Literal["float32", "float16"]
 
@@ -26,13 +29,24 @@ For = Annotated[
 def info(
     checkpoint: Annotated[
         str | None,
-        typer.Option(metavar="C", help=f"Checkpoint. {CHECKPOINT_NAMES}", show_default="bundled"),
+        typer.Argument(
+            metavar="CHECKPOINT",
+            help=f"Checkpoint. {CHECKPOINT_NAMES}",
+            show_default="bundled; with --verify hf://nielsr/mobilesam",
+        ),
     ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Tell whether the weights are the authors', and segment a photograph as a check. "
+            "Exit with 0 if they are and the masks are sound, else with 1.",
+        ),
+    ] = False,
 ) -> None:
     """Show versions, devices and the contents of a checkpoint.
 
-    Nothing is downloaded unless --checkpoint names a file that is not here yet. Without it, the
-    checkpoint that comes with this package is described.
+    Nothing is downloaded unless --verify is given or CHECKPOINT names a file that is not here yet.
     """
     import platform
     from importlib.metadata import version
@@ -40,6 +54,7 @@ def info(
     from .. import DEFAULT_CHECKPOINT, __version__
     from ..checkpoint import download, locate_checkpoint
 
+    path = locate_checkpoint(checkpoint or (DEFAULT_CHECKPOINT if verify else "bundled"))
     typer.echo(f"mobile-sam-plugin   {__version__}")
     typer.echo(f"python              {platform.python_version()} on {platform.platform()}")
     for package in ("torch", "torchvision", "timm", "segment-anything", "huggingface-hub", "numpy"):
@@ -56,7 +71,9 @@ def info(
             except ConnectionError:
                 default = f"{DEFAULT_CHECKPOINT}, not downloaded yet"
         typer.echo(f"default checkpoint  {default}")
-    _describe_checkpoint(locate_checkpoint(checkpoint or "bundled"))
+    model = _describe_checkpoint(path)
+    if verify:
+        _verify(path, model)
 
 
 def convert(
@@ -182,19 +199,43 @@ def _list_devices() -> list[str]:
     return devices
 
 
-def _describe_checkpoint(path: Path) -> None:
-    import hashlib
-
+def _describe_checkpoint(path: Path) -> "MobileSam":
     from .. import MobileSam
-    from ..checkpoint import read_backbone, read_checkpoint, verify_checkpoint
+    from ..checkpoint import file_sha256, read_backbone, read_checkpoint, verify_checkpoint
 
     tensors = read_checkpoint(path)
     model = MobileSam.untrained(read_backbone(path))
     verify_checkpoint(tensors, model.state_dict(), str(path))
+    model.load_state_dict(tensors)
     dtypes = Counter(str(t.dtype).removeprefix("torch.") for t in tensors.values())
     typer.echo(f"checkpoint          {path}")
-    typer.echo(f"sha256              {hashlib.sha256(path.read_bytes()).hexdigest()}")
+    typer.echo(f"sha256              {file_sha256(path)}")
     typer.echo(f"tensors             {', '.join(f'{n} {dtype}' for dtype, n in dtypes.items())}")
     typer.echo(f"backbone            {model.backbone or 'TinyViT'}")
     for name, part in model.named_children():
         typer.echo(f"{name:<20}{sum(p.numel() for p in part.parameters()):,} parameters")
+    return model
+
+
+def _verify(path: Path, model: "MobileSam") -> None:
+    from ..verification import check_masks, trace_weights
+
+    provenance = trace_weights(path, model.state_dict())
+    authors = provenance.proof in ("file", "tensors")
+    typer.echo(f"weights             {provenance.sentence}")
+    typer.echo(f"licence             {provenance.licence}")
+    typer.echo(f"source              {provenance.source}")
+    checks = check_masks(model, authors)
+    for check in checks:
+        verdict = check.fault or "sound"
+        typer.echo(
+            f"self-check          {check.prompt}: {check.area:.1%} of the image, predicted IoU "
+            f"{check.predicted_iou:.2f}: {verdict}"
+        )
+    if not authors:
+        typer.echo("mobile-sam: the weights are not proven to be the authors'", err=True)
+    elif any(check.fault for check in checks):
+        typer.echo("mobile-sam: the self-check failed", err=True)
+    else:
+        return
+    raise typer.Exit(1)

@@ -1,6 +1,8 @@
 """Checkpoints on the Hugging Face Hub: the real client against a server on the loopback."""
 
 import hashlib
+import io
+import logging
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -11,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from mobile_sam_plugin import MobileSam, build_sam_vit_t
+from mobile_sam_plugin import MobileSam, build_sam_vit_t, checkpoint
 from mobile_sam_plugin.checkpoint import (
     BUNDLED_FILE,
     HUB_FILE,
@@ -25,6 +27,7 @@ from ..hub import Client, Cut, Hub
 pytestmark = pytest.mark.process
 
 UPSTREAM = "nielsr/mobilesam"
+AUTHORS = "dhkim2810/MobileSAM"
 TOKEN = {"HF_TOKEN": "hf_of_a_test"}
 
 
@@ -58,6 +61,23 @@ def built(*checkpoint: str) -> str:
     return fingerprint(build_sam_vit_t(*checkpoint).state_dict())
 
 
+def built_by_default(sha256: str) -> tuple[str, list[str]]:
+    """The default weights, and the lines in the log; the authors' file is not to be had here."""
+    checkpoint.AUTHORS_SHA256 = sha256
+    lines = Lines()
+    logging.getLogger("mobile_sam_plugin").addHandler(lines)
+    return built(), lines.found
+
+
+class Lines(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.found: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.found.append(record.getMessage())
+
+
 def located(*checkpoints: str) -> list[str]:
     return [fingerprint(read_checkpoint(locate_checkpoint(name))) for name in checkpoints]
 
@@ -65,6 +85,11 @@ def located(*checkpoints: str) -> list[str]:
 def located_without_pauses(checkpoint: str) -> list[str]:
     time.sleep = lambda seconds: None  # the pauses between the client's attempts add up to 23 s
     return located(checkpoint)
+
+
+def built_without_pauses() -> str:
+    time.sleep = lambda seconds: None
+    return built()
 
 
 def pretrained(name: str) -> str:
@@ -160,6 +185,77 @@ def test_revisions(hub: Hub, client: Client, weights: bytes, other_weights: byte
     assert dict(zip(by_name, client(located, *by_name), strict=True)) == by_name
     # The two contents are fetched once each, whatever the number of names for them.
     assert len(hub.file_bodies()) == 2
+
+
+# The authors' own file, where the default is gone
+
+
+@pytest.fixture(scope="module")
+def torch_file(other_weights: bytes) -> bytes:
+    file = io.BytesIO()
+    torch.save(safetensors.torch.load(other_weights), file)
+    return file.getvalue()
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def asked_for_the_authors(hub: Hub) -> bool:
+    return any(AUTHORS in request.path for request in hub.requests)
+
+
+@pytest.mark.parametrize("variables", [{}, TOKEN], ids=["stranger", "logged in"])
+@pytest.mark.parametrize("how", ["no repository", "no file", "gated"])
+def test_default_that_is_gone(
+    hub: Hub, client: Client, torch_file: bytes, how: str, variables: dict[str, str]
+) -> None:
+    if how != "no repository":
+        hub.commit(UPSTREAM, {"README.md": b"moved"}, gated=how == "gated")
+    hub.commit(AUTHORS, {"mobile_sam.pt": torch_file})
+    found, lines = client(built_by_default, sha256(torch_file), **variables)
+    assert found == fingerprint(torch.load(io.BytesIO(torch_file)))
+    (line,) = lines
+    assert line.startswith(f"hf://{UPSTREAM} is not to be had (")
+    assert line.endswith(f"): taking hf://{AUTHORS}/mobile_sam.pt")
+
+
+def test_another_file_in_place_of_the_authors(hub: Hub, client: Client, torch_file: bytes) -> None:
+    hub.commit(AUTHORS, {"mobile_sam.pt": torch_file})
+    with pytest.raises(ValueError, match="is not the authors' file") as raised:
+        client(built)
+    assert_mentions(raised, AUTHORS, sha256(torch_file), checkpoint.AUTHORS_SHA256, "delete it")
+
+
+def test_both_are_gone(hub: Hub, client: Client) -> None:
+    with pytest.raises(FileNotFoundError, match="no repository") as raised:
+        client(built)
+    assert_mentions(raised, f"'{AUTHORS}'")
+
+
+def test_default_is_taken_where_it_is(hub: Hub, client: Client, weights: bytes) -> None:
+    hub.commit(UPSTREAM, {HUB_FILE: weights})
+    assert client(built_by_default, "") == (fingerprint_of(weights), [])
+    assert not asked_for_the_authors(hub)
+
+
+def test_names_that_a_user_gives_stand_for_themselves(
+    hub: Hub, client: Client, torch_file: bytes
+) -> None:
+    hub.commit(AUTHORS, {"mobile_sam.pt": torch_file})
+    name = f"hf://{UPSTREAM}"
+    for arguments, variables in (((name,), {}), ((), {"MOBILE_SAM_CHECKPOINT": name})):
+        with pytest.raises(FileNotFoundError, match=f"no repository '{UPSTREAM}'"):
+            client(built, *arguments, **variables)
+    assert not asked_for_the_authors(hub)
+
+
+def test_a_hub_that_is_down_is_not_gone(hub: Hub, client: Client, torch_file: bytes) -> None:
+    hub.commit(AUTHORS, {"mobile_sam.pt": torch_file})
+    hub.outage = True
+    with pytest.raises(ConnectionError, match=UPSTREAM):
+        client(built_without_pauses)
+    assert not asked_for_the_authors(hub)
 
 
 # Without a connection

@@ -158,7 +158,7 @@ def test_convert_and_info_know_the_backbone(
     assert main(["convert", str(student_file), str(half), "--dtype", "float16"]) == 0
     assert read_backbone(half) == STUDENT
     capsys.readouterr()
-    assert main(["info", "--checkpoint", str(half)]) == 0
+    assert main(["info", str(half)]) == 0
     told = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert told["backbone"] == STUDENT
     assert told["image_encoder"].endswith(" parameters") and "float16" in told["tensors"]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torchvision.ops import batched_nms
 
-from mobile_sam_plugin import MobileSam, build_sam_vit_t
+from mobile_sam_plugin import MobileSam, SamPredictor, build_sam_vit_t
 from mobile_sam_plugin.errors import UserError
 from mobile_sam_plugin.images import ImageSource, load_image
 from mobile_sam_plugin.inputs import check_number
@@ -71,6 +71,7 @@ class GroundedMobileSam:
         box_threshold: float = ...,
         text_threshold: float = ...,
         nms_thresh: float = ...,
+        predictor: SamPredictor | None = ...,
     ) -> Instances: ...
 
     @overload
@@ -90,6 +91,7 @@ class GroundedMobileSam:
         box_threshold: float = 0.25,
         text_threshold: float = 0.25,
         nms_thresh: float = 0.8,
+        predictor: SamPredictor | None = None,
     ) -> Instances | list[Instances]:
         """Finds and segments objects. The defaults are those of the original demo.
 
@@ -104,6 +106,8 @@ class GroundedMobileSam:
             text_threshold: minimum score of a word in an object's label, in [0, 1].
             nms_thresh: if two boxes of a class have an IoU above this, in [0, 1], the one with the
                 lower score is dropped.
+            predictor: predictor with this image set, which then need not be encoded again; for one
+                image.
 
         Returns:
             The objects, best first: ``labels`` are the detector's phrases, ``class_ids`` indices
@@ -113,7 +117,9 @@ class GroundedMobileSam:
         Raises:
             TypeError: if ``text`` is not a text or a list of texts, or a threshold not a number.
             UserError: if a phrase is empty, repeated or longer than the detector reads, a threshold
-                is outside [0, 1], or the detector returns malformed results.
+                is outside [0, 1], the detector returns malformed results, or the predictor's image
+                has another size.
+            RuntimeError: if the predictor has no image set.
             FileNotFoundError, TypeError, ValueError: if an image cannot be read, as in
                 :func:`~mobile_sam_plugin.images.load_image`.
         """
@@ -121,8 +127,10 @@ class GroundedMobileSam:
         thresholds = box_threshold, text_threshold, nms_thresh
         _check_thresholds(*thresholds)
         if isinstance(image, list | tuple):
-            return [self._predict(one, phrases, *thresholds) for one in image]
-        return self._predict(image, phrases, *thresholds)
+            if predictor is not None:
+                raise UserError("a predictor has one image set: give that image, not a list")
+            return [self._predict(one, phrases, *thresholds, None) for one in image]
+        return self._predict(image, phrases, *thresholds, predictor)
 
     def _predict(
         self,
@@ -131,13 +139,14 @@ class GroundedMobileSam:
         box_threshold: float,
         text_threshold: float,
         nms_thresh: float,
+        predictor: SamPredictor | None,
     ) -> Instances:
         pixels = load_image(image)
         found = self.detect(pixels, texts, box_threshold, text_threshold, nms_thresh)
         return Instances(
             image_size=pixels.shape[:2],
             boxes=found.boxes,
-            masks=self._segment(pixels, found.boxes),
+            masks=self._segment(pixels, found.boxes, predictor),
             scores=found.scores,
             labels=found.phrases,
             class_ids=found.class_ids,
@@ -187,19 +196,27 @@ class GroundedMobileSam:
             boxes[kept], found.scores[kept], [found.phrases[i] for i in kept], found.class_ids[kept]
         )
 
-    def _segment(self, pixels: NDArray[np.uint8], boxes: NDArray[np.float32]) -> NDArray[np.bool_]:
+    def _segment(
+        self,
+        pixels: NDArray[np.uint8],
+        boxes: NDArray[np.float32],
+        predictor: SamPredictor | None,
+    ) -> NDArray[np.bool_]:
         """The mask of each box, (N, H, W)."""
         size = pixels.shape[:2]
         # np.zeros allocates lazily: write only the object's window.
         masks = np.zeros((len(boxes), *size), dtype=bool)
         if not len(boxes):
             return masks
-        self.predictor.set_image(pixels)
-        transformed = self.predictor.transform.apply_boxes_torch(
-            torch.as_tensor(boxes, device=self.predictor.device), size
+        if predictor is None:
+            predictor = self.predictor
+            predictor.set_image(pixels)
+        predictor.check_size(size)
+        transformed = predictor.transform.apply_boxes_torch(
+            torch.as_tensor(boxes, device=predictor.device), size
         )
         for start in range(0, len(boxes), _BOXES_PER_BATCH):
-            batch, _, _ = self.predictor.predict_torch(
+            batch, _, _ = predictor.predict_torch(
                 None, None, transformed[start : start + _BOXES_PER_BATCH], multimask_output=False
             )
             for index, mask in enumerate(batch[:, 0].cpu().numpy(), start):

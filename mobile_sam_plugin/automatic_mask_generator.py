@@ -94,20 +94,16 @@ class SamAutomaticMaskGenerator(MaskGenerator[Sam], segment_anything.SamAutomati
         """Returns the pixels of the image that a predictor has set; if unknown, all 0."""
         if predictor.model is not self.predictor.model:
             raise UserError("the predictor must have the generator's own model")
-        predictor.get_image_embedding()  # raises RuntimeError if no image is set
-        height, width = predictor.original_size
         if image is None:
+            predictor.get_image_embedding()  # raises RuntimeError if no image is set
             if self.crop_n_layers:
                 raise UserError(
                     f"crop_n_layers is {self.crop_n_layers}: give the image, to encode its crops"
                 )
-            return np.broadcast_to(np.uint8(0), (height, width, 3))  # of which the size is used
+            # Only its size is used.
+            return np.broadcast_to(np.uint8(0), (*predictor.original_size, 3))
         pixels = as_pixels(image)
-        if pixels.shape[:2] != (height, width):
-            raise UserError(
-                f"the predictor has another image set, of {width} x {height} pixels: the image has "
-                f"{pixels.shape[1]} x {pixels.shape[0]}"
-            )
+        predictor.check_size(pixels.shape[:2])
         return pixels
 
 

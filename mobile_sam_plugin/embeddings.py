@@ -22,10 +22,9 @@ from safetensors import SafetensorError
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-from .checkpoint import fingerprint
+from .checkpoint import fingerprint, model_type_of
 from .errors import UserError
-from .files import replaced
-from .model import TinyVitImageEncoder
+from .files import write_file
 
 SUFFIX = ".safetensors"
 FORMAT = "mobile_sam_plugin embedding 1"
@@ -33,7 +32,6 @@ FORMAT = "mobile_sam_plugin embedding 1"
 
 _DTYPES = (None, torch.float32, torch.float16, torch.bfloat16)
 _WRITERS = "SamPredictor.save_embedding or mobile-sam embed"
-_VIT_DEPTHS = {12: "vit_b", 24: "vit_l", 32: "vit_h"}
 _SHOWN = 12  # digits of a fingerprint in a message
 
 
@@ -42,7 +40,7 @@ class EncoderIdentity:
     """What distinguishes an image encoder from others.
 
     Attributes:
-        name: ``"vit_t"``, the name of another type of SAM, or of a timm backbone.
+        name: ``"vit_t"``, the name of another type of SAM or of a timm backbone, or of a class.
         sha256: fingerprint of its weights, and of the mean and deviation by which pixels are
             normalised.
         img_size: side of its square input in pixels.
@@ -84,11 +82,8 @@ def identify_encoder(model: Sam) -> EncoderIdentity:
     do not count, since they take part in no embedding.
     """
     encoder = model.image_encoder
-    depth = len(getattr(encoder, "blocks", ()))
-    name = getattr(encoder, "backbone_name", None) or _VIT_DEPTHS.get(depth)
-    if isinstance(encoder, TinyVitImageEncoder):
-        name = "vit_t"
     tensors = {f"image_encoder.{key}": value for key, value in encoder.state_dict().items()}
+    name = getattr(encoder, "backbone_name", None) or model_type_of(tensors)
     tensors |= {"pixel_mean": model.pixel_mean, "pixel_std": model.pixel_std}
     return EncoderIdentity(name or type(encoder).__name__, fingerprint(tensors), encoder.img_size)
 
@@ -148,8 +143,8 @@ def write_embedding(
         "image_sha256": embedding.image_sha256 or "",
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replaced(path) as partial:
-        safetensors.torch.save_file(tensors, partial, metadata=metadata)
+    # Not by save_file, whose files no other user may read.
+    write_file(path, safetensors.torch.save(tensors, metadata))
 
 
 def read_embedding(path: str | os.PathLike[str]) -> Embedding:

@@ -299,6 +299,21 @@ class SamPredictor(segment_anything.SamPredictor):
         self._set_embedding(embedding.original_size, embedding.input_size, features, interm or None)
         self._image_sha256 = embedding.image_sha256
 
+    def check_size(self, size: tuple[int, ...]) -> None:
+        """Checks that the image that is set has the size (H, W) of another one.
+
+        Raises:
+            RuntimeError: if no image has been set.
+            UserError: if its size differs.
+        """
+        self._require_image()
+        height, width = self.original_size
+        if tuple(size) != (height, width):
+            raise UserError(
+                f"the predictor has another image set, of {width} x {height} pixels: the image has "
+                f"{size[1]} x {size[0]}"
+            )
+
     def digest_image(
         self, image: NDArray[np.uint8] | Image.Image, image_format: str = "RGB"
     ) -> str:

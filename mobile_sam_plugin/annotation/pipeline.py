@@ -69,7 +69,7 @@ def _run_stages(
         loaded = ordered_map(
             lambda item: stages.load(item, img_size), job.items, reading, readers + batch_size
         )
-        segmented = ordered_map(segmenter, _batches(loaded, batch_size), computing, workers)
+        segmented = ordered_map(segmenter, batches(loaded, batch_size), computing, workers)
         yield from ordered_map(
             lambda pair: stages.write(*pair, job.folder, job.options),
             itertools.chain.from_iterable(segmented),
@@ -85,7 +85,8 @@ def _set_torch_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
-def _batches(items: Iterable[Given], size: int) -> Iterator[list[Given]]:
+def batches(items: Iterable[Given], size: int) -> Iterator[list[Given]]:
+    """Yields the items in lists of that size; the last may be shorter."""
     iterator = iter(items)
     while batch := list(itertools.islice(iterator, size)):
         yield batch

@@ -132,7 +132,10 @@ class TextTab:
     ) -> Any:
         session = self.components.session(request)
         picture = session.require_picture()
-        found = self._pipeline.predict(picture.pixels, words, box_threshold, text_threshold)
+        predictor = self.components.sessions.predictor(picture)
+        found = self._pipeline.predict(
+            picture.pixels, words, box_threshold, text_threshold, predictor=predictor
+        )
         message = (
             f"Found: {_count(found)}." if len(found) else "Nothing was found: lower the score."
         )

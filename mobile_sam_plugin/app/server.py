@@ -71,6 +71,7 @@ def serve(
     port: int = 7860,
     checkpoint: str | None = None,
     max_pixels: int = MAX_PIXELS,
+    embeddings: Path | None = None,
 ) -> Iterator[str]:
     """Serves the page as long as the context lasts.
 
@@ -80,12 +81,14 @@ def serve(
         port: port to listen on.
         checkpoint: name of the checkpoint, for the Python lines; None for the default one.
         max_pixels: maximum number of pixels of an image or frame.
+        embeddings: file or folder that ``mobile-sam embed`` wrote; its images are not encoded.
 
     Yields:
         The page's address.
 
     Raises:
         OSError: if the port is taken.
+        UserError: if the embeddings are damaged or of another model.
 
     Example:
         >>> with serve(sam_model_registry["vit_t"]()) as address:
@@ -98,7 +101,7 @@ def serve(
         _environment(GRADIO_TEMP_DIR=str(Path(folder) / "cache"), **DECODERS),
         _no_fetching(),
     ):
-        sessions = Sessions(model, Path(folder) / "sessions", max_pixels)
+        sessions = Sessions(model, Path(folder) / "sessions", max_pixels, embeddings=embeddings)
         page = build_page(sessions, checkpoint)
         page.queue(default_concurrency_limit=1, max_size=200)
         try:

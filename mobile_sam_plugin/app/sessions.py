@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from .. import SamPredictor
 from ..drawing import draw_overlay
+from ..embeddings import identify_encoder, list_embeddings
 from ..errors import UserError
 from ..images import open_image
 from ..inputs import as_pixels, input_size
@@ -249,6 +250,7 @@ class Sessions:
         max_pixels: int = MAX_PIXELS,
         max_sessions: int = MAX_SESSIONS,
         max_embeddings: int = MAX_EMBEDDINGS,
+        embeddings: Path | None = None,
     ) -> None:
         """Takes the model and the limits.
 
@@ -257,9 +259,17 @@ class Sessions:
             folder: folder with one subfolder per page for its files.
             max_pixels: maximum number of pixels of an image.
             max_sessions: maximum number of pages; beyond it the least recently used is forgotten.
-            max_embeddings: maximum number of embeddings, likewise.
+            max_embeddings: maximum number of embeddings in memory, likewise.
+            embeddings: file or folder that ``mobile-sam embed`` wrote; its images are not encoded.
+
+        Raises:
+            UserError: as :func:`~mobile_sam_plugin.embeddings.list_embeddings`.
         """
         self.model = model
+        self._files: dict[str, Path] = {}
+        if embeddings is not None:
+            self._encoder = identify_encoder(model)
+            self._files = list_embeddings(embeddings, self._encoder)
         self.folder = folder
         self.max_pixels = max_pixels
         self.max_sessions = max_sessions
@@ -329,7 +339,7 @@ class Sessions:
         return picture.key in self._predictors
 
     def predictor(self, picture: Picture) -> SamPredictor:
-        """Returns a predictor with the image set, encoding the image if that is not done yet.
+        """Returns a predictor with the image set, encoding the image if nobody has done it yet.
 
         Pages that show the same image share it: predicting changes nothing.
         """
@@ -340,7 +350,11 @@ class Sessions:
             predictor = self._find(picture)
             if predictor is None:
                 predictor = SamPredictor(self.model)
-                predictor.set_image(picture.pixels)
+                file = self._files and self._files.get(predictor.digest_image(picture.pixels))
+                if file:
+                    predictor.load_embedding(file, encoder=self._encoder)
+                else:
+                    predictor.set_image(picture.pixels)
                 with self._lock:
                     self._predictors[picture.key] = predictor
                     while len(self._predictors) > self.max_embeddings:

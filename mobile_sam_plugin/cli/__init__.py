@@ -21,6 +21,7 @@ from .annotate import annotate
 from .app import app as page
 from .checkpoints import convert, download, info
 from .distill import app as distill
+from .embed import embed
 from .evaluate import evaluate
 from .everything import everything
 from .export import export
@@ -56,6 +57,7 @@ app.command()(replace)
 app.command()(track)
 app.command()(annotate)
 app.command()(view)
+app.command()(embed)
 app.command(cls=RunCommand)(run)
 app.command("app")(page)
 app.command()(export)

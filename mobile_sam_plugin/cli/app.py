@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .inputs import Checkpoint, Device, load_model
+from .inputs import Checkpoint, Device, Embeddings, load_model
 
 
 def app(
@@ -18,6 +18,7 @@ def app(
         ),
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
+    embeddings: Embeddings = None,
     checkpoint: Checkpoint = None,
     device: Device = "auto",
     max_pixels: Annotated[
@@ -37,7 +38,7 @@ def app(
     Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, max_pixels)
 
     model = load_model(checkpoint, device)
-    with serve(model, host, port, checkpoint, max_pixels) as address:
+    with serve(model, host, port, checkpoint, max_pixels, embeddings) as address:
         typer.echo(f"{address}  (Ctrl-C stops it)")
         threading.Event().wait()
 

@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from .inputs import CHECKPOINT_NAMES
+from .inputs import CHECKPOINT_NAMES, Dtype
 
 if TYPE_CHECKING:
     from .. import MobileSam
-
-Dtype = Literal["float32", "float16"]
 
 Target = Literal["upstream"]
 

@@ -12,7 +12,18 @@ import typer
 
 from ..errors import UserError
 from .generator_options import GeneratorOptions
-from .inputs import Checkpoint, Cutout, Device, Labelme, MaxPixels, Out, load_model, with_groups
+from .inputs import (
+    Checkpoint,
+    Cutout,
+    Device,
+    Embeddings,
+    Labelme,
+    MaxPixels,
+    Out,
+    load_model,
+    open_embeddings,
+    with_groups,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,6 +53,7 @@ def everything(
         ),
     ] = False,
     labelme: Labelme = False,
+    embeddings: Embeddings = None,
     max_pixels: MaxPixels = None,
     checkpoint: Checkpoint = None,
     device: Device = "auto",
@@ -67,6 +79,7 @@ def everything(
     generator = SamAutomaticMaskGenerator(model, output_mode="coco_rle", **search.given())
     # Layer N has 4^N crops.
     points = sum(4**layer * len(grid) for layer, grid in enumerate(generator.point_grids))
+    find_embedding = None if embeddings is None else open_embeddings(embeddings, model)
     folders = name_folders(paths)
     failed, losses = False, Losses()
     with tqdm(total=len(paths) * points, unit="point", disable=None) as bar:
@@ -80,7 +93,9 @@ def everything(
             bar.set_description(f"{path.name} ({index + 1}/{len(paths)})")
             try:
                 pixels = load_image(path)
-                found = generator.generate(pixels, partial(_advance, bar, index * points))
+                predictor = None if find_embedding is None else find_embedding(pixels)
+                advance = partial(_advance, bar, index * points)
+                found = generator.generate(pixels, advance, predictor)
             except Exception as error:  # of any class: the other images may still succeed
                 report(path, error)
                 failed = True

@@ -13,10 +13,12 @@ import typer
 from ..errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
     from segment_anything.modeling import Sam
 
-    from .. import MobileSam
+    from .. import MobileSam, SamPredictor
 
 
 CHECKPOINT_NAMES = "A path, hf://owner/repo[/file][@revision] or 'bundled'."
@@ -132,7 +134,18 @@ Labelme = Annotated[
 ]
 
 
+Embeddings = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE|DIR",
+        exists=True,
+        help="Take the embedding of an image from here, as mobile-sam embed wrote it with this "
+        "checkpoint, instead of encoding the image.",
+    ),
+]
+
 ModelType = Literal["vit_t", "vit_b", "vit_l", "vit_h"]
+Dtype = Literal["float32", "float16"]
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:
@@ -227,6 +240,35 @@ def load_sam(model_type: ModelType, checkpoint: str | None, option: str, device:
             f"checkpoint {checkpoint!r} is not a {model_type}: {str(error)[:200]}"
         ) from error
     return model.to(target)
+
+
+def open_embeddings(path: Path, model: "Sam") -> "Callable[[NDArray[np.uint8]], SamPredictor]":
+    """Returns a function that looks up an image among the embeddings of ``mobile-sam embed``.
+
+    It takes an image, (H, W, 3) uint8 RGB, returns a predictor with its embedding, and raises a
+    UserError if there is none.
+
+    Raises:
+        UserError: as :func:`~mobile_sam_plugin.embeddings.list_embeddings`.
+    """
+    from .. import SamPredictor
+    from ..embeddings import identify_encoder, list_embeddings
+
+    encoder = identify_encoder(model)
+    files = list_embeddings(path, encoder)
+
+    def find(pixels: "NDArray[np.uint8]") -> SamPredictor:
+        predictor = SamPredictor(model)
+        file = files.get(predictor.digest_image(pixels))
+        if file is None:
+            raise UserError(
+                f"{str(path)!r} has no embedding of this image: add it with mobile-sam embed, or "
+                "leave out --embeddings"
+            )
+        predictor.load_embedding(file, encoder=encoder)
+        return predictor
+
+    return find
 
 
 def find_device(name: str) -> "torch.device":

@@ -9,11 +9,13 @@ from ..errors import UserError
 from .inputs import (
     Checkpoint,
     Cutout,
+    Embeddings,
     ImageFile,
     MaxPixels,
     Out,
     Points,
     load_model,
+    open_embeddings,
     parse_box,
     parse_point,
 )
@@ -56,6 +58,7 @@ def segment(
         ),
     ] = False,
     cutout: Cutout = False,
+    embeddings: Embeddings = None,
     checkpoint: Checkpoint = None,
     backend: Annotated[
         Backend,
@@ -100,6 +103,11 @@ def segment(
         raise typer.BadParameter(
             "not for --onnx-dir: exported files contain their weights", param_hint="--checkpoint"
         )
+    if onnx_dir is not None and embeddings is not None:
+        raise typer.BadParameter(
+            "not for --onnx-dir: exported files do not say of which weights they are",
+            param_hint="--embeddings",
+        )
     points = [parse_point(text) for text in point or []]
     corners = parse_box(box[0]) if box else None
 
@@ -120,8 +128,12 @@ def segment(
                 f"--point {x:g},{y:g} is outside of the image, which is {width} pixels wide and "
                 f"{height} high"
             )
-    predictor = _load(backend, onnx_dir, checkpoint, device)
-    predictor.set_image(pixels)
+    predictor: SamPredictor | OnnxPredictor
+    if embeddings is not None:
+        predictor = open_embeddings(embeddings, load_model(checkpoint, device))(pixels)
+    else:
+        predictor = _load(backend, onnx_dir, checkpoint, device)
+        predictor.set_image(pixels)
     ambiguous = len(points) == 1 and corners is None and mask is None
     logits, scores, low_res_logits = predictor.predict(
         point_coords=coords if points else None,

@@ -924,25 +924,88 @@ def test_a_page_that_is_closed_while_something_works_leaves_nothing_behind(tmp_p
     assert len(sessions) <= 1 and list(tmp_path.iterdir()) == []
 
 
+@contextmanager
+def counting(model: MobileSam) -> Iterator[list[int]]:
+    """Counts the images that a model encodes."""
+    encoded: list[int] = []
+    hook = model.image_encoder.register_forward_hook(lambda *_: encoded.append(1))
+    try:
+        yield encoded
+    finally:
+        hook.remove()
+
+
 def test_tabs_do_not_encode_again_what_a_click_has_encoded(
-    small_sam: MobileSam, coffee: NDArray[np.uint8], tmp_path: Path
+    small_sam: MobileSam,
+    coffee: NDArray[np.uint8],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    encoded = []
-    hook = small_sam.image_encoder.register_forward_hook(lambda *_: encoded.append(1))
+    monkeypatch.setattr(pipelines.Need, "missing", None)
+    detecting = GroundedMobileSam(small_sam, find_cup)
+    monkeypatch.setattr(pipelines.TextTab, "_pipeline", detecting)
+    monkeypatch.setattr(pipelines.LabelTab, "_classifier", staticmethod(classify))
     sessions = Sessions(small_sam, tmp_path)
     session = sessions.get("page")
     session.open(Picture("coffee.png", coffee))
     session.add((*CUP, 1), None, refine=True)
-    session.decode(sessions.predictor(session.require_picture()))
     request: Any = SimpleNamespace(session_hash="page")
-    try:
+    with counting(small_sam) as encoded:
+        session.decode(sessions.predictor(session.require_picture()))
         with gr.Blocks():
             components = Components(sessions, *(gr.HTML() for _ in range(5)))
-            everything = EverythingTab(components)
+            everything, text = EverythingTab(components), pipelines.TextTab(components)
+            label = pipelines.LabelTab(components)
         everything.find(2, 0.0, 0.0, 1.0, 0, request)
-    finally:
-        hook.remove()
+        _, status, *_ = text.find("a cup", 0.25, 0.25, request)
+        assert "Found: 1 a cup." in status
+        label.label("tea, coffee", 2, 0.0, 0.0, request)
     assert session.records and encoded == [1]
+
+
+def test_the_first_frame_of_a_track_is_not_encoded_again(
+    small_sam: MobileSam, tmp_path: Path
+) -> None:
+    video = write_video(tmp_path / "disc.mp4")
+    sessions = Sessions(small_sam, tmp_path)
+    request: Any = SimpleNamespace(session_hash="page")
+    session = sessions.get("page")
+    with counting(small_sam) as encoded:
+        with gr.Blocks():
+            track = pipelines.TrackTab(Components(sessions, *(gr.HTML() for _ in range(5))))
+        track.open(video, request)
+        session.add((50, 60, 1), None, refine=True)
+        session.decode(sessions.predictor(session.require_picture()))
+        assert encoded == [1]
+        track.track(request, lambda *_, **__: None)
+    assert len(encoded) == 1 + 3  # of four frames
+
+
+def test_images_of_embeddings_are_not_encoded(
+    small_sam: MobileSam, predictor: SamPredictor, coffee: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    predictor.save_embedding(tmp_path / "embeddings" / "coffee.safetensors")
+    sessions = Sessions(small_sam, tmp_path, embeddings=tmp_path / "embeddings")
+    with counting(small_sam) as encoded:
+        found = sessions.predictor(Picture("cup.png", coffee))
+        assert encoded == []
+        sessions.predictor(Picture("mirrored.png", coffee[:, ::-1].copy()))
+        assert encoded == [1]
+    for one, other in zip(found.predict([CUP], [1]), predictor.predict([CUP], [1]), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_embeddings_of_another_model_are_refused_before_the_page_is_served(
+    small_sam: MobileSam, tiny_sam: MobileSam, coffee: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    other = SamPredictor(tiny_sam)
+    other.set_image(coffee)
+    other.save_embedding(tmp_path / "coffee.safetensors")
+    with (
+        pytest.raises(ValueError, match="of another model, test_efficientnet for 256"),
+        serve(small_sam, port=free_port(), embeddings=tmp_path),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("width", [1281, 4000])

@@ -135,10 +135,32 @@ def test_detectors_that_return_nonsense(
 def test_thresholds_outside_0_to_1(
     predictor: SamPredictor, cup: Pixels, name: str, value: float
 ) -> None:
+    grounded = GroundedMobileSam(predictor, find([], []))
+    outside: dict[str, Any] = {name: value}
     with pytest.raises(ValueError, match=rf"{name} must be in \[0, 1\]"):
-        GroundedMobileSam(predictor, find([], [])).predict(cup, "a dog", **{name: value})
+        grounded.predict(cup, "a dog", **outside)
+    text: dict[str, Any] = {name: "0.3"}
     with pytest.raises(TypeError, match=rf"{name} must be a number, not '0.3'"):
-        GroundedMobileSam(predictor, find([], [])).predict([], "a dog", **{name: "0.3"})  # type: ignore[call-overload]
+        grounded.predict([], "a dog", **text)
+
+
+def test_an_image_that_is_set_is_not_encoded_again(predictor: SamPredictor, cup: Pixels) -> None:
+    detector = find([[20, 10, 90, 100], [5, 5, 40, 40]], ["a cup"] * 2)
+    expected = GroundedMobileSam(predictor, detector).predict(cup, "a cup")
+    predictor.set_image(cup)
+    encoded: list[int] = []
+    hook = predictor.model.image_encoder.register_forward_hook(lambda *_: encoded.append(1))
+    try:
+        other = GroundedMobileSam(predictor.model, detector)
+        found = other.predict(cup, "a cup", predictor=predictor)
+        with pytest.raises(ValueError, match="another image set, of"):
+            other.predict(cup[1:], "a cup", predictor=predictor)
+        with pytest.raises(ValueError, match="give that image, not a list"):
+            other.predict([cup], "a cup", predictor=predictor)  # type: ignore[call-overload]
+    finally:
+        hook.remove()
+    np.testing.assert_array_equal(found.masks, expected.masks)
+    assert found.masks.any() and encoded == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

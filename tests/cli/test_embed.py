@@ -146,7 +146,7 @@ def test_a_folder_of_another_run_is_refused(
 
 @pytest.mark.process
 def test_killed_midway_and_run_again(folder: Path, out: Path, tiny_file: Path) -> None:
-    for index in range(10):
+    for index in range(1, 7):
         scene().rotate(index).save(folder / f"{index:02}.png")
     command = [sys.executable, "-m", "mobile_sam_plugin", "embed", str(folder), "--out", str(out)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
@@ -157,11 +157,11 @@ def test_killed_midway_and_run_again(folder: Path, out: Path, tiny_file: Path) -
         process.send_signal(signal.SIGKILL)
         process.wait()
     done = list(out.glob("[!.]*.safetensors"))
-    assert 0 < len(done) < 12
+    assert 0 < len(done) < 8
     for file in done:
         assert read_embedding(file).features.shape == (1, 256, 64, 64)
     assert main(["embed", str(folder), "--out", str(out)]) == 0
-    assert len(list_embeddings(out)) == 12
+    assert len(list_embeddings(out)) == 8
     assert not list(out.rglob("*.partial*"))
 
 
@@ -174,7 +174,6 @@ def results(out: Path) -> dict[str, bytes]:
     [
         ("segment", "--point", "50,60"),
         ("everything", *QUICK, *PERMISSIVE),
-        ("everything", *QUICK, *PERMISSIVE, "--crop-n-layers", "1"),
     ],
 )
 def test_commands_take_embeddings_and_give_the_same_results(
@@ -195,7 +194,7 @@ def test_commands_take_embeddings_and_give_the_same_results(
         with counting(monkeypatch) as encoded:
             arguments = [name, str(image), *options, "--out", str(target)]
             assert main([*arguments, "--embeddings", str(given)]) == 0
-        assert len(encoded) == (4 if "--crop-n-layers" in options else 0)
+        assert encoded == []
         assert results(target) == expected
 
 

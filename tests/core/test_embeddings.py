@@ -321,7 +321,8 @@ def test_everything_mode_takes_an_embedding_instead_of_the_image(
 
 
 def test_crops_need_the_image(tiny_sam: MobileSam, predictor: SamPredictor, coffee: Pixels) -> None:
-    generator = SamAutomaticMaskGenerator(tiny_sam, **EVERYTHING, crop_n_layers=1)
+    options = EVERYTHING | {"points_per_side": 1, "crop_n_layers": 1}
+    generator = SamAutomaticMaskGenerator(tiny_sam, **options)
     with pytest.raises(UserError, match="crop_n_layers is 1: give the image"):
         generator.generate(None, predictor=predictor)
     found = generator.generate(coffee, predictor=predictor)

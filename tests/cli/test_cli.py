@@ -363,7 +363,10 @@ def test_everything_hands_upstreams_options_on(
     }
     assert options == {name: str(default) for name, default in expected.items()}
 
-    given = {name: type(default)(2 * default + 1) for name, default in expected.items()}
+    given = {
+        name: default / 2 if isinstance(default, float) else 2 * default + 1
+        for name, default in expected.items()
+    }
     handed_on = {}
 
     class Generator(segment_anything.SamAutomaticMaskGenerator):

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from ..distill.options import TrainingOptions
-from .inputs import CHECKPOINT_NAMES, MaxPixels, with_groups
+from .inputs import CHECKPOINT_NAMES, MaxPixels, parse_numbers, with_groups
 
 Distillation = Literal["decoupled", "semi-coupled", "coupled"]
 
@@ -106,23 +106,39 @@ class Run:
     max_pixels: MaxPixels = None
 
 
+def _parse_weights(text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    return tuple(parse_numbers(text, "--weights", "W,W,..."))
+
+
 @dataclass(frozen=True)
 class MaskTraining:
     """Further options of a run on images with masks."""
 
     data: Annotated[
-        str,
+        list[str],
         typer.Argument(
-            metavar="DATA",
-            help="Images with masks: a COCO instances JSON, a folder of SA-1B, a folder of images "
-            "with PNG masks, or scenes, endless synthetic images, none of which --evaluation ever "
-            "has.",
+            metavar="DATA...",
+            help="Images with masks, one data set or a mixture of several: a COCO instances JSON, "
+            "a folder of SA-1B, a folder of images with PNG masks, or scenes, endless synthetic "
+            "images, none of which --evaluation ever has.",
         ),
     ]
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="W,W,...",
+            callback=_parse_weights,
+            help="The share of each data set among the examples, in the order of DATA.",
+            show_default="equal shares",
+        ),
+    ] = None
     images: Annotated[
         str | None,
         typer.Option(
-            metavar="DIR", help="Folder of the images, if not beside the JSON or the masks."
+            metavar="DIR",
+            help="Folder of the images of a single DATA, if not beside the JSON or the masks.",
         ),
     ] = None
     texture_images: Annotated[

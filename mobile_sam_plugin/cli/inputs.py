@@ -177,7 +177,7 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
 
 def parse_point(text: str) -> tuple[float, float, int]:
     """Returns X, Y and the label of a ``--point``."""
-    x, y, label = (*_parse_numbers(text, "--point", "X,Y or X,Y,LABEL", (2, 3)), 1.0)[:3]
+    x, y, label = (*parse_numbers(text, "--point", "X,Y or X,Y,LABEL", (2, 3)), 1.0)[:3]
     if label not in (0, 1):
         raise typer.BadParameter(
             f"the label of {text!r} is neither 1 (object) nor 0 (background)", param_hint="--point"
@@ -187,15 +187,29 @@ def parse_point(text: str) -> tuple[float, float, int]:
 
 def parse_box(text: str) -> list[float]:
     """Returns the XYXY of a ``--box``."""
-    return _parse_numbers(text, "--box", "X0,Y0,X1,Y1", (4,))
+    return parse_numbers(text, "--box", "X0,Y0,X1,Y1", (4,))
 
 
-def _parse_numbers(text: str, option: str, form: str, counts: tuple[int, ...]) -> list[float]:
+def parse_numbers(
+    text: str, option: str, form: str, counts: tuple[int, ...] | None = None
+) -> list[float]:
+    """Returns the numbers of an option's value.
+
+    Args:
+        text: the value, such as ``"1,2"``.
+        option: its name, for the message.
+        form: what it should look like, for the message.
+        counts: how many numbers it may have; None for one or more.
+
+    Raises:
+        typer.BadParameter: if it has another number of them, or one is not finite.
+    """
     try:
         numbers = [float(part) for part in text.split(",")]
     except ValueError:
         numbers = []
-    if len(numbers) not in counts or not all(map(math.isfinite, numbers)):
+    allowed = bool(numbers) if counts is None else len(numbers) in counts
+    if not allowed or not all(map(math.isfinite, numbers)):
         raise typer.BadParameter(f"{text!r} is not {form}, in numbers", param_hint=option)
     return numbers
 

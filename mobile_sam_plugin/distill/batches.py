@@ -4,7 +4,7 @@ Training draws from an endless stream of examples. The example at a position of 
 only on the seed and the position, so training can resume from any step.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import cv2
@@ -22,60 +22,84 @@ from ..errors import UserError
 from ..images import load_image
 from ..inputs import preprocess
 from ..scenes.scenes import Scenes
+from .augmentation import change_look, random_crop
 from .embeddings import Embeddings
 from .objectives import LOW_RES, Batch, sample_prompts
+
+_CANDIDATES = 32  # masks of an image that are decoded, of which the prompts' are drawn
+_COARSE = 64  # pixels of the longer side at which it is decided whether a mask is part of another
 
 
 class MaskExamples(Dataset[Batch]):
     """Images with masks and a first prompt for each mask, for :class:`~.objectives.Supervised`.
 
-    Half of the images are flipped left to right. Half are cropped to between half and all of their
-    width or height, so that the model sees the padding of images that are not square.
+    Half of the images are flipped left to right. Photographs are cropped, and their colours and
+    quality changed, see :mod:`~.augmentation`. Half of the scenes are cropped to between half and
+    all of their width or height, so that the model sees the padding of images that are not square.
 
     Args:
-        images: the data set. Scenes keep their order, all others are shuffled in every epoch.
+        images: one data set or more. Scenes keep their order, all others are shuffled in every
+            epoch.
         size: side S of the square input.
         prompts_per_image: P. If an image has more masks, P of them are drawn at random; if it has
-            fewer, they are repeated with different prompts.
+            fewer, they are repeated with different prompts. If some are parts of others, half of
+            the prompts are for parts.
         seed: random seed of order, crops and prompts.
+        weights: the share of each data set among the examples; if None, equal shares.
 
     Example:
-        >>> example = MaskExamples(Scenes(1000, size=256), 256, 8, seed=0)[0]
+        >>> example = MaskExamples([Scenes(1000, size=256)], 256, 8, seed=0)[0]
         >>> example["pixels"].shape, example["masks"].shape
         (torch.Size([3, 256, 256]), torch.Size([8, 64, 64]))
     """
 
     def __init__(
-        self, images: AnnotatedImages, size: int, prompts_per_image: int, seed: int
+        self,
+        images: Sequence[AnnotatedImages],
+        size: int,
+        prompts_per_image: int,
+        seed: int,
+        weights: Sequence[float] | None = None,
     ) -> None:
         self.images = images
         self.size = size
         self.prompts_per_image = prompts_per_image
         self.seed = seed
-        self.shuffled = not isinstance(images, Scenes)
+        shares = np.ones(len(images)) if weights is None else np.array(weights, float)
+        self.shares = shares / shares.sum()
 
     def __getitem__(self, position: int) -> Batch:
-        length = len(self.images)
-        index = shuffled_index(position, length, self.seed) if self.shuffled else position % length
-        item = self.images[index]
-        check_fit(item.image, self.size)
         rng = np.random.default_rng((self.seed, position))
         generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
+        images = self.images[rng.choice(len(self.images), p=self.shares)]
+        are_scenes = isinstance(images, Scenes)
+        length = len(images)
+        index = position % length if are_scenes else shuffled_index(position, length, self.seed)
+        item = images[index]
+        check_fit(item.image, self.size)
 
-        rows, columns = _random_crop(item.image.shape[:2], rng)
-        if min(_resized_shape(item.image[rows, columns], self.size)) < 1:  # too thin once cropped
+        crop = _crop_of_scene if are_scenes else random_crop
+        rows, columns = crop(item.image.shape, rng)
+        visible = item.find_visible(rows, columns)
+        too_thin = min(_resized_shape(item.image[rows, columns], self.size)) < 1
+        if too_thin or not len(visible):
             rows = columns = slice(None)
+            visible = item.find_visible(rows, columns)
         step = -1 if rng.random() < 0.5 else 1
         image = np.ascontiguousarray(item.image[rows, columns][:, ::step])
-        visible = item.find_visible(rows, columns)
         count = self.prompts_per_image
         if len(visible):
-            chosen = visible[np.resize(rng.permutation(len(visible)), count)]
-            masks = item.take(chosen)[:, rows, columns][:, :, ::step]
+            candidates = rng.permutation(visible)[: max(_CANDIDATES, count)]
+            masks = item.take(candidates)[:, rows, columns]
+            masks = masks[_draw(masks, count, rng)][:, :, ::step]
         else:
             masks = np.zeros((count, 1, 1), bool)
 
-        targets = _resize_masks(masks, _resized_shape(image, self.size), self.size)
+        height, width = _resized_shape(image, self.size)
+        targets = _resize_masks(masks, (height, width), self.size)
+        if not are_scenes:
+            image = ResizeLongestSide(self.size).apply_image(image)
+            image = change_look(image, rng)
         low_res = F.avg_pool2d(targets.float(), LOW_RES) >= 0.5
         prompts = sample_prompts(targets, generator)
         return {
@@ -216,9 +240,35 @@ def _resized_shape(image: NDArray[np.uint8], size: int) -> tuple[int, int]:
     return height, width
 
 
-def _random_crop(shape: tuple[int, ...], rng: np.random.Generator) -> tuple[slice, slice]:
-    """Returns the rows and columns of an image that are kept."""
-    kept = [slice(0, length) for length in shape]
+def _draw(masks: NDArray[np.bool_], count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Draws masks by granularity: half of them parts of others, as far as there are both.
+
+    Args:
+        masks: (N, H, W), at least one.
+        count: number of masks to draw; all of a kind are drawn before one is drawn again.
+        rng: the source of randomness.
+
+    Returns:
+        The indices of the drawn masks, (count,).
+    """
+    step = max(1, max(masks.shape[1:]) // _COARSE)
+    coarse = masks[:, ::step, ::step].reshape(len(masks), -1).astype(np.float32)
+    areas = coarse.sum(1)
+    inside = coarse @ coarse.T >= 0.9 * areas[:, None]  # [i, j]: i lies in j
+    smaller = areas[:, None] < 0.9 * areas
+    is_part = (inside & smaller & (areas[:, None] > 0)).any(1)
+    kinds = [rng.permutation(np.flatnonzero(is_part)), rng.permutation(np.flatnonzero(~is_part))]
+    kinds = [kind for kind in kinds if len(kind)]
+    chosen = rng.permutation(np.arange(count) % len(kinds))
+    drawn = np.empty(count, np.int64)
+    for number, kind in enumerate(kinds):
+        drawn[chosen == number] = np.resize(kind, np.count_nonzero(chosen == number))
+    return drawn
+
+
+def _crop_of_scene(shape: tuple[int, ...], rng: np.random.Generator) -> tuple[slice, slice]:
+    """Returns the rows and columns of a scene that are kept."""
+    kept = [slice(0, length) for length in shape[:2]]
     axis, share, place, cropped = rng.integers(2), rng.uniform(0.5, 1), rng.random(), rng.random()
     if cropped < 0.5:
         length = max(1, round(share * shape[axis]))

@@ -1,6 +1,7 @@
 """The options of a training run. Free of torch, because the command line shows the defaults."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..errors import UserError
@@ -17,12 +18,13 @@ class TrainingOptions:
 
     Attributes:
         objective: ``"decoupled"``, ``"semi-coupled"``, ``"coupled"`` or ``"supervised"``.
-        data: a folder of a teacher's embeddings; for ``"supervised"``, ``"scenes"``, which are
-            endless and of the input size, or what
-            :func:`~mobile_sam_plugin.scenes.scenes.open_images_or_scenes` takes.
+        data: a folder of a teacher's embeddings; for ``"supervised"``, one or more of ``"scenes"``,
+            which are endless and of the input size, and what
+            :func:`~mobile_sam_plugin.scenes.scenes.open_images_or_scenes` takes. Kept as a tuple.
         steps: optimizer steps.
-        images: the folder of the images, if they are not beside the JSON file, or no longer where
-            their embeddings were computed.
+        weights: the share of each of the `data` among the examples; if None, equal shares.
+        images: the folder of the images of a single `data`, if they are not beside the JSON file,
+            or no longer where their embeddings were computed.
         texture_images: a folder of images whose patches become surfaces in ``"scenes"``.
         checkpoint: initial weights, as :func:`~mobile_sam_plugin.build_sam_vit_t` takes them;
             random weights if None.
@@ -60,8 +62,9 @@ class TrainingOptions:
     """
 
     objective: str
-    data: str
+    data: str | Sequence[str]
     steps: int
+    weights: Sequence[float] | None = None
     images: str | None = None
     texture_images: str | None = None
     checkpoint: str | None = None
@@ -99,6 +102,7 @@ class TrainingOptions:
                 raise UserError(
                     f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}"
                 )
+        self._check_data()
         warmup_steps = self.warmup_steps
         if warmup_steps is None:
             warmup_steps = min(100, self.steps // 2)
@@ -126,11 +130,35 @@ class TrainingOptions:
                 f"warmup_steps must be less than the {self.steps} steps of the run, not "
                 f"{warmup_steps}"
             )
-        if self.texture_images is not None and self.data.partition(":")[0] != "scenes":
-            raise UserError(f"texture_images applies only to data 'scenes', not {self.data!r}")
         if self.evaluation_images is not None and self.evaluation_data is None:
             raise UserError("evaluation_images applies only with evaluation_data")
         if self.backbone is not None and self.checkpoint is not None:
             raise UserError(
                 "give a checkpoint or a backbone, not both: a checkpoint names its own backbone"
+            )
+
+    def _check_data(self) -> None:
+        data = (self.data,) if isinstance(self.data, str) else tuple(self.data)
+        object.__setattr__(self, "data", data)
+        if not data or (self.objective != "supervised" and len(data) > 1):
+            raise UserError(f"{self.objective} training takes one data set, not {len(data)}")
+        if self.weights is not None:
+            object.__setattr__(self, "weights", tuple(self.weights))
+            if len(self.weights) != len(data):
+                raise UserError(
+                    f"weights must have one number for each of the {len(data)} data sets, not "
+                    f"{len(self.weights)}"
+                )
+            if not all(0 < weight < math.inf for weight in self.weights):
+                raise UserError(f"weights must be numbers above 0, not {list(self.weights)}")
+        if self.images is not None and len(data) > 1:
+            raise UserError(
+                f"images is the folder of one data set's images, but there are {len(data)}: keep "
+                "the images of each beside its masks"
+            )
+        if self.texture_images is not None and not any(
+            each.partition(":")[0] == "scenes" for each in data
+        ):
+            raise UserError(
+                f"texture_images applies only to data 'scenes', not {', '.join(map(repr, data))}"
             )

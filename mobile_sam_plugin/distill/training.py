@@ -471,21 +471,28 @@ def _build_objective(
             Supervised(
                 model, PARTS[options.parts], options.corrective_clicks, options.mask_only_rounds
             ),
-            MaskExamples(images, options.img_size, options.prompts_per_image, options.seed),
+            MaskExamples(
+                images,
+                options.img_size,
+                options.prompts_per_image,
+                options.seed,
+                options.weights,
+            ),
             sources,
             {"number of images": [len(source) for source in sources]},
         )
-    embeddings = Embeddings(options.data, options.images)
+    (folder,) = tuple(options.data)
+    embeddings = Embeddings(folder, options.images)
     set_img_size(model, embeddings.img_size)
     side = model.prompt_encoder.image_embedding_size
     if embeddings.shape != (model.prompt_encoder.embed_dim, *side):
         raise UserError(
-            f"the embeddings in {options.data!r} have the shape {embeddings.shape}, SAM's have "
+            f"the embeddings in {folder!r} have the shape {embeddings.shape}, SAM's have "
             f"{(model.prompt_encoder.embed_dim, *side)}"
         )
     if options.teacher is not None and embeddings.decoder not in (None, fingerprint_decoder(model)):
         raise UserError(
-            f"the embeddings in {options.data!r} are of the teacher {embeddings.teacher!r}, and "
+            f"the embeddings in {folder!r} are of the teacher {embeddings.teacher!r}, and "
             f"the decoder of {options.teacher!r} does not fit them: give the same teacher"
         )
     readable = SkipUnreadable(
@@ -504,8 +511,10 @@ def _build_objective(
     return Coupled(model, parts, options.prompts_per_image), examples, [readable], contents
 
 
-def _open_images(options: TrainingOptions) -> tuple[AnnotatedImages, list[SkipUnreadable[Any]]]:
-    """Returns the images to train on, and the data sets that they are read from."""
+def _open_images(
+    options: TrainingOptions,
+) -> tuple[list[AnnotatedImages], list[SkipUnreadable[Any]]]:
+    """Returns the data sets to train on, and those whose unusable items are counted."""
     texture_images = (
         list_images(options.texture_images, recursive=True) if options.texture_images else ()
     )
@@ -513,21 +522,27 @@ def _open_images(options: TrainingOptions) -> tuple[AnnotatedImages, list[SkipUn
     def training_scenes(count: int, size: int | tuple[int, int], seed: int) -> Scenes:
         return Scenes(count, size, seed, texture_images, training=True, strict=options.strict)
 
-    if options.data == "scenes":
-        scenes = training_scenes(_ENDLESS, options.img_size, options.seed)
-        return scenes, [scenes.texture_images]
-    source = open_images_or_scenes(options.data, options.images)
-    more = []
-    if isinstance(source, Scenes):
-        source = training_scenes(source.count, source.size, source.seed)
-        more = [source.texture_images]
-    readable = SkipUnreadable(
-        source,
-        strict=options.strict,
-        check=partial(_check_image, size=options.img_size),
-        what="image",
-    )
-    return readable, [readable, *more]
+    sets: list[AnnotatedImages] = []
+    counted: list[SkipUnreadable[Any]] = []
+    for name in options.data:
+        source = open_images_or_scenes(name, options.images)
+        if isinstance(source, Scenes):
+            if name == "scenes":
+                scenes = training_scenes(_ENDLESS, options.img_size, options.seed)
+            else:
+                scenes = training_scenes(source.count, source.size, source.seed)
+            sets.append(scenes)
+            counted.append(scenes.texture_images)
+        else:
+            readable = SkipUnreadable(
+                source,
+                strict=options.strict,
+                check=partial(_check_image, size=options.img_size),
+                what="image",
+            )
+            sets.append(readable)
+            counted.append(readable)
+    return sets, counted
 
 
 def _use_one_thread(_: int) -> None:

@@ -48,11 +48,15 @@ def take_picture(
     values = (1 - curve) * values + curve * (3 * values**2 - 2 * values**3)
     exposed = cv2.LUT(exposed, (255 * np.clip(values, 0, 1)).round().astype(np.uint8))
     if rng.random() < 0.75:
-        quality = int(rng.integers(35, 98))
-        jpeg = encode_image(".jpg", np.asarray(exposed), cv2.IMWRITE_JPEG_QUALITY, quality)
-        decoded = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
-        exposed = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
+        return compress(np.asarray(exposed), int(rng.integers(35, 98)))
     return np.asarray(exposed)
+
+
+def compress(image: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
+    """Returns an image (H, W, 3) uint8 RGB as JPEG of a quality, 0 to 100, shows it."""
+    jpeg = encode_image(".jpg", image, cv2.IMWRITE_JPEG_QUALITY, quality)
+    decoded = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+    return np.asarray(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB))
 
 
 def _illumination(rng: np.random.Generator) -> NDArray[np.float32]:

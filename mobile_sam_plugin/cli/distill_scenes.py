@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .inputs import MaxPixels
+from .inputs import OBJECTS, PHOTOGRAPHS, MaxPixels
 
 if TYPE_CHECKING:
     from ..datasets.annotated import AnnotatedImage
+    from ..datasets.unreadable import SkipUnreadable
+    from ..scenes.composites import Composites
     from ..scenes.scenes import Scenes
 
 _SAMPLES = 12  # on the contact sheet
@@ -39,6 +41,8 @@ def scenes(
             show_default="none",
         ),
     ] = None,
+    objects: Annotated[str | None, typer.Option(metavar="DATA", help=OBJECTS)] = None,
+    photographs: Annotated[str | None, typer.Option(metavar="DIR", help=PHOTOGRAPHS)] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Processes.", show_default="one per core")
     ] = None,
@@ -52,25 +56,45 @@ def scenes(
 ) -> None:
     """Write synthetic images with exact masks, in the layout of SA-1B.
 
+    The images are scenes of shapes; with --objects and --photographs, composites: the objects
+    pasted on the photographs.
+
     Writes to DIR: sa_SEED_000000.jpg with sa_SEED_000000.json and so on, and run.json. Run the same
     command again to resume an interrupted run, or with a larger count to add images. The folder is
-    a data set for training and evaluation. Its images are the scenes:COUNT:SEED of evaluate, so
-    train on another seed.
+    a data set for training and evaluation. Its scenes are the scenes:COUNT:SEED of evaluate, and
+    its composites those that training with that seed takes, so train on another seed.
     """
     from tqdm import tqdm
 
     from ..images import list_images
     from ..runs import claim
+    from ..scenes.composites import Composites, open_cut_outs
     from ..scenes.scenes import Scenes
 
-    paths = [] if texture_images is None else list_images(texture_images, recursive=True)
-    settings = {"size": size, "seed": seed, "texture_images": [str(path) for path in paths]}
+    if (objects is None) != (photographs is None):
+        raise typer.BadParameter("give both or neither", param_hint="--objects and --photographs")
+    if texture_images is not None and objects is not None:
+        raise typer.BadParameter("not for composites", param_hint="--texture-images")
+    settings: dict[str, Any] = {"size": size, "seed": seed}
+    requested: Scenes | Composites
+    if objects is None or photographs is None:
+        paths = [] if texture_images is None else list_images(texture_images, recursive=True)
+        requested = Scenes(count, size, seed, paths)
+        counted: list[SkipUnreadable[Any]] = [requested.texture_images]
+        settings |= {"texture_images": [str(path) for path in paths]}
+    else:
+        paths = list_images(photographs, recursive=True)
+        cut_outs = open_cut_outs(objects)
+        requested = Composites(count, cut_outs, paths, size, seed)
+        counted = [requested.objects, requested.photographs]
+        settings |= {"objects": objects, "number of objects": len(cut_outs)}
+        settings |= {"photographs": [str(path) for path in paths]}
     claim(out, settings, way_out="choose another --out")
-    requested = Scenes(count, size, seed, paths)
     missing = [i for i in range(count) if not (out / f"{_name(seed, i)}.json").is_file()]
     with tqdm(total=count, initial=count - len(missing), unit="image", disable=None) as bar:
         _write_all(requested, out, missing, workers or os.cpu_count() or 1, bar)
-    requested.texture_images.skipped.tell()
+    for each in counted:
+        each.skipped.tell()
     typer.echo(f"{out}  {count} image{'s'[: count > 1]}")
     if contact_sheet:
         sheet = out / "contact_sheet.png"
@@ -82,7 +106,9 @@ def _name(seed: int, index: int) -> str:
     return f"sa_{seed}_{index:06}"
 
 
-def _write_all(scenes: "Scenes", out: Path, missing: list[int], workers: int, bar: Any) -> None:
+def _write_all(
+    scenes: "Scenes | Composites", out: Path, missing: list[int], workers: int, bar: Any
+) -> None:
     if min(workers, len(missing)) < 2:
         for index in missing:
             _write_scene(scenes, out, index)
@@ -99,10 +125,10 @@ def _write_all(scenes: "Scenes", out: Path, missing: list[int], workers: int, ba
         pool.shutdown(cancel_futures=True)
 
 
-_own: "tuple[Scenes, Path]"  # of a worker process: what it writes, and its folder
+_own: "tuple[Scenes | Composites, Path]"  # of a worker process: what it writes, and its folder
 
 
-def _start_worker(scenes: "Scenes", out: Path) -> None:
+def _start_worker(scenes: "Scenes | Composites", out: Path) -> None:
     import signal
 
     import cv2
@@ -119,7 +145,7 @@ def _write_own(index: int) -> None:
     _write_scene(*_own, index)
 
 
-def _write_scene(scenes: "Scenes", out: Path, index: int) -> None:
+def _write_scene(scenes: "Scenes | Composites", out: Path, index: int) -> None:
     from ..datasets.formats import write_annotated_image
 
     write_annotated_image(out, _name(scenes.seed, index), scenes[index])

@@ -8,7 +8,14 @@ from typing import Annotated, Literal
 import typer
 
 from ..distill.options import TrainingOptions
-from .inputs import CHECKPOINT_NAMES, MaxPixels, parse_numbers, with_groups
+from .inputs import (
+    CHECKPOINT_NAMES,
+    OBJECTS,
+    PHOTOGRAPHS,
+    MaxPixels,
+    parse_numbers,
+    with_groups,
+)
 
 Distillation = Literal["decoupled", "semi-coupled", "coupled"]
 
@@ -122,7 +129,8 @@ class MaskTraining:
             metavar="DATA...",
             help="Images with masks, one data set or a mixture of several: a COCO instances JSON, "
             "a folder of SA-1B, a folder of images with PNG masks, or scenes, endless synthetic "
-            "images, none of which --evaluation ever has.",
+            "images, none of which --evaluation ever has, or composites, endless as well: "
+            "--objects pasted on --photographs.",
         ),
     ]
     weights: Annotated[
@@ -144,6 +152,14 @@ class MaskTraining:
     texture_images: Annotated[
         str | None,
         typer.Option(metavar="DIR", help="Images whose patches are used as textures in scenes."),
+    ] = None
+    objects: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help=OBJECTS),
+    ] = None
+    photographs: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help=PHOTOGRAPHS),
     ] = None
     img_size: Annotated[
         int,

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from .. import MobileSam, SamPredictor
 
 
+OBJECTS = (
+    "For composites: a folder of pictures with transparency; or images with masks, from each of "
+    "which its largest thing is cut, with its parts."
+)
+PHOTOGRAPHS = "For composites: the folder of the backgrounds."
 CHECKPOINT_NAMES = "A path, hf://owner/repo[/file][@revision] or 'bundled'."
 
 ImageFile = Annotated[

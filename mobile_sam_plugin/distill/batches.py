@@ -21,6 +21,7 @@ from ..datasets.unreadable import Items, Unfit, check_fit
 from ..errors import UserError
 from ..images import load_image
 from ..inputs import preprocess
+from ..scenes.composites import Composites
 from ..scenes.scenes import Scenes
 from .augmentation import change_look, random_crop
 from .embeddings import Embeddings
@@ -33,13 +34,14 @@ _COARSE = 64  # pixels of the longer side at which it is decided whether a mask 
 class MaskExamples(Dataset[Batch]):
     """Images with masks and a first prompt for each mask, for :class:`~.objectives.Supervised`.
 
-    Half of the images are flipped left to right. Photographs are cropped, and their colours and
-    quality changed, see :mod:`~.augmentation`. Half of the scenes are cropped to between half and
-    all of their width or height, so that the model sees the padding of images that are not square.
+    Half of the images are flipped left to right. Photographs and composites are cropped, and their
+    colours and quality changed, see :mod:`~.augmentation`. Half of the scenes are cropped to
+    between half and all of their width or height, so that the model sees the padding of images that
+    are not square.
 
     Args:
-        images: one data set or more. Scenes keep their order, all others are shuffled in every
-            epoch.
+        images: one data set or more. Scenes and composites keep their order, all others are
+            shuffled in every epoch.
         size: side S of the square input.
         prompts_per_image: P. If an image has more masks, P of them are drawn at random; if it has
             fewer, they are repeated with different prompts. If some are parts of others, half of
@@ -73,8 +75,9 @@ class MaskExamples(Dataset[Batch]):
         generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
         images = self.images[rng.choice(len(self.images), p=self.shares)]
         are_scenes = isinstance(images, Scenes)
+        are_made = are_scenes or isinstance(images, Composites)
         length = len(images)
-        index = position % length if are_scenes else shuffled_index(position, length, self.seed)
+        index = position % length if are_made else shuffled_index(position, length, self.seed)
         item = images[index]
         check_fit(item.image, self.size)
 

@@ -18,14 +18,17 @@ class TrainingOptions:
 
     Attributes:
         objective: ``"decoupled"``, ``"semi-coupled"``, ``"coupled"`` or ``"supervised"``.
-        data: a folder of a teacher's embeddings; for ``"supervised"``, one or more of ``"scenes"``,
-            which are endless and of the input size, and what
+        data: a folder of a teacher's embeddings; for ``"supervised"``, one or more of ``"scenes"``
+            and ``"composites"``, which are endless and of the input size, and what
             :func:`~mobile_sam_plugin.scenes.scenes.open_images_or_scenes` takes. Kept as a tuple.
         steps: optimizer steps.
         weights: the share of each of the `data` among the examples; if None, equal shares.
         images: the folder of the images of a single `data`, if they are not beside the JSON file,
             or no longer where their embeddings were computed.
         texture_images: a folder of images whose patches become surfaces in ``"scenes"``.
+        objects: for ``"composites"``, the things to paste, see
+            :func:`~mobile_sam_plugin.scenes.composites.open_cut_outs`.
+        photographs: for ``"composites"``, the folder of the backgrounds.
         checkpoint: initial weights, as :func:`~mobile_sam_plugin.build_sam_vit_t` takes them;
             random weights if None.
         backbone: a timm backbone for the student's encoder, if it starts from random weights.
@@ -67,6 +70,8 @@ class TrainingOptions:
     weights: Sequence[float] | None = None
     images: str | None = None
     texture_images: str | None = None
+    objects: str | None = None
+    photographs: str | None = None
     checkpoint: str | None = None
     backbone: str | None = None
     teacher: str | None = None
@@ -162,3 +167,6 @@ class TrainingOptions:
             raise UserError(
                 f"texture_images applies only to data 'scenes', not {', '.join(map(repr, data))}"
             )
+        for name in ("objects", "photographs"):
+            if (getattr(self, name) is None) == ("composites" in data):
+                raise UserError(f"{name} is required for data 'composites', and only for it")

@@ -36,6 +36,7 @@ from ..files import remove_partials, replaced
 from ..images import list_images
 from ..mobile_sam import MobileSam, set_img_size
 from ..runs import RUN_FILE, find_run, write_settings
+from ..scenes.composites import Composites, open_cut_outs
 from ..scenes.scenes import Scenes, open_images_or_scenes
 from .batches import EmbeddedImages, EmbeddingExamples, MaskExamples, StepBatchSampler
 from .embeddings import Embeddings, fingerprint_decoder
@@ -525,6 +526,19 @@ def _open_images(
     sets: list[AnnotatedImages] = []
     counted: list[SkipUnreadable[Any]] = []
     for name in options.data:
+        if name == "composites":
+            assert options.objects is not None and options.photographs is not None
+            composites = Composites(
+                _ENDLESS,
+                open_cut_outs(options.objects),
+                list_images(options.photographs, recursive=True),
+                options.img_size,
+                options.seed,
+                strict=options.strict,
+            )
+            sets.append(composites)
+            counted += [composites.objects, composites.photographs]
+            continue
         source = open_images_or_scenes(name, options.images)
         if isinstance(source, Scenes):
             if name == "scenes":

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -572,14 +573,25 @@ def test_a_student_starts_with_its_teachers_decoder(
         train(replace(short, teacher="bundled"), tmp_path / "other")
 
 
-def test_supervised_and_finetune_on_scenes(tmp_path: Path) -> None:
+def test_supervised_on_a_mixture_and_finetune_on_scenes(tmp_path: Path) -> None:
+    for folder in ("objects", "photographs", "labelled"):
+        (tmp_path / folder).mkdir()
+    disc = np.zeros((40, 40, 4), np.uint8)
+    cv2.circle(disc, (20, 20), 15, (200, 40, 40, 255), cv2.FILLED)
+    Image.fromarray(disc).save(tmp_path / "objects" / "disc.png")
+    scene = make_scene(1, 48)
+    Image.fromarray(scene.image).save(tmp_path / "photographs" / "scene.png")
+    write_annotated_image(tmp_path / "labelled", "sa_0", scene)
     options = TrainingOptions(
         "supervised",
-        "scenes",
+        ["scenes", "composites", str(tmp_path / "labelled")],
         steps=2,
+        weights=(1, 2, 2),
+        objects=str(tmp_path / "objects"),
+        photographs=str(tmp_path / "photographs"),
         backbone="test_efficientnet",
         img_size=SIZE,
-        batch_size=2,
+        batch_size=8,
         prompts_per_image=3,
         evaluation_data="scenes:2",
         evaluate_every=1,
@@ -588,7 +600,16 @@ def test_supervised_and_finetune_on_scenes(tmp_path: Path) -> None:
     )
     best = train(options, tmp_path / "supervised")
     finetuned = train(
-        replace(options, data="scenes:4", parts="decoder", checkpoint=str(best), backbone=None),
+        replace(
+            options,
+            data="scenes:4",
+            weights=None,
+            objects=None,
+            photographs=None,
+            parts="decoder",
+            checkpoint=str(best),
+            backbone=None,
+        ),
         tmp_path / "finetuned",
     )
     before, after = read_checkpoint(best), read_checkpoint(finetuned)
@@ -839,6 +860,11 @@ def test_evaluation_data_are_tried_before_the_first_step(tmp_path: Path) -> None
             {"objective": "supervised", "data": ["a", "b"], "images": "c"},
             "keep the images of each beside its masks",
         ),
+        (
+            {"objective": "supervised", "data": "composites", "objects": "a"},
+            "photographs is required for data 'composites', and only for it",
+        ),
+        ({"objects": "a"}, "objects is required for data 'composites', and only for it"),
         ({"evaluation_images": "val"}, "applies only with evaluation_data"),
     ],
 )

@@ -1,6 +1,6 @@
 # make demo: sets up the base package, then segments a photograph by a point and a box.
 # make test: sets up all extras and tools, then runs ruff, mypy and all tests.
-# make benchmark: measures the speed beside that of installed parts; half an hour on two cores.
+# make benchmark: measures the speed beside the original MobileSAM's; ten minutes on two cores.
 # make bundled-checkpoint: trains the weights in the package and measures them; hours on two cores.
 #	Run it again to resume.
 

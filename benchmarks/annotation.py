@@ -1,8 +1,8 @@
-"""Annotating a data set: images per second beside upstream's loop, peak memory, and workers.
+"""Annotating a data set: images per second beside the original's loop, peak memory, and workers.
 
 Both sides take the same images and the same weights, one after the other in one process, and write
-the masks of each image as JSON. Upstream's loop is the usual script around segment_anything: one
-image after another, with the model of ``baseline``. Peak memory is measured in fresh processes.
+the masks of each image as JSON. The original's loop is the usual script around ``mobile_sam``: one
+image after another, with its own model. Peak memory is measured in fresh processes.
 """
 
 import argparse
@@ -19,16 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import segment_anything
 import torch
 from PIL import Image
 from tqdm import tqdm
 
 from mobile_sam_plugin import MobileSam, annotate, build_sam_vit_t
 from mobile_sam_plugin.records import encode_mask
-from tests.baseline import build_baseline
+from tests.original import build_original, mobile_sam
 
-from .speed import EVERYTHING, PHOTOGRAPHS
+from .speed import EVERYTHING, PHOTOGRAPHS, save_for_both
 
 BOXES_PER_IMAGE = 5
 SEARCH = {name: value for name, value in EVERYTHING.items() if name != "output_mode"}
@@ -64,9 +63,9 @@ def save_images(folder: Path, count: int) -> Path:
     return path
 
 
-def upstream_boxes(sam: segment_anything.modeling.Sam, data: Path, out: Path) -> None:
+def original_boxes(sam: Any, data: Path, out: Path) -> None:
     """The loop of SamPredictor over a COCO data set."""
-    predictor = segment_anything.SamPredictor(sam)
+    predictor = mobile_sam.SamPredictor(sam)
     content = json.loads(data.read_text())
     boxes: dict[int, list[list[float]]] = {}
     for annotation in content["annotations"]:
@@ -86,11 +85,9 @@ def upstream_boxes(sam: segment_anything.modeling.Sam, data: Path, out: Path) ->
         (out / f"{image['id']}.json").write_text(json.dumps(records))
 
 
-def upstream_everything(
-    sam: segment_anything.modeling.Sam, images: Path, out: Path, points_per_side: int
-) -> None:
+def original_everything(sam: Any, images: Path, out: Path, points_per_side: int) -> None:
     """The loop of SAM's ``scripts/amg.py``."""
-    generator = segment_anything.SamAutomaticMaskGenerator(
+    generator = mobile_sam.SamAutomaticMaskGenerator(
         sam, points_per_side=points_per_side, **EVERYTHING
     )
     for path in sorted(images.glob("*.jpg")):
@@ -114,12 +111,12 @@ def measure(count: int, many: int, points_per_side: int) -> dict[str, Any]:
         points_per_side: of everything mode.
     """
     model = build_sam_vit_t("bundled")
-    baseline = build_baseline(model)
     threads = torch.get_num_threads()
     rates: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        images, out = folder / "images", folder / "upstream"
+        original = build_original(save_for_both(folder))
+        images, out = folder / "images", folder / "original"
         images.mkdir()
         out.mkdir()
         data = save_images(images, count)
@@ -127,11 +124,11 @@ def measure(count: int, many: int, points_per_side: int) -> dict[str, Any]:
         ours_boxes: dict[str, Any] = {"source": data, "mode": "boxes"}
         ours_everything: dict[str, Any] = {"source": images, **search}
         rows: dict[str, tuple[int, Callable[[], None]]] = {
-            "boxes, upstream": (threads, lambda: upstream_boxes(baseline, data, out)),
+            "boxes, original": (threads, lambda: original_boxes(original, data, out)),
             "boxes, annotate": (threads, lambda: run_annotate(model, **ours_boxes)),
-            "everything, upstream": (
+            "everything, original": (
                 threads,
-                lambda: upstream_everything(baseline, images, out, points_per_side),
+                lambda: original_everything(original, images, out, points_per_side),
             ),
             "everything, annotate": (threads, lambda: run_annotate(model, **ours_everything)),
             "boxes, 1 worker of 1 thread": (1, lambda: run_annotate(model, **ours_boxes)),
@@ -147,7 +144,7 @@ def measure(count: int, many: int, points_per_side: int) -> dict[str, Any]:
         }
         (warm_up := folder / "warm_up").mkdir()
         first = save_images(warm_up, 1)
-        upstream_boxes(baseline, first, out)
+        original_boxes(original, first, out)
         run_annotate(model, first, mode="boxes")
         for row, (row_threads, run) in tqdm(rows.items(), disable=None):
             torch.set_num_threads(row_threads)
@@ -198,11 +195,11 @@ def format_table(results: dict[str, Any]) -> str:
         f"and again flipped and turned. Boxes: {results['boxes_per_image']} per image. Everything: "
         f"{results['points_per_side']} points per side.",
         "",
-        "| images per second | upstream's loop | annotate | |",
+        "| images per second | the original's loop | annotate | |",
         "|---|---|---|---|",
     ]
     for mode in ("boxes", "everything"):
-        before, after = rates[f"{mode}, upstream"], rates[f"{mode}, annotate"]
+        before, after = rates[f"{mode}, original"], rates[f"{mode}, annotate"]
         lines.append(f"| {mode} | {before:.3g} | {after:.3g} | **{after / before:.1f} x** |")
     lines += ["", "| images per second | 1 worker | 2 workers | |", "|---|---|---|---|"]
     for mode in ("boxes", "everything"):

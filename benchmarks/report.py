@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,15 @@ ROOT = Path(__file__).parent.parent
 START, END = "<!-- benchmark -->", "<!-- /benchmark -->"
 
 
-IN_README = ("set_image", "second click", "everything, 32 points per side")
+IN_README = ("set_image", "second click", "everything, 16 points per side")
 """The rows of the short table."""
+
+SIDES = {
+    "original": ("the original MobileSAM", "#b8bcc4"),
+    "ours": ("this package", "#2a78d6"),
+    "vit_b": ("SAM's vit_b", "#e3cfa4"),
+}
+"""Their names, and their colors in the picture."""
 
 
 def write_report(path: Path, pages: bool = False) -> None:
@@ -49,51 +57,85 @@ def put_between_marks(path: Path, table: str) -> None:
 def format_table(results: dict[str, Any]) -> str:
     """The results as Markdown."""
     machine, start = results["machine"], results["start"]
+    titles = [title for title, _ in SIDES.values()]
     lines = [
-        f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads; "
-        f"torch {machine['torch']}, Python {machine['python']}; medians of {machine['runs']} runs, "
-        f"alternating. Limit: the arithmetic alone at this machine's peak of "
+        f"{_describe(machine)}, Python {machine['python']}. Medians of alternating runs, with "
+        "quartiles in brackets. Limit: the arithmetic alone at this machine's peak of "
         f"{machine['gflops']:.0f} GFLOP/s.",
         "",
-        "| | segment-anything and timm | this package | faster | limit (GMAC) | peak memory |",
-        "|---|---|---|---|---|---|",
+        f"| | {titles[0]} | {titles[1]} | faster | {titles[2]} | runs | limit (GMAC) | memory |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in results["rows"].values():
-        before, after = (row["median"][side] for side in ("baseline", "ours"))
-        megabytes = row["megabytes"]
-        memory = f"{megabytes['baseline']:,.0f} to {megabytes['ours']:,.0f} MB" if megabytes else ""
-        limit = f"{seconds(row['limit'])} ({row['gmac']:,.1f})"
-        lines.append(
-            f"| {row['title']} | {seconds(before)} | {seconds(after)} | "
-            f"**{before / after:.1f} x** | {limit} | {memory} |"
-        )
+        times, megabytes = row["seconds"], row["megabytes"]
+        memory = ""
+        if megabytes:
+            memory = f"{megabytes['original']:,.0f} to {megabytes['ours']:,.0f} MB"
+        cells = [
+            row["title"],
+            *_compare(times),
+            _spread(times["vit_b"]) if "vit_b" in times else "",
+            str(len(times["ours"])),
+            f"{seconds(row['limit'])} ({row['gmac']:,.1f})",
+            memory,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     build = start["build"]
     lines.append(
-        f"| build the model | {seconds(build['baseline'])} | {seconds(build['ours'])} | "
-        f"{build['baseline'] / build['ours']:.1f} x | | |"
+        f"| build the model | {' | '.join(_compare(build))} | | {len(build['ours'])} | | |"
     )
-    lines.append(f"| import, beyond the libraries | | {seconds(start['import'])} | | | |")
+    imports = start["import"]
+    lines.append(
+        f"| import, beyond the libraries | | {_spread(imports)} | | | {len(imports)} | | |"
+    )
     return "\n".join(lines)
 
 
 def format_short_table(results: dict[str, Any]) -> str:
     """The three rows of the README."""
-    machine = results["machine"]
-    rows = {row["title"]: row["median"] for row in results["rows"].values()}
+    rows = {row["title"]: row["seconds"] for row in results["rows"].values()}
     lines = [
-        f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads; "
-        f"torch {machine['torch']}; medians.",
+        f"{_describe(results['machine'])}; medians.",
         "",
-        "| | segment-anything with timm's TinyViT | this package | faster |",
+        f"| | {SIDES['original'][0]} | {SIDES['ours'][0]} | faster |",
         "|---|---|---|---|",
     ]
     for title in IN_README:
         if title not in rows:
             raise ValueError(f"the benchmark has no row {title!r} for the README: run it whole")
-        before, after = (rows[title][side] for side in ("baseline", "ours"))
+        before, after = (quartiles(rows[title][side])[1] for side in ("original", "ours"))
         faster = f"**{before / after:.1f} x**"
         lines.append(f"| {title} | {seconds(before)} | {seconds(after)} | {faster} |")
     return "\n".join(lines)
+
+
+def _describe(machine: dict[str, Any]) -> str:
+    return (
+        f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads; "
+        f"torch {machine['torch']}"
+    )
+
+
+def _compare(times: dict[str, list[float]]) -> list[str]:
+    """The cells of the original, of this package, and of their ratio."""
+    before, after = (quartiles(times[side])[1] for side in ("original", "ours"))
+    ratio = f"**{before / after:.1f} x**"
+    return [_spread(times["original"]), _spread(times["ours"]), ratio]
+
+
+def _spread(times: list[float]) -> str:
+    """The median, and in brackets the quartiles."""
+    low, median, high = quartiles(times)
+    spread = f" ({seconds(low)} to {seconds(high)})" if len(times) > 1 else ""
+    return seconds(median) + spread
+
+
+def quartiles(times: list[float]) -> tuple[float, float, float]:
+    """The first quartile, the median and the third quartile."""
+    if len(times) == 1:
+        return times[0], times[0], times[0]
+    low, median, high = statistics.quantiles(times, n=4, method="inclusive")
+    return low, median, high
 
 
 def seconds(value: float) -> str:
@@ -104,27 +146,33 @@ def seconds(value: float) -> str:
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    """Bars of both sides and the limit, on a logarithmic axis."""
+    """Bars of all sides and the limit, on a logarithmic axis; whiskers join the quartiles."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     rows = list(results["rows"].values())[::-1]
-    figure, axes = pyplot.subplots(figsize=(9, 0.55 * len(rows) + 1.2), layout="constrained")
-    for offset, side, color in ((0.2, "baseline", "#b8bcc4"), (-0.2, "ours", "#2a78d6")):
-        times = [row["median"][side] for row in rows]
-        label = "segment-anything and timm" if side == "baseline" else "mobile-sam-plugin"
-        bars = axes.barh([i + offset for i in range(len(rows))], times, 0.38, color=color)
-        bars.set_label(label)
-        axes.bar_label(bars, [seconds(time) for time in times], padding=3, fontsize=8)
+    figure, axes = pyplot.subplots(figsize=(9, 0.75 * len(rows) + 1.2), layout="constrained")
+    for offset, (side, (title, color)) in zip((0.26, 0.0, -0.26), SIDES.items(), strict=True):
+        places = [place for place, row in enumerate(rows) if side in row["seconds"]]
+        if not places:
+            continue
+        spreads = [quartiles(rows[place]["seconds"][side]) for place in places]
+        whiskers = [[median - low for low, median, _ in spreads]]
+        whiskers.append([high - median for _, median, high in spreads])
+        medians = [median for _, median, _ in spreads]
+        heights = [place + offset for place in places]
+        bars = axes.barh(heights, medians, 0.25, xerr=whiskers, color=color, ecolor="#555555")
+        bars.set_label(title)
+        axes.bar_label(bars, [seconds(median) for median in medians], padding=3, fontsize=8)
     limits = [row["limit"] for row in rows]
-    axes.scatter(limits, [i - 0.2 for i in range(len(rows))], marker="|", s=90, color="#d03b3b")
+    axes.scatter(limits, range(len(rows)), marker="|", s=90, color="#d03b3b")
     axes.collections[-1].set_label("limit of the arithmetic")
     axes.set_yticks(range(len(rows)), [row["title"] for row in rows])
     axes.set_xscale("log")
     axes.set_xlabel("seconds")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    figure.legend(loc="outside upper center", ncols=4, frameon=False)
     axes.margins(x=0.12)
     figure.savefig(path, dpi=110)

@@ -1,8 +1,10 @@
-"""The speed of this package beside segment-anything with timm's TinyViT.
+"""The speed of this package beside the original MobileSAM, and segment-anything's vit_b for scale.
 
-Both sides run on the same photographs with the same weights, alternating in one process, at their
-default settings. Peak memory and start-up are measured in fresh processes. The limit of a row is
-the time of its multiplications alone at the speed of this machine's matrix product.
+The original and this package run on the same photographs with the same weights, alternating in one
+process, at their default settings. vit_b is untrained, as time does not depend on the weights, but
+in everything mode, which it leaves out. Peak memory and the time of the import are measured in
+fresh processes. The limit of a row is the time of its multiplications alone at the speed of this
+machine's matrix product.
 """
 
 import argparse
@@ -11,9 +13,9 @@ import itertools
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,15 +27,15 @@ import segment_anything
 import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
 
 import mobile_sam_plugin
-from tests.baseline import build_baseline
+from mobile_sam_plugin.checkpoint import BUNDLED_FILE, read_checkpoint, save_checkpoint
+from tests.original import build_original, mobile_sam
 
-from .report import write_report
+from .report import quartiles, seconds, write_report
 
 PHOTOGRAPHS = Path(__file__).parent.parent / "examples" / "images"
-SIDES = ("baseline", "ours")
+SIDES = ("original", "ours")
 # The bundled checkpoint's scores are low: at these thresholds dozens of masks survive.
 EVERYTHING: dict[str, Any] = {
     "pred_iou_thresh": 0.35,
@@ -43,76 +45,87 @@ EVERYTHING: dict[str, Any] = {
 }
 
 
-# Programs for fresh processes; each prints a number. Seconds beyond what both sides import:
+# Programs for fresh processes; each prints a number. Seconds beyond what users import anyway:
 IMPORT = """import time, torch, torchvision, timm.models.tiny_vit, segment_anything
 start = time.perf_counter()
 from mobile_sam_plugin import SamAutomaticMaskGenerator, SamPredictor, sam_model_registry
 print(time.perf_counter() - start)"""
-BUILD = {
-    "baseline": """import time
-from tests.baseline import build_baseline
-from mobile_sam_plugin import build_sam_vit_t
-sam = build_sam_vit_t("bundled")
-start = time.perf_counter()
-build_baseline(sam)
-print(time.perf_counter() - start)""",
-    "ours": """import time
-from mobile_sam_plugin import SamPredictor, build_sam_vit_t
-from mobile_sam_plugin.mobile_sam import MobileSam
-start = time.perf_counter()
-build_sam_vit_t("bundled")
-print(time.perf_counter() - start)""",
-}
 # Megabytes at the peak of a row on one side. Not getrusage's, which starts from the parent's peak.
 PEAK = """import re
 from benchmarks.speed import ROWS, Side
-ROWS["{row}"].prepare(Side("{side}"))(0)()
+ROWS["{row}"].prepare(Side("{side}", "{checkpoint}"))(0)()
 print(int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024)"""
 
 
-class Side:
-    """One of the two implementations, and what it does in each row."""
+def save_for_both(folder: Path) -> Path:
+    """The bundled weights as a file in float32, which the original and this package load."""
+    path = folder / "mobile_sam.pt"
+    save_checkpoint(read_checkpoint(BUNDLED_FILE), path, torch.float32, for_upstream=True)
+    return path
 
-    def __init__(self, name: str) -> None:
-        sam = mobile_sam_plugin.build_sam_vit_t("bundled")
-        self.sam = build_baseline(sam) if name == "baseline" else sam
+
+def build(name: str, checkpoint: str | os.PathLike[str]) -> Any:
+    """The model of a side: ``original``, ``ours`` or ``vit_b``."""
+    if name == "original":
+        return build_original(checkpoint)
+    if name == "ours":
+        return mobile_sam_plugin.build_sam_vit_t(checkpoint)
+    return segment_anything.sam_model_registry[name]()
+
+
+class Side:
+    """One of the implementations, and what it does in each row."""
+
+    def __init__(self, name: str, checkpoint: str | os.PathLike[str]) -> None:
+        self.sam = build(name, checkpoint)
         self.sam.requires_grad_(False)  # for PyTorch's counter of operations, which stumbles on it
-        self.classes: Any = segment_anything if name == "baseline" else mobile_sam_plugin
-        self.predictor = self.classes.SamPredictor(self.sam)
+        packages = {"original": mobile_sam, "ours": mobile_sam_plugin, "vit_b": segment_anything}
+        self.classes: Any = packages[name]
+        self.known: dict[int, Any] = {}
 
     def set_image(self, run: int) -> Callable[[], Any]:
-        pixels = photograph(run)
-        return lambda: self.predictor.set_image(pixels)
+        predictor, pixels = self.classes.SamPredictor(self.sam), photograph(run)
+        return lambda: predictor.set_image(pixels)
 
     def first_click(self, run: int) -> Callable[[], Any]:
-        pixels = photograph(run)
-        self.predictor.set_image(pixels)
-        height, width = pixels.shape[:2]
-        point, label = np.array([[0.5 * width, 0.5 * height]]), np.array([1])
-        return lambda: self.predictor.predict(point, label)
+        predictor = self.classes.SamPredictor(self.sam)
+        predictor.set_image(photograph(run))
+        point, label = self.middle(predictor), np.array([1])
+        return lambda: predictor.predict(point, label)
+
+    def clicked(self, run: int) -> Any:
+        """A predictor for one of three photographs, on which somebody has just clicked."""
+        photo = run % 3
+        if photo not in self.known:
+            self.known[photo] = self.classes.SamPredictor(self.sam)
+            self.known[photo].set_image(photograph(photo))
+        self.known[photo].predict(self.middle(self.known[photo]), np.array([1]))
+        return self.known[photo]
+
+    def middle(self, predictor: Any) -> Any:
+        height, width = predictor.original_size
+        return np.array([[0.5 * width, 0.5 * height]])
 
     def second_click(self, run: int) -> Callable[[], Any]:
-        first = self.first_click(run)
-        first()
-        height, width = self.predictor.original_size
-        points, labels = np.array([[0.5 * width, 0.5 * height], [9, 9]]), np.array([1, 0])
-        return lambda: self.predictor.predict(points, labels)
+        predictor = self.clicked(run)
+        points, labels = np.concatenate([self.middle(predictor), [[9, 9]]]), np.array([1, 0])
+        return lambda: predictor.predict(points, labels)
 
     def box(self, run: int) -> Callable[[], Any]:
-        self.first_click(run)()
-        height, width = self.predictor.original_size
+        predictor = self.clicked(run)
+        height, width = predictor.original_size
         box = np.array([0.2 * width, 0.2 * height, 0.8 * width, 0.7 * height])
-        return lambda: self.predictor.predict(box=box, multimask_output=False)
+        return lambda: predictor.predict(box=box, multimask_output=False)
 
     def boxes(self, run: int) -> Callable[[], Any]:
-        self.first_click(run)()
-        height, width = self.predictor.original_size
-        corners = np.random.default_rng(run).uniform(size=(300, 2, 2)) * [width, height]
+        predictor = self.clicked(run)
+        height, width = predictor.original_size
+        corners = np.random.default_rng(run).uniform(size=(100, 2, 2)) * [width, height]
         corners.sort(axis=1)
-        boxes = self.predictor.transform.apply_boxes_torch(
+        boxes = predictor.transform.apply_boxes_torch(
             torch.from_numpy(corners.reshape(-1, 4)), (height, width)
         )
-        return lambda: self.predictor.predict_torch(None, None, boxes, multimask_output=False)
+        return lambda: predictor.predict_torch(None, None, boxes, multimask_output=False)
 
     def everything(self, points_per_side: int, megapixels: float | None = None) -> Any:
         generator = self.classes.SamAutomaticMaskGenerator(
@@ -127,31 +140,28 @@ class Row:
 
     title: str
     prepare: Callable[[Side], Callable[[int], Callable[[], Any]]]
-    warm_up: bool = True  # not if a run takes minutes and earlier rows have warmed up
-    memory: bool = True  # not if another row has the same batches
+    runs: int  # fewer where a run takes long, so that all takes ten minutes on two cores
+    memory: bool = False
+    vit_b: bool = False
 
 
 ROWS = {
-    "set_image": Row("set_image", lambda side: side.set_image),
-    "first_click": Row("first click on an image", lambda side: side.first_click),
-    "second_click": Row("second click", lambda side: side.second_click),
-    "box": Row("box", lambda side: side.box),
-    "boxes": Row("300 boxes", lambda side: side.boxes, warm_up=False),
-    "everything_8": Row("everything, 8 points per side", lambda side: side.everything(8)),
-    "everything_16": Row(
-        "everything, 16 points per side", lambda side: side.everything(16), False, False
+    "set_image": Row("set_image", lambda side: side.set_image, 5, vit_b=True),
+    "first_click": Row("first click on an image", lambda side: side.first_click, 7),
+    "second_click": Row("second click", lambda side: side.second_click, 15, vit_b=True),
+    "box": Row("box", lambda side: side.box, 15, vit_b=True),
+    "boxes": Row("100 boxes", lambda side: side.boxes, 3, memory=True),
+    "everything_8": Row(
+        "everything, 8 points per side", lambda side: side.everything(8), 3, memory=True
     ),
-    "everything_32": Row(
-        "everything, 32 points per side", lambda side: side.everything(32), False, False
+    "everything_16": Row("everything, 16 points per side", lambda side: side.everything(16), 3),
+    "everything_32": Row("everything, 32 points per side", lambda side: side.everything(32), 1),
+    "everything_12mp": Row(
+        "everything, 8 points per side, 12 megapixels",
+        lambda side: side.everything(8, 12),
+        3,
+        memory=True,
     ),
-    **{
-        f"everything_{megapixels:g}mp": Row(
-            f"everything, 8 points per side, {megapixels:g} megapixels",
-            lambda side, megapixels=megapixels: side.everything(8, megapixels),  # type: ignore[misc]
-            warm_up=False,
-        )
-        for megapixels in (0.25, 1, 2, 4, 12)
-    },
 }
 
 
@@ -165,76 +175,114 @@ def photograph(run: int, megapixels: float | None = None) -> Any:
     return np.asarray(image)
 
 
-def measure(rows: list[str], runs: int, path: Path, keep: bool = False) -> None:
-    """Times every row on both sides by turns, and writes the results so far after each.
+def measure(rows: list[str], runs: int | None, path: Path, keep: bool = False) -> None:
+    """Times every row on all sides by turns, and writes the results so far after each.
 
     Args:
         rows: names of ``ROWS``.
-        runs: of each row and side.
+        runs: of each row and side; None for each row's own number.
         path: of the JSON file.
         keep: rows that the file has already are kept, not measured again.
 
     Raises:
-        ValueError: the rows to keep come from another machine, other versions or other runs.
+        ValueError: the rows to keep come from another machine or other versions.
     """
-    machine = {
+    path.parent.mkdir(parents=True, exist_ok=True)  # before minutes of measuring
+    machine: dict[str, Any] = {
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "runs": runs,
     }
-    if keep and path.exists():
-        results: dict[str, Any] = json.loads(path.read_text())
-        for name, value in machine.items():
-            if results["machine"][name] != value:
-                raise ValueError(
-                    f"{path} was measured with {name} {results['machine'][name]!r}, not {value!r}: "
-                    "leave out --keep, or name another file with --out"
-                )
-    else:
-        results = {
-            "machine": {**machine, "gflops": _matrix_product_peak()},
-            "start": {
-                "import": statistics.median(_run_python(IMPORT) for _ in range(runs)),
-                "build": {
-                    side: statistics.median(_run_python(BUILD[side]) for _ in range(runs))
-                    for side in SIDES
-                },
-            },
-            "rows": {},
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = save_for_both(Path(folder))
+        if keep and path.exists():
+            results: dict[str, Any] = json.loads(path.read_text())
+            for name, value in machine.items():
+                if results["machine"][name] != value:
+                    raise ValueError(
+                        f"{path} was measured with {name} {results['machine'][name]!r}, not "
+                        f"{value!r}: leave out --keep, or name another file with --out"
+                    )
+        else:
+            start = _measure_start(checkpoint, runs or 3)
+            machine["gflops"] = _matrix_product_peak()
+            results = {"machine": machine, "start": start, "rows": {}}
+        sides: dict[str, Side] = {}
+        for number, name in enumerate(rows, 1):
+            if name not in results["rows"]:
+                row = _measure_row(name, runs, sides, checkpoint, results["machine"]["gflops"])
+                results["rows"][name] = row
+                print(f"{number}/{len(rows)}  {_summary(row)}", flush=True)
+                ordered = {key: results["rows"][key] for key in ROWS if key in results["rows"]}
+                results["rows"] = ordered
+                path.write_text(json.dumps(results, indent=1))
+
+
+def _measure_start(checkpoint: Path, runs: int) -> dict[str, Any]:
+    """Seconds of the import, and of building each model."""
+    start = {
+        "import": [_run_python(IMPORT) for _ in range(runs)],
+        "build": {
+            side: [_time(lambda side=side: build(side, checkpoint)) for _ in range(runs)]  # type: ignore[misc]
+            for side in SIDES
+        },
+    }
+    print("start measured", flush=True)
+    return start
+
+
+def _measure_row(
+    name: str, runs: int | None, sides: dict[str, Side], checkpoint: Path, peak: float
+) -> dict[str, Any]:
+    """A row of the results.
+
+    Args:
+        name: of ``ROWS``.
+        runs: see :func:`measure`.
+        sides: built so far; missing ones are added.
+        checkpoint: for both.
+        peak: 1e9 operations a second of this machine.
+    """
+    row = ROWS[name]
+    names = [*SIDES, *(["vit_b"] if row.vit_b else [])]
+    for side in names:
+        if side not in sides:
+            sides[side] = Side(side, checkpoint)
+    prepared = {side: row.prepare(sides[side]) for side in names}
+    if row.runs > 3:
+        for side in names:
+            prepared[side](0)()  # warms up
+    times: dict[str, list[float]] = {side: [] for side in names}
+    for run, side in itertools.product(range(runs or row.runs), names):
+        times[side].append(_time(prepared[side](run)))
+    gmac = _count(prepared["ours"](0))
+    megabytes = None
+    if row.memory:
+        megabytes = {
+            side: _run_python(PEAK.format(side=side, row=name, checkpoint=checkpoint))
+            for side in SIDES
         }
-    peak = results["machine"]["gflops"]
-    sides = {name: Side(name) for name in SIDES}
-    for name in rows:
-        if name in results["rows"]:
-            continue
-        row = ROWS[name]
-        prepared = {side: row.prepare(sides[side]) for side in SIDES}
-        if row.warm_up:
-            for side in SIDES:
-                prepared[side](0)()
-        seconds: dict[str, list[float]] = {side: [] for side in SIDES}
-        turns = list(itertools.product(range(runs), SIDES))
-        for run, side in tqdm(turns, desc=row.title, disable=None):
-            work = prepared[side](run)
-            start = time.perf_counter()
-            work()
-            seconds[side].append(time.perf_counter() - start)
-        gmac = _count(prepared["ours"](0))
-        results["rows"][name] = {
-            "title": row.title,
-            "seconds": seconds,
-            "median": {side: statistics.median(seconds[side]) for side in SIDES},
-            "gmac": gmac,
-            "limit": 2 * gmac / peak,
-            "megabytes": {side: _run_python(PEAK.format(side=side, row=name)) for side in SIDES}
-            if row.memory
-            else None,
-        }
-        results["rows"] = {name: results["rows"][name] for name in ROWS if name in results["rows"]}
-        path.write_text(json.dumps(results, indent=1))
+    return {
+        "title": row.title,
+        "seconds": times,
+        "gmac": gmac,
+        "limit": 2 * gmac / peak,
+        "megabytes": megabytes,
+    }
+
+
+def _summary(row: dict[str, Any]) -> str:
+    medians = {side: quartiles(times)[1] for side, times in row["seconds"].items()}
+    text = ", ".join(f"{side} {seconds(median)}" for side, median in medians.items())
+    return f"{row['title']}: {text}; {medians['original'] / medians['ours']:.1f} x as fast"
+
+
+def _time(work: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
 
 
 def _count(work: Callable[[], Any]) -> float:
@@ -247,12 +295,7 @@ def _count(work: Callable[[], Any]) -> float:
 def _matrix_product_peak() -> float:
     """The machine's speed in 1e9 operations a second, multiplying 2048 x 2048 float32."""
     a = torch.randn(2048, 2048)
-    seconds = []
-    for _ in range(10):
-        start = time.perf_counter()
-        a @ a
-        seconds.append(time.perf_counter() - start)
-    return 2 * 2048**3 / min(seconds) / 1e9
+    return 2 * 2048**3 / min(_time(lambda: a @ a) for _ in range(10)) / 1e9
 
 
 def _run_python(code: str) -> float:
@@ -268,10 +311,16 @@ def _processor() -> str:
     return platform.processor()
 
 
+def _own_runs() -> str:
+    return ", ".join(f"{row.runs} of {name}" for name, row in ROWS.items())
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command."""
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
-    parser.add_argument("--runs", type=int, default=5, help="per row and side (default 5)")
+    parser.add_argument(
+        "--runs", type=int, help="of each row and side (default: " + _own_runs() + ")"
+    )
     parser.add_argument(
         "--out", type=Path, default=Path("benchmark.json"), help="default benchmark.json"
     )
@@ -282,7 +331,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--report", action="store_true", help="only table and picture, of an earlier --out"
     )
     parser.add_argument(
-        "--pages", action="store_true", help="update the tables of README.md and docs/speed.md"
+        "--pages", action="store_true", help="update README.md, docs/speed.md and its picture"
     )
 
 

@@ -1,4 +1,7 @@
-"""Everything mode against upstream's generator on a model of installed parts, same weights."""
+"""Everything mode: its options, errors and memory, and upstream's generator on the same model.
+
+Beside the original's generator and model it stands in tests/core/test_original.py.
+"""
 
 import copy
 import subprocess
@@ -19,7 +22,6 @@ from torch import Tensor, nn
 from mobile_sam_plugin import MobileSam, SamAutomaticMaskGenerator
 from mobile_sam_plugin.mobile_sam import set_img_size
 
-from ..baseline import build_baseline
 from ..conftest import PHOTOGRAPHS
 from ..records import assert_same_records
 
@@ -33,59 +35,9 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-Models = tuple[MobileSam, segment_anything.modeling.Sam]
-"""Ours, and upstream's parts with the same weights."""
-
-
-@pytest.fixture(scope="module")
-def models(bundled_sam: MobileSam) -> Models:
-    return bundled_sam, build_baseline(bundled_sam)
-
-
-@pytest.fixture(scope="module")
-def smaller_models(bundled_sam: MobileSam) -> Models:
-    """For images of 448 x 448, which takes a fifth of the time."""
-    models = copy.deepcopy(bundled_sam), build_baseline(bundled_sam)
-    for model in models:
-        set_img_size(model, 448)
-    return models
-
-
 def photograph(name: str, size: tuple[int, int] | None = None) -> Pixels:
     image = Image.open(PHOTOGRAPHS / name).convert("RGB")
     return np.asarray(image.resize(size) if size else image)
-
-
-def assert_same_as_upstream(models: Models, pixels: Pixels, settings: dict[str, Any]) -> None:
-    ours, theirs = models
-    # Upstream is at its fastest with few points a batch, which changes nothing else.
-    upstream = segment_anything.SamAutomaticMaskGenerator(
-        theirs, **{"points_per_batch": 8} | settings
-    )
-    expected = upstream.generate(pixels)
-    assert 20 <= len(expected) <= 200
-    assert_same_records(SamAutomaticMaskGenerator(ours, **settings).generate(pixels), expected)
-
-
-def test_same_records_at_the_real_size(models: Models) -> None:
-    assert_same_as_upstream(models, photograph("astronaut.png"), OPTIONS)
-
-
-@pytest.mark.parametrize(
-    ("name", "size", "options"),
-    [
-        ("camera.png", (300, 512), {"output_mode": "coco_rle"}),
-        ("chelsea.png", None, {"output_mode": "uncompressed_rle"}),
-        ("china.jpg", (1280, 300), {"stability_score_thresh": 0.0}),
-        ("coffee.png", None, {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.7}),
-        ("flower.jpg", (427, 640), {"box_nms_thresh": 0.5, "stability_score_thresh": 0.3}),
-        ("rocket.jpg", None, {"points_per_batch": 7, "min_mask_region_area": 400}),
-    ],
-)
-def test_same_records_on_photographs(
-    smaller_models: Models, name: str, size: tuple[int, int] | None, options: dict[str, Any]
-) -> None:
-    assert_same_as_upstream(smaller_models, photograph(name, size), OPTIONS | options)
 
 
 @pytest.mark.parametrize(
@@ -103,13 +55,12 @@ def test_same_records_on_photographs(
     ids=["downscaled grid", "own grids"],
 )
 def test_same_records_with_crops(
-    smaller_models: Models, coffee: Pixels, options: dict[str, Any]
+    small_sam: MobileSam, coffee: Pixels, options: dict[str, Any]
 ) -> None:
-    ours, theirs = smaller_models
     settings = OPTIONS | {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.1} | options
-    expected = segment_anything.SamAutomaticMaskGenerator(theirs, **settings).generate(coffee)
+    expected = segment_anything.SamAutomaticMaskGenerator(small_sam, **settings).generate(coffee)
     assert len({tuple(record["crop_box"]) for record in expected}) > 2
-    actual = SamAutomaticMaskGenerator(ours, **settings).generate(coffee)
+    actual = SamAutomaticMaskGenerator(small_sam, **settings).generate(coffee)
     assert_same_records(actual, expected)
 
 

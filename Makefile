@@ -1,8 +1,8 @@
 # make demo: sets up the base package, then segments a photograph by a point and a box.
 # make test: sets up all extras and tools, then runs ruff, mypy and all tests.
 # make benchmark: measures the speed beside the original MobileSAM's; ten minutes on two cores.
-# make bundled-checkpoint: trains the weights in the package and measures them; hours on two cores.
-#	Run it again to resume.
+# make bundled-checkpoint PACK=pack.npz: trains the weights in the package and measures them; hours on
+#	two cores. Run it again to resume.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -23,29 +23,29 @@ test: .venv/ready-to-test chromium
 benchmark: .venv/ready-to-test
 	$(BIN)/python -m benchmarks speed
 
-# From the weights before, each stage on scenes of its own, at sizes that grow towards the 1024 pixels at which the model is used.
+# From the weights before, at sizes that grow towards the 1024 pixels at which the model is used.
+# PACK is the training data, see examples/unpack_training_data.py; VALID photographs with masks.
+PACK ?=
+VALID ?= scenes:500
 RUNS ?= runs
 START ?= bundled
-SUPERVISED = $(BIN)/mobile-sam distill supervised scenes --texture-images examples/images \
-	--mixed-precision bf16 --save-every 20
+SUPERVISED = $(BIN)/mobile-sam distill supervised composites $(RUNS)/data/labelled scenes \
+	--weights 52,35,13 --objects $(RUNS)/data/objects --photographs $(RUNS)/data/photographs \
+	--texture-images examples/images --save-every 20
 # The C library keeps large blocks instead of fetching them from the kernel at every step.
 TUNING = GLIBC_TUNABLES=glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000:glibc.malloc.hugetlb=1
 
 bundled-checkpoint: .venv/ready-to-test
-	$(TUNING) $(SUPERVISED) --out $(RUNS)/112 --seed 1 --checkpoint $(START) --img-size 112 \
-		--batch-size 32 --steps 360 --warmup-steps 30 --ema-decay 0.99
-	$(TUNING) $(SUPERVISED) --out $(RUNS)/224 --seed 2 --checkpoint $(RUNS)/112/last.safetensors \
-		--img-size 224 --batch-size 16 --steps 100 --warmup-steps 10 --learning-rate 5e-4 \
+	@test -f "$(PACK)" || { echo 'name the training data: make bundled-checkpoint PACK=pack.npz'; exit 2; }
+	test -d $(RUNS)/data || { $(BIN)/python examples/unpack_training_data.py $(PACK) $(RUNS)/unpacked \
+		&& mv $(RUNS)/unpacked $(RUNS)/data; }
+	$(TUNING) $(SUPERVISED) --out $(RUNS)/224 --seed 1 --checkpoint $(START) --img-size 224 \
+		--batch-size 16 --steps 625 --warmup-steps 60 --ema-decay 0.998
+	$(TUNING) $(SUPERVISED) --out $(RUNS)/448 --seed 2 --checkpoint $(RUNS)/224/last.safetensors \
+		--img-size 448 --batch-size 8 --steps 175 --warmup-steps 20 --learning-rate 5e-4 \
 		--ema-decay 0.98
-	$(TUNING) $(SUPERVISED) --out $(RUNS)/448 --seed 3 --checkpoint $(RUNS)/224/last.safetensors \
-		--img-size 448 --batch-size 8 --steps 200 --warmup-steps 10 --learning-rate 5e-4 \
-		--ema-decay 0.98
-	$(TUNING) $(SUPERVISED) --out $(RUNS)/1024 --seed 4 --checkpoint $(RUNS)/448/last.safetensors \
-		--img-size 1024 --batch-size 4 --steps 30 --warmup-steps 3 --learning-rate 1e-4 \
-		--ema-decay 0.9
-	$(BIN)/mobile-sam convert $(RUNS)/1024/last.safetensors $(RUNS)/mobile_sam.safetensors --dtype float16
-	$(BIN)/mobile-sam distill scenes --out $(RUNS)/held-out --count 500 --size 1024 --seed 1000000
-	$(BIN)/mobile-sam evaluate $(RUNS)/held-out --checkpoint $(RUNS)/mobile_sam.safetensors \
+	$(BIN)/mobile-sam convert $(RUNS)/448/last.safetensors $(RUNS)/mobile_sam.safetensors --dtype float16
+	$(BIN)/mobile-sam evaluate $(VALID) --checkpoint $(RUNS)/mobile_sam.safetensors \
 		--metrics click,click_best,box --out $(RUNS)/scores
 	cp $(RUNS)/mobile_sam.safetensors mobile_sam_plugin/weights/
 

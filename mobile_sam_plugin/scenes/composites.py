@@ -17,7 +17,7 @@ from ..datasets.annotated import AnnotatedImage, AnnotatedImages
 from ..datasets.formats import open_annotated_images
 from ..datasets.unreadable import Items, SkipUnreadable
 from ..errors import UserError
-from ..images import list_images, open_image
+from ..images import list_images, load_mask, open_image
 from .shapes import log_uniform
 from .textures import TextureImages, read_texture_image
 
@@ -43,10 +43,21 @@ class CutOut:
 
 
 class _Pictures:
-    """Cut outs from pictures with transparency."""
+    """Cut outs from pictures with transparency; a folder beside each may hold its parts."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self._paths = paths
+        places = {path.with_suffix("") for path in paths}
+        self._paths = [path for path in paths if path.parent not in places]
+        self._parts: dict[Path, list[Path]] = {}
+        for path in paths:
+            if path.parent in places:
+                self._parts.setdefault(path.parent, []).append(path)
+
+    @property
+    def are_transparent(self) -> bool:
+        """Whether the first picture has transparency."""
+        with open_image(self._paths[0], str(self._paths[0])) as image:
+            return image.has_transparency_data
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -58,7 +69,11 @@ class _Pictures:
         alpha = pixels[..., 3]
         if not (alpha > 127).any() or alpha.min() > 127:
             raise UserError(f"{str(path)!r} is no cut out thing: it has no transparent background")
-        return _cut(pixels[..., :3], alpha, np.zeros((0, *alpha.shape), bool))
+        parts = [load_mask(part) for part in self._parts.get(path.with_suffix(""), [])]
+        for part in parts:
+            if part.shape != alpha.shape:
+                raise UserError(f"the parts of {str(path)!r} are not of its size")
+        return _cut(pixels[..., :3], alpha, np.array(parts, bool).reshape(-1, *alpha.shape))
 
 
 class _Things:
@@ -112,7 +127,8 @@ def open_cut_outs(source: str | os.PathLike[str]) -> Items[CutOut]:
     """Opens a data set of things to paste.
 
     Args:
-        source: a folder of pictures with transparency; or images with masks, as
+        source: a folder of pictures with transparency, ``NAME.png``, each perhaps with a folder
+            ``NAME/`` of the masks of its parts; or images with masks, as
             :func:`~mobile_sam_plugin.datasets.formats.open_annotated_images` takes them, from each
             of which its largest thing is cut.
 
@@ -121,10 +137,9 @@ def open_cut_outs(source: str | os.PathLike[str]) -> Items[CutOut]:
     """
     path = Path(source)
     if path.is_dir():
-        paths = list_images(path, recursive=True, beside=(".json", ".npy"))
-        with open_image(paths[0], str(paths[0])) as image:
-            if image.has_transparency_data:
-                return _Pictures(paths)
+        pictures = _Pictures(list_images(path, recursive=True, beside=(".json", ".npy")))
+        if pictures.are_transparent:
+            return pictures
     return _Things(open_annotated_images(path))
 
 

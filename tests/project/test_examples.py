@@ -1,5 +1,6 @@
 """The scripts in examples/, with the backends of a few lines that need no network."""
 
+import json
 import runpy
 import sys
 from pathlib import Path
@@ -9,6 +10,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+
+from mobile_sam_plugin.datasets.formats import open_annotated_images
+from mobile_sam_plugin.files import encode_image
+from mobile_sam_plugin.scenes.composites import open_cut_outs
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FLOWER = str(EXAMPLES / "images" / "flower.jpg")
@@ -112,3 +117,35 @@ def test_mistakes_are_told_in_a_line(scripts: Scripts, script: str, arguments: l
     message = str(end.value)  # which the interpreter prints, and ends with 1
     assert message.startswith(f"{script}: ") and "no/such/folder" in message
     assert "\n" not in message and not list(scripts.folder.iterdir())
+
+
+def test_unpack_training_data(
+    scripts: Scripts, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = np.full((40, 50, 3), 90, np.uint8)
+    labels = np.zeros((40, 50), np.uint8)
+    labels[5:15, 5:15] = labels[5:15, 30:40] = 7  # two shoes
+    labels[20:35, 10:40] = 9
+    labels[0, 0] = 255
+    thing = np.zeros((30, 30, 4), np.uint8)
+    thing[5:25, 5:25] = (10, 20, 200, 255)
+    parts = np.zeros((30, 30), np.uint8)
+    parts[5:15, 5:25] = 1
+    parts[15:25, 5:25] = 2
+    files = [encode_image(".png", each) for each in (image, labels, thing, parts)]
+    photo = {"image": 0, "label": 1, "union": True}
+    meta = {"photos": [photo, photo], "emoji": [{"image": 2, "parts": 3}]}
+    np.savez(
+        "pack.npz",
+        blob=np.frombuffer(b"".join(files), np.uint8),
+        sizes=[len(file) for file in files],
+        meta=np.frombuffer(json.dumps(meta).encode(), np.uint8),
+    )
+    scripts.run("unpack_training_data.py", "pack.npz", "data")
+    assert capsys.readouterr().out == "1 labelled, 1 objects, 1 photographs\n"
+    (item,) = [open_annotated_images("data/labelled")[0]]
+    # Both shoes, each of them, the dress, the person, and what lies behind.
+    assert [mask.sum() for mask in item.masks] == [200, 100, 100, 450, 650, 40 * 50 - 651]
+    cut_out = open_cut_outs("data/objects")[0]
+    assert [part.sum() for part in cut_out.parts] == [200, 200]
+    assert (cut_out.pixels[10, 10] == thing[10, 10]).all()

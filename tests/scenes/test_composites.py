@@ -97,6 +97,24 @@ def test_things_are_cut_from_images_with_masks(labelled: Path, photographs: Path
     assert nested > 3
 
 
+def test_a_folder_beside_a_picture_holds_its_parts(
+    pictures: Path, photographs: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "red.png").write_bytes((pictures / "red.png").read_bytes())
+    part = np.zeros((80, 100), np.uint8)
+    part[20:40, 30:60] = 255
+    (tmp_path / "red").mkdir()
+    Image.fromarray(part).save(tmp_path / "red" / "1.png")
+    things = open_cut_outs(tmp_path)
+    assert len(things) == 1
+    thing = things[0]
+    assert thing.parts.shape == (1, *thing.pixels.shape[:2])
+    assert np.count_nonzero(thing.parts) == 20 * 30
+    Image.fromarray(part[:50]).save(tmp_path / "red" / "2.png")
+    with pytest.raises(UserError, match=r"red.png' are not of its size"):
+        open_cut_outs(tmp_path)[0]
+
+
 def test_a_composite_of_a_seed_is_always_the_same(pictures: Path, photographs: Path) -> None:
     first, again, other = (composites(pictures, photographs, seed=seed)[3] for seed in (1, 1, 2))
     assert np.array_equal(first.image, again.image) and np.array_equal(first.masks, again.masks)

@@ -6,9 +6,7 @@ import shutil
 import sys
 import zlib
 from collections.abc import Iterator
-from contextlib import redirect_stdout
 from importlib import import_module
-from io import StringIO
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,7 +21,6 @@ from segment_anything.build_sam import _build_sam
 from torch import Tensor
 
 from mobile_sam_plugin import MobileSam, build_sam_vit_t
-from mobile_sam_plugin.cli import main
 from mobile_sam_plugin.mobile_sam import set_img_size
 
 HERE = Path(__file__).parent
@@ -116,17 +113,6 @@ def tiny_file(tiny_sam: MobileSam, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("tiny")
     tiny_sam.save_pretrained(folder)
     return folder / "model.safetensors"
-
-
-@pytest.fixture(scope="session")
-def exported_with_preprocessing(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Where ``mobile-sam export --with-preprocessing`` wrote its files, and what it printed."""
-    folder, pictures = tmp_path_factory.mktemp("exported") / "deep", tmp_path_factory.mktemp("one")
-    shutil.copy(PHOTOGRAPHS / "coffee.png", pictures)
-    options = ("--with-preprocessing", "--checkpoint", "bundled", "--images", str(pictures))
-    with redirect_stdout(StringIO()) as printed:
-        assert main(["export", "--out", str(folder), *options]) == 0
-    return folder, printed.getvalue()
 
 
 @pytest.fixture

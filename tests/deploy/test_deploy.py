@@ -9,6 +9,8 @@ import subprocess
 import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from segment_anything.utils.onnx import SamOnnxModel
 
-from mobile_sam_plugin import MobileSam, SamAutomaticMaskGenerator, SamPredictor
+from mobile_sam_plugin import (
+    MobileSam,
+    SamAutomaticMaskGenerator,
+    SamPredictor,
+    build_sam_vit_t,
+)
 from mobile_sam_plugin.cli import main
 from mobile_sam_plugin.deploy import (
     Export,
@@ -32,16 +39,16 @@ from mobile_sam_plugin.deploy import (
     onnx_export,
 )
 from mobile_sam_plugin.deploy.decoder_graph import DecoderGraph
-from mobile_sam_plugin.deploy.onnx_export import _halve
+from mobile_sam_plugin.deploy.onnx_export import _add_preprocessing, _halve
 from mobile_sam_plugin.images import load_image
 from mobile_sam_plugin.inputs import input_size, mask_to_logits, preprocess
 from mobile_sam_plugin.mask_postprocessing import MaskUpscaler
 
 from ..conftest import PHOTOGRAPHS, REFERENCE
 from ..records import assert_same_records
+from .conftest import Files, named, write_files
 
 Pixels = NDArray[np.uint8]
-Files = tuple[Path, Path]
 
 DECODER_INPUTS = {
     "image_embeddings": ["tensor(float)", [1, 256, 64, 64]],
@@ -80,39 +87,48 @@ def photograph(name: str, size: tuple[int, int] | None = None) -> Pixels:
     return np.asarray(image.resize(size) if size else image)
 
 
-def named(folder: Path) -> Files:
-    return folder / "mobile_sam_encoder.onnx", folder / "mobile_sam_decoder.onnx"
-
-
 @pytest.fixture(scope="session")
 def exported(
-    bundled_sam: MobileSam, tmp_path_factory: pytest.TempPathFactory
+    small_sam: MobileSam, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, list[Export]]:
-    folder = tmp_path_factory.mktemp("exported")
-    return folder, export(bundled_sam, folder, [PHOTOGRAPHS / "coffee.png"])
+    """For images of 224 x 224, which is quick."""
+    folder = tmp_path_factory.mktemp("small")
+    return folder, export(small_sam, folder, [PHOTOGRAPHS / "coffee.png"])
 
 
 @pytest.fixture(scope="session")
-def files(exported: tuple[Path, list[Export]]) -> Files:
+def small_files(exported: tuple[Path, list[Export]]) -> Files:
     return named(exported[0])
 
 
 @pytest.fixture(scope="session")
-def small_files(small_sam: MobileSam, tmp_path_factory: pytest.TempPathFactory) -> Files:
-    """For images of 224 x 224, which is quick."""
-    folder = tmp_path_factory.mktemp("small")
-    export(small_sam, folder, [PHOTOGRAPHS / "coffee.png"])
+def tiny_files(tiny_sam: MobileSam, tmp_path_factory: pytest.TempPathFactory) -> Files:
+    """For claims about files and runtimes, and for images of 256 x 256."""
+    folder = tmp_path_factory.mktemp("tiny")
+    export(tiny_sam, folder, [PHOTOGRAPHS / "coffee.png"], opset=17)
     return named(folder)
 
 
-@pytest.fixture(scope="module")
-def predictor(files: Files) -> OnnxPredictor:
-    return OnnxPredictor(*files)
+@pytest.fixture(scope="session")
+def exported_with_preprocessing(
+    tiny_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
+    """Where ``mobile-sam export --with-preprocessing`` wrote its files, and what it printed.
+
+    Of ``tiny_file``, so for images of 1024 x 1024 pixels.
+    """
+    folder, pictures = tmp_path_factory.mktemp("exported") / "deep", tmp_path_factory.mktemp("one")
+    shutil.copy(PHOTOGRAPHS / "coffee.png", pictures)
+    options = ("--with-preprocessing", "--checkpoint", str(tiny_file), "--images", str(pictures))
+    with redirect_stdout(StringIO()) as printed:
+        assert main(["export", "--out", str(folder), *options]) == 0
+    return folder, printed.getvalue()
 
 
 @pytest.fixture(scope="module")
-def reference(bundled_sam: MobileSam) -> SamPredictor:
-    return SamPredictor(bundled_sam)
+def tiny_reference(tiny_file: Path) -> SamPredictor:
+    """The model behind ``exported_with_preprocessing``."""
+    return SamPredictor(build_sam_vit_t(tiny_file))
 
 
 @pytest.fixture(scope="module")
@@ -183,9 +199,8 @@ def test_names_and_shapes_are_upstreams(files: Files) -> None:
     ]
 
 
-def test_parity_with_torch(
-    predictor: OnnxPredictor, reference: SamPredictor, coffee: Pixels
-) -> None:
+def test_parity_with_torch(files: Files, bundled_sam: MobileSam, coffee: Pixels) -> None:
+    predictor, reference = OnnxPredictor(*files), SamPredictor(bundled_sam)
     predictor.set_image(coffee)
     reference.set_image(coffee)
     assert_parity(predictor, reference)
@@ -248,14 +263,16 @@ def test_batches(
     assert [each.shape for each in none] == [(0, 3, 400, 600), (0, 3), (0, 3, 56, 56)]
 
 
+def test_the_oldest_opset(tiny_files: Files) -> None:
+    assert {onnx.load(path).opset_import[0].version for path in tiny_files} == {17}
+
+
 def test_reference_data(reference_sam: MobileSam, tmp_path: Path) -> None:
     """What the original MobileSAM computed through the decoder that it exports."""
     golden = np.load(REFERENCE / "predictor_golden.npz")
-    export(reference_sam, tmp_path, [REFERENCE / "landscape.png"], opset=17)
-    assert {onnx.load(path).opset_import[0].version for path in named(tmp_path)} == {17}
+    files = write_files(reference_sam, tmp_path, opset=17)
     encoder, decoder = (
-        onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        for path in named(tmp_path)
+        onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]) for path in files
     )
     pixels = np.asarray(Image.open(REFERENCE / "landscape.png"))
     (embedding,) = encoder.run(None, {"input_image": preprocess(pixels, 1024)})
@@ -426,7 +443,7 @@ def test_export_command(exported_with_preprocessing: tuple[Path, str]) -> None:
 
 
 def test_preprocessing_in_the_graph(
-    exported_with_preprocessing: tuple[Path, str], reference: SamPredictor
+    exported_with_preprocessing: tuple[Path, str], tiny_reference: SamPredictor
 ) -> None:
     paths = named(exported_with_preprocessing[0])
     onnx.checker.check_model(paths[0], full_check=True)
@@ -437,46 +454,56 @@ def test_preprocessing_in_the_graph(
     for name, size in [*SHAPES, ("rocket.jpg", (1500, 1333))]:
         pixels = photograph(name, size)
         predictor.set_image(pixels[..., ::-1], image_format="BGR")
-        reference.set_image(pixels)
-        ours, theirs = (each.predict([[150, 120]], [1]) for each in (predictor, reference))
+        tiny_reference.set_image(pixels)
+        embeddings = tiny_reference.get_image_embedding().numpy()
+        np.testing.assert_allclose(predictor.get_image_embedding(), embeddings, rtol=0, atol=0.02)
+        ours, theirs = (each.predict([[150, 120]], [1]) for each in (predictor, tiny_reference))
         assert (ours[0] == theirs[0]).mean() >= 0.999
         np.testing.assert_allclose(ours[1], theirs[1], rtol=0, atol=1e-3)
 
 
 def test_openvino_preprocesses(
-    exported_with_preprocessing: tuple[Path, str], reference: SamPredictor
+    small_files: Files, small_reference: SamPredictor, tmp_path: Path
 ) -> None:
     pytest.importorskip("openvino", reason="openvino is not installed")
-    predictor = OpenVinoPredictor(*named(exported_with_preprocessing[0]))
+    encoder = Path(shutil.copy(small_files[0], tmp_path))
+    _add_preprocessing(encoder, size=224, opset=18)
+    predictor = OpenVinoPredictor(encoder, small_files[1])
     for name, size in SHAPES[:2]:
         pixels = photograph(name, size)
         predictor.set_image(pixels)
-        reference.set_image(pixels)
-        assert predictor.input_size == reference.input_size
-        ours, theirs = (each.predict([[150, 120]], [1]) for each in (predictor, reference))
+        small_reference.set_image(pixels)
+        assert predictor.input_size == small_reference.input_size
+        ours, theirs = (each.predict([[150, 120]], [1]) for each in (predictor, small_reference))
         # It rounds otherwise than Pillow when it resizes: by one step of 255, here and there.
         assert (ours[0] == theirs[0]).mean() >= 0.98
         np.testing.assert_allclose(ours[1], theirs[1], rtol=0, atol=0.05)
 
 
 @pytest.mark.parametrize(
-    ("precision", "opset", "with_preprocessing"),
-    [("fp16", None, True), ("fp16", 20, False), ("int8", 18, False), ("int8", None, True)],
+    ("kind", "precision", "opset", "with_preprocessing"),
+    [
+        ("small", "fp16", None, True),
+        ("tiny", "fp16", 20, False),
+        ("tiny", "int8", 18, False),
+        ("small", "int8", None, True),
+    ],
 )
 def test_smaller_files(
-    small_files: Files,
-    small_sam: MobileSam,
+    request: pytest.FixtureRequest,
     tmp_path: Path,
+    kind: str,
     precision: str,
     opset: int | None,
     with_preprocessing: bool,
 ) -> None:
+    sam, whole_files = (request.getfixturevalue(f"{kind}_{what}") for what in ("sam", "files"))
     photographs = [PHOTOGRAPHS / name for name in ("coffee.png", "chelsea.png")]
     # How well int8 does depends on the weights, so little is asked of its masks here.
     options: dict[str, Any] = {"with_preprocessing": with_preprocessing, "force": True}
-    found = export(small_sam, tmp_path, photographs, precision, opset, **options)
+    found = export(sam, tmp_path, photographs, precision, opset, **options)
     encoder, decoder = found
-    whole = [path.stat().st_size / 1e6 for path in small_files]
+    whole = [path.stat().st_size / 1e6 for path in whole_files]
     assert encoder.megabytes < (0.6 if precision == "fp16" else 0.4) * whole[0]
     assert decoder.megabytes < (0.6 if precision == "fp16" else 1.1) * whole[1]
     assert encoder.mask_iou == decoder.mask_iou > (0.9 if precision == "fp16" else 0.3)
@@ -534,22 +561,22 @@ def half_decoder(small_files: Files, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def test_export_checks_the_masks_that_the_graph_upscales(
-    small_sam: MobileSam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_sam: MobileSam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnx_export, "_nodes_between", lambda *_: [])  # all in half precision
     with pytest.raises(ValueError, match="in fp16 the masks have an IoU of 0.000"):
-        export(small_sam, tmp_path, [PHOTOGRAPHS / "coffee.png"], "fp16")
+        export(tiny_sam, tmp_path, [PHOTOGRAPHS / "coffee.png"], "fp16")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_weights_too_large_for_one_file_are_not_lost(
-    small_sam: MobileSam,
+    tiny_sam: MobileSam,
     coffee: Pixels,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(onnx_export, "LARGEST_FILE", 1_000_000)
-    arguments: Any = [small_sam, tmp_path, [PHOTOGRAPHS / "coffee.png"], "fp16"]
+    arguments: Any = [tiny_sam, tmp_path, [PHOTOGRAPHS / "coffee.png"], "fp16"]
     encoder, decoder = export(*arguments)
     names = [path.name for path in named(tmp_path)]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
@@ -565,14 +592,14 @@ def test_weights_too_large_for_one_file_are_not_lost(
 
 
 def test_photographs_are_checked_first_and_held_one_at_a_time(
-    small_sam: MobileSam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_sam: MobileSam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = [PHOTOGRAPHS / name for name in ("coffee.png", "chelsea.png", "rocket.jpg")]
     (tmp_path / "broken.png").write_text("no image")
     Image.new("L", (9000, 1)).save(tmp_path / "thin.png")
     for name, message in (("broken.png", "broken.png' is not an image"), ("thin.png", "too thin")):
         with pytest.raises(ValueError, match=message):
-            export(small_sam, tmp_path / "out", [*good, tmp_path / name], "int8")
+            export(tiny_sam, tmp_path / "out", [*good, tmp_path / name], "int8")
         assert not (tmp_path / "out").exists()
     loaded: list[weakref.ref[Pixels]] = []
     held = []
@@ -584,7 +611,7 @@ def test_photographs_are_checked_first_and_held_one_at_a_time(
         return pixels
 
     monkeypatch.setattr(onnx_export, "load_image", load)
-    export(small_sam, tmp_path / "out", good, "int8", force=True)
+    export(tiny_sam, tmp_path / "out", good, "int8", force=True)
     assert len(held) == 7 and max(held) <= 1
 
 
@@ -636,10 +663,10 @@ def test_torch_export_takes_both_halves(small_sam: MobileSam) -> None:
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_masks_unlike_those_of_torch_are_not_written(
-    small_sam: MobileSam, tmp_path: Path, precision: str
+    tiny_sam: MobileSam, tmp_path: Path, precision: str
 ) -> None:
     """Weights too small for half precision; and a channel beside which 8 bits lose all others."""
-    sam = copy.deepcopy(small_sam)
+    sam = copy.deepcopy(tiny_sam)
     with torch.no_grad():
         if precision == "fp16":
             sam.image_encoder.neck[2].weight.mul_(1e-9)
@@ -668,11 +695,11 @@ def test_masks_unlike_those_of_torch_are_not_written(
     ],
 )
 def test_export_refuses(
-    small_sam: MobileSam, tmp_path: Path, options: dict[str, Any], message: str
+    tiny_sam: MobileSam, tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
     arguments = {"images": [PHOTOGRAPHS / "coffee.png"], **options}
     with pytest.raises(ValueError, match=message):
-        export(small_sam, tmp_path / "out", **arguments)
+        export(tiny_sam, tmp_path / "out", **arguments)
     assert not (tmp_path / "out").exists()
 
 
@@ -698,11 +725,11 @@ def runtime(request: pytest.FixtureRequest) -> type[OnnxPredictor]:
 
 
 def test_wrong_files_are_told_in_one_line(
-    runtime: type[OnnxPredictor], small_files: Files, files: Files, tmp_path: Path
+    runtime: type[OnnxPredictor], tiny_files: Files, files: Files, tmp_path: Path
 ) -> None:
-    encoder, decoder = small_files
+    encoder, decoder = tiny_files
     damaged = tmp_path / "damaged.onnx"
-    damaged.write_bytes(encoder.read_bytes()[:9_000_000])
+    damaged.write_bytes(encoder.read_bytes()[:-1_000_000])
     text = tmp_path / "text.onnx"
     text.write_text("no model")
     other = tmp_path / "other.onnx"
@@ -724,48 +751,48 @@ def test_wrong_files_are_told_in_one_line(
         (encoder, encoder, ValueError, "encoder.onnx' is an image encoder, not .* swap"),
         (other, decoder, ValueError, "other.onnx' is not an image encoder"),
         (encoder, other, ValueError, "other.onnx' is not a mask decoder .* lacks"),
-        (encoder, files[1], ValueError, r"decoder.onnx' needs .* \(1, 256, 64, 64\), but .*14"),
+        (encoder, files[1], ValueError, r"decoder.onnx' needs .* \(1, 256, 64, 64\), but .*16"),
     ):
         with pytest.raises(error, match=message) as caught:
             runtime(first, second)
         assert "\n" not in str(caught.value)
 
 
-def test_missing_provider_and_device(small_files: Files) -> None:
+def test_missing_provider_and_device(tiny_files: Files) -> None:
     with pytest.raises(ValueError, match="no execution provider 'NoSuch', only .*CPUExecution"):
-        OnnxPredictor(*small_files, providers=["NoSuch"])
+        OnnxPredictor(*tiny_files, providers=["NoSuch"])
     with pytest.raises(ValueError, match="at least one execution provider"):
-        OnnxPredictor(*small_files, providers=[])
+        OnnxPredictor(*tiny_files, providers=[])
     for wrong in ([7], [("CPUExecutionProvider", 7)], [("CPUExecutionProvider",)]):
         with pytest.raises(TypeError, match="names, or pairs of a name and a dict of options"):
-            OnnxPredictor(*small_files, providers=wrong)  # type: ignore[arg-type]
+            OnnxPredictor(*tiny_files, providers=wrong)  # type: ignore[arg-type]
     pytest.importorskip("openvino", reason="openvino is not installed")
     with pytest.raises(ValueError, match="OpenVINO has no device 'NPU9' here, only .*CPU"):
-        OpenVinoPredictor(*small_files, device="NPU9")
+        OpenVinoPredictor(*tiny_files, device="NPU9")
 
 
-def test_providers_are_what_onnxruntime_takes(small_files: Files, coffee: Pixels) -> None:
+def test_providers_are_what_onnxruntime_takes(tiny_files: Files, coffee: Pixels) -> None:
     options = {"arena_extend_strategy": "kSameAsRequested"}
     each: list[Any] = ["CPUExecutionProvider", [("CPUExecutionProvider", options)], ("CPU",)]
     for providers in each[:2]:
-        predictor = OnnxPredictor(*small_files, providers=providers)
+        predictor = OnnxPredictor(*tiny_files, providers=providers)
         predictor.set_image(coffee)
         assert predictor.predict([[300, 200]], [1])[0].any()
     with pytest.raises(ValueError, match="no execution provider 'CPU'"):
-        OnnxPredictor(*small_files, providers=each[2])
+        OnnxPredictor(*tiny_files, providers=each[2])
 
 
 def test_copies_and_pickles_open_the_files_again(
     runtime: type[OnnxPredictor],
-    small_files: Files,
+    tiny_files: Files,
     coffee: Pixels,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for path in small_files:
+    for path in tiny_files:
         shutil.copy(path, tmp_path)
     monkeypatch.chdir(tmp_path)
-    predictor = runtime(*(path.name for path in small_files))
+    predictor = runtime(*(path.name for path in tiny_files))
     predictor.set_image(coffee)
     expected = predictor.predict([[300, 200]], [1])
     pickled = pickle.dumps(predictor)
@@ -774,15 +801,15 @@ def test_copies_and_pickles_open_the_files_again(
     for copied in (pickle.loads(pickled), copy.deepcopy(predictor), copy.copy(predictor)):
         assert type(copied) is runtime and copied.original_size == (400, 600)
         assert_same(copied.predict([[300, 200]], [1]), expected)
-    (tmp_path / small_files[0].name).unlink()
+    (tmp_path / tiny_files[0].name).unlink()
     with pytest.raises(FileNotFoundError, match="mobile_sam_encoder.onnx"):
         pickle.loads(pickled)
 
 
 def test_threads_share_a_predictor(
-    runtime: type[OnnxPredictor], small_files: Files, coffee: Pixels
+    runtime: type[OnnxPredictor], tiny_files: Files, coffee: Pixels
 ) -> None:
-    predictor = runtime(*small_files)
+    predictor = runtime(*tiny_files)
     predictor.set_image(coffee)
     points = [[[x, 200]] for x in range(50, 600, 50)]
     expected = [predictor.predict(point, [1]) for point in points]
@@ -793,13 +820,13 @@ def test_threads_share_a_predictor(
 
 
 def test_masks_of_the_images_size_are_prompts(
-    runtime: type[OnnxPredictor], small_files: Files, coffee: Pixels
+    runtime: type[OnnxPredictor], tiny_files: Files, coffee: Pixels
 ) -> None:
-    predictor = runtime(*small_files)
+    predictor = runtime(*tiny_files)
     predictor.set_image(coffee)
     mask = np.zeros((400, 600), bool)
     mask[80:300, 200:400] = True
-    logits = mask_to_logits(mask, (56, 56), predictor.input_size)
+    logits = mask_to_logits(mask, (64, 64), predictor.input_size)
     click: dict[str, Any] = {"point_coords": [[300, 200]], "point_labels": [1]}
     expected = predictor.predict(**click, mask_input=logits)
     assert np.abs(expected[2] - predictor.predict(**click)[2]).max() > 0.1
@@ -810,8 +837,8 @@ def test_masks_of_the_images_size_are_prompts(
         assert_same(tuple(each[index] for each in batch), expected)
 
 
-def test_generator_refuses_options_and_takes_small_images(small_files: Files) -> None:
-    predictor = OnnxPredictor(*small_files)
+def test_generator_refuses_options_and_takes_small_images(tiny_files: Files) -> None:
+    predictor = OnnxPredictor(*tiny_files)
     for options, message in (
         ({"pred_iou_thresh": 88}, "pred_iou_thresh must be at most 1"),
         ({"points_per_side": None, "point_grids": []}, "point_grids must hold"),
@@ -826,8 +853,8 @@ def test_generator_refuses_options_and_takes_small_images(small_files: Files) ->
         generator.generate(np.zeros((*size, 3), np.uint8))
 
 
-def test_prompts_are_checked(small_files: Files, coffee: Pixels) -> None:
-    predictor = OnnxPredictor(*small_files)
+def test_prompts_are_checked(tiny_files: Files, coffee: Pixels) -> None:
+    predictor = OnnxPredictor(*tiny_files)
     for ask in (
         lambda: predictor.predict([[1, 1]], [1]),
         lambda: predictor.predict_batch(boxes=[[1, 1, 2, 2]]),
@@ -851,7 +878,7 @@ def test_prompts_are_checked(small_files: Files, coffee: Pixels) -> None:
         ({"boxes": [[1, 2, 3, np.nan]]}, "NaN or infinity"),
         ({"boxes": [[1, 2, 3, 1e38]]}, "boxes holds 1e.38"),
         ({"boxes": box, "mask_input": np.zeros((1, 256, 256))}, r"mask_input must be low-res"),
-        ({"boxes": box, "mask_input": np.full((1, 1, 56, 56), 1e5)}, "mask_input holds 1"),
+        ({"boxes": box, "mask_input": np.full((1, 1, 64, 64), 1e5)}, "mask_input holds 1"),
         (
             {"boxes": box * 2, "point_coords": [[[1, 2]]], "point_labels": [[1]]},
             "equally many, not .*boxes': 2",
@@ -867,10 +894,10 @@ def test_prompts_are_checked(small_files: Files, coffee: Pixels) -> None:
 
 
 def test_openvino_gives_the_same(
-    files: Files, reference: SamPredictor, coffee: Pixels, tmp_path: Path
+    small_files: Files, small_reference: SamPredictor, coffee: Pixels
 ) -> None:
     pytest.importorskip("openvino", reason="openvino is not installed")
-    predictor = OpenVinoPredictor(*files)
+    predictor, reference = OpenVinoPredictor(*small_files), small_reference
     predictor.set_image(coffee)
     reference.set_image(coffee)
     assert_parity(predictor, reference)
@@ -881,7 +908,7 @@ def test_openvino_gives_the_same(
 
 
 @pytest.mark.process
-def test_openvino_predictors_survive_the_end_of_a_child(small_files: Files) -> None:
+def test_openvino_predictors_survive_the_end_of_a_child(tiny_files: Files) -> None:
     """Two whose lives overlap share OpenVINO's core; two cores would leave a freed signal stack."""
     pytest.importorskip("openvino", reason="openvino is not installed")
     code = """
@@ -896,7 +923,7 @@ for _ in range(3):
     subprocess.run([sys.executable, "-c", ""], check=True)
 print("alive")
 """
-    assert run_without_torch(code, *small_files) == "alive\n"
+    assert run_without_torch(code, *tiny_files) == "alive\n"
 
 
 def test_commands_tell_mistakes_in_one_line(

@@ -16,8 +16,10 @@ import pytest
 from numpy.typing import NDArray
 
 from mobile_sam_plugin import MobileSam, SamPredictor
+from mobile_sam_plugin.deploy.onnx_export import _add_preprocessing
 
 from ..conftest import HERE, PHOTOGRAPHS
+from .conftest import Files
 
 sync_api: Any = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -40,17 +42,15 @@ class Handler(SimpleHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def site(
-    exported_with_preprocessing: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[str]:
+def site(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of the page, with the two files and onnxruntime-web beside it."""
     if CHROMIUM is None:
         pytest.skip("there is no chromium on this machine")
     folder = tmp_path_factory.mktemp("site")
     shutil.copytree(HERE.parent / "examples" / "web", folder, dirs_exist_ok=True)
     _unpack_onnxruntime_web(folder)
-    for path in exported_with_preprocessing[0].iterdir():
-        shutil.copy(path, folder)
+    encoder, _ = (Path(shutil.copy(path, folder)) for path in files)
+    _add_preprocessing(encoder, size=1024, opset=18)
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/"

@@ -79,7 +79,6 @@ CUP_BOX = [170, 10, 430, 300]
 @dataclass
 class Server:
     address: str
-    process: "subprocess.Popen[str] | None"
 
     @property
     def host(self) -> str:
@@ -92,18 +91,31 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@contextmanager
-def start(*options: str) -> Iterator[Server]:
-    """``mobile-sam app``, stopped by Ctrl-C."""
-    port = free_port()
+@dataclass
+class Command(Server):
+    """``mobile-sam app`` in a process of its own, and the folder for its temporary files."""
+
+    process: "subprocess.Popen[str]"
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
+    """Shared, as its start takes seconds, until a test stops it by Ctrl-C."""
+    port, folder = free_port(), tmp_path_factory.mktemp("command")
     command = [sys.executable, "-m", "mobile_sam_plugin", "app", "--checkpoint", "bundled"]
     process = subprocess.Popen(
-        [*command, "--port", str(port), *options],
+        [*command, "--port", str(port)],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
         # Whatever would look something up at the Hub now fails instead of waiting for it.
-        env={**os.environ, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"},
+        env={
+            **os.environ,
+            "PYTHONUNBUFFERED": "1",
+            "HF_HUB_OFFLINE": "1",
+            "TMPDIR": str(folder),
+        },
         # Tests that a shell runs in the background are started with Ctrl-C ignored.
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
@@ -111,19 +123,16 @@ def start(*options: str) -> Iterator[Server]:
         assert process.stdout is not None
         line = process.stdout.readline()
         assert line.startswith(f"http://127.0.0.1:{port}"), line
-        yield Server(line.split()[0], process)
+        yield Command(line.split()[0], process, folder)
     finally:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(120)
-        finally:
-            process.kill()
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture(scope="module")
 def server(small_sam: MobileSam) -> Iterator[Server]:
     with serve(small_sam, port=free_port(), checkpoint="bundled") as address:
-        yield Server(address, None)
+        yield Server(address)
 
 
 @pytest.fixture(scope="module")
@@ -281,6 +290,7 @@ def iou(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
 @pytest.mark.process
 def test_clicks_undo_box_and_downloads_of_the_command(
     browser: Any,
+    command: Command,
     bundled_sam: MobileSam,
     coffee: NDArray[np.uint8],
     tmp_path: Path,
@@ -288,7 +298,7 @@ def test_clicks_undo_box_and_downloads_of_the_command(
 ) -> None:
     predictor = SamPredictor(bundled_sam)
     predictor.set_image(coffee)
-    with start() as server, visiting(browser, server) as visit:
+    with visiting(browser, command) as visit:
         visit.upload(PHOTOGRAPHS / "coffee.png")
         visit.click(*CUP, 600, 400)
         first = visit.await_status("^Candidate")
@@ -727,7 +737,7 @@ def test_text_labels_and_fill_with_backends_of_a_few_lines(
     monkeypatch.setattr(pipelines.InpaintTab, "_painter", InpaintAnything(None, paint_white))
     with (
         serve(small_sam, port=free_port(), checkpoint="bundled") as address,
-        visiting(browser, Server(address, None)) as visit,
+        visiting(browser, Server(address)) as visit,
     ):
         visit.upload(PHOTOGRAPHS / "coffee.png")
         visit.open_tab("Text")
@@ -871,7 +881,7 @@ def test_closing_the_page_frees_its_memory(browser: Any, small_sam: MobileSam) -
         patch.setattr("mobile_sam_plugin.app.server.Sessions", Counted)
         with serve(small_sam, port=free_port(), checkpoint="bundled") as address:
             (sessions,) = held
-            server = Server(address, None)
+            server = Server(address)
             with visiting(browser, server) as visit:
                 visit.upload(PHOTOGRAPHS / "coffee.png")
                 visit.click(*CUP, 600, 400)
@@ -1077,11 +1087,10 @@ def test_missing_gradio_is_told_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.process
-def test_ctrl_c_stops_it_and_takes_the_files_along(tmp_path: Path) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TMPDIR", str(tmp_path))
-        with start() as server:
-            assert requests.get(server.address, timeout=60).ok
-            assert list(tmp_path.glob("mobile-sam-app-*"))
-    assert server.process is not None and server.process.returncode == 130
-    assert not list(tmp_path.glob("mobile-sam-app-*"))
+def test_ctrl_c_stops_it_and_takes_the_files_along(command: Command) -> None:
+    """The last test of the command, which it ends."""
+    assert requests.get(command.address, timeout=60).ok
+    assert list(command.folder.glob("mobile-sam-app-*"))
+    command.process.send_signal(signal.SIGINT)
+    assert command.process.wait(120) == 130
+    assert not list(command.folder.glob("mobile-sam-app-*"))

@@ -133,6 +133,7 @@ print(len(records), re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").rea
 
 
 def test_half_precision_finds_the_same_masks(own_sam: MobileSam, coffee: Pixels) -> None:
+    set_img_size(own_sam, 448)
     settings = OPTIONS | {"points_per_side": 3, "stability_score_thresh": 0.0}
     expected = SamAutomaticMaskGenerator(own_sam, **settings).generate(coffee)
     own_sam.to(torch.bfloat16)
@@ -287,12 +288,12 @@ def test_options_keep_upstreams_meaning(small_sam: MobileSam) -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (12, 14), (3, 700)])
 def test_small_images_are_searched_in_the_crops_that_hold_anything(
-    small_sam: MobileSam, size: tuple[int, int]
+    tiny_sam: MobileSam, size: tuple[int, int]
 ) -> None:
     """Upstream fails at an empty crop, or one whose short side is nothing to the model."""
     pixels = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
     options: dict[str, Any] = {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
-    generator = SamAutomaticMaskGenerator(small_sam, 1, crop_n_layers=2, **options)
+    generator = SamAutomaticMaskGenerator(tiny_sam, 1, crop_n_layers=2, **options)
     told: list[tuple[int, int]] = []
     records = generator.generate(pixels, lambda *each: told.append(each))
     assert told[-1][0] == told[-1][1] <= 21

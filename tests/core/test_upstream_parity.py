@@ -89,9 +89,9 @@ def test_our_generator_on_upstreams_sam(
 
 
 def test_upstreams_predictor_and_generator_on_our_model(
-    bundled_sam: MobileSam, coffee: NDArray[np.uint8]
+    small_sam: MobileSam, coffee: NDArray[np.uint8]
 ) -> None:
-    upstream, ours = segment_anything.SamPredictor(bundled_sam), SamPredictor(bundled_sam)
+    upstream, ours = segment_anything.SamPredictor(small_sam), SamPredictor(small_sam)
     upstream.set_image(coffee, image_format="BGR")
     ours.set_image(coffee, image_format="BGR")
     prompt: dict[str, Any] = {"box": np.array([170, 70, 500, 330]), "multimask_output": False}
@@ -103,8 +103,8 @@ def test_upstreams_predictor_and_generator_on_our_model(
         "stability_score_thresh": 0.3,
         "stability_score_offset": 0.3,
     }
-    generator = segment_anything.SamAutomaticMaskGenerator(bundled_sam, **options)
+    generator = segment_anything.SamAutomaticMaskGenerator(small_sam, **options)
     expected = generator.generate(coffee)
     assert len(expected) > 1
-    actual = SamAutomaticMaskGenerator(bundled_sam, **options).generate(coffee)
+    actual = SamAutomaticMaskGenerator(small_sam, **options).generate(coffee)
     assert_same_records(actual, expected)

@@ -5,11 +5,9 @@ import math
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -61,7 +59,7 @@ from mobile_sam_plugin.mobile_sam import set_img_size
 from mobile_sam_plugin.records import encode_mask
 from mobile_sam_plugin.scenes.scenes import Scenes, make_scene
 
-from .test_embeddings import launched
+from .processes import StartProcess, launched, needs_fork, wait
 
 pytest.importorskip("tensorboard")
 
@@ -179,20 +177,20 @@ def test_corrective_clicks_lie_in_the_error() -> None:
     assert 0 < labels.float().mean() < 1
 
 
-def test_masks_of_several_images_at_once_are_upstreams(bundled_sam: MobileSam) -> None:
+def test_masks_of_several_images_at_once_are_upstreams(small_sam: MobileSam) -> None:
     torch.manual_seed(0)
-    embeddings = torch.randn(2, 256, 64, 64).repeat_interleave(2, 0)
-    points = torch.tensor([[100.0, 200], [300, 50], [700, 800], [10, 20]])
-    boxes = torch.tensor([[50.0, 60, 400, 500], [1, 2, 3, 4], [5, 600, 700, 1000], [9, 9, 99, 99]])
+    embeddings = torch.randn(2, 256, 14, 14).repeat_interleave(2, 0)
+    points = torch.tensor([[20.0, 40], [60, 10], [150, 170], [2, 4]])
+    boxes = torch.tensor([[10.0, 12, 80, 100], [1, 2, 3, 4], [1, 120, 140, 200], [9, 9, 99, 99]])
     is_box = torch.tensor([False, True, True, False])
-    clicks, labels = torch.rand(4, 1, 2) * 1024, torch.tensor([[1.0], [0], [0], [1]])
-    mask = torch.randn(4, 1, 256, 256)
+    clicks, labels = torch.rand(4, 1, 2) * 224, torch.tensor([[1.0], [0], [0], [1]])
+    mask = torch.randn(4, 1, 56, 56)
     for further, kinds, prior in (
         (clicks[:, :0], labels[:, :0], None),
         (clicks, labels, mask),
     ):
         logits, iou = predict_masks(
-            bundled_sam, embeddings, Prompts(points, boxes, is_box), further, kinds, prior
+            small_sam, embeddings, Prompts(points, boxes, is_box), further, kinds, prior
         )
         for index in range(4):
             one = slice(index, index + 1)
@@ -205,13 +203,13 @@ def test_masks_of_several_images_at_once_are_upstreams(bundled_sam: MobileSam) -
                     torch.cat([torch.ones(1, 1), kinds[one]], 1),
                 )
                 box = None
-            sparse, dense = bundled_sam.prompt_encoder(
+            sparse, dense = small_sam.prompt_encoder(
                 clicked, box, None if prior is None else prior[one]
             )
             for multimask, masks in ((True, slice(1, 4)), (False, slice(0, 1))):
-                expected_logits, expected_iou = bundled_sam.mask_decoder(
+                expected_logits, expected_iou = small_sam.mask_decoder(
                     image_embeddings=embeddings[one],
-                    image_pe=bundled_sam.prompt_encoder.get_dense_pe(),
+                    image_pe=small_sam.prompt_encoder.get_dense_pe(),
                     sparse_prompt_embeddings=sparse,
                     dense_prompt_embeddings=dense,
                     multimask_output=multimask,
@@ -483,16 +481,13 @@ def _losses(folder: Path) -> dict[int, float]:
     return {event.step: event.value for event in log.Scalars("loss")}
 
 
-def _start_training(
+def _train(
     options: TrainingOptions, folder: Path, environment: Mapping[str, str] = MappingProxyType({})
-) -> "subprocess.Popen[bytes]":
+) -> None:
     """A run in a process of its own, with these variables beside those of this one."""
-    script = (
-        "import json, sys; from mobile_sam_plugin.distill.training import TrainingOptions, train; "
-        "train(TrainingOptions(**json.loads(sys.argv[1])), sys.argv[2])"
-    )
-    command = [sys.executable, "-c", script, json.dumps(asdict(options)), str(folder)]
-    return subprocess.Popen(command, env={**os.environ, **environment})
+    torch.set_num_threads(1)
+    os.environ.update(environment)
+    train(options, folder)
 
 
 def test_a_student_learns_its_teachers_embeddings(run: Path, coffee: NDArray[np.uint8]) -> None:
@@ -512,15 +507,15 @@ def test_a_student_learns_its_teachers_embeddings(run: Path, coffee: NDArray[np.
 
 
 @pytest.mark.process
-@pytest.mark.slow
+@needs_fork
 def test_a_run_that_was_killed_ends_with_the_same_weights(
-    run: Path, options: TrainingOptions, tmp_path: Path
+    run: Path, options: TrainingOptions, tmp_path: Path, start_process: StartProcess
 ) -> None:
-    process = _start_training(options, tmp_path)
-    while process.poll() is None and not (tmp_path / "state.pt").exists():
+    process = start_process(_train, options, tmp_path)
+    while process.is_alive() and not (tmp_path / "state.pt").exists():
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.kill()
+    assert wait(process) == [-signal.SIGKILL]
     reached = torch.load(tmp_path / "state.pt", weights_only=True)["step"]
     assert 0 < reached < 30
 
@@ -635,8 +630,10 @@ def test_broken_images_are_skipped_or_end_the_run(
 
 
 @pytest.mark.process
-@pytest.mark.slow
-def test_processes_share_the_work_and_go_on_from_one_state(tmp_path: Path) -> None:
+@needs_fork
+def test_processes_share_the_work_and_go_on_from_one_state(
+    tmp_path: Path, start_process: StartProcess
+) -> None:
     """As on two machines: the second's folder lacks the state that the first goes on from."""
     data = tmp_path / "data"
     data.mkdir()
@@ -667,11 +664,12 @@ def test_processes_share_the_work_and_go_on_from_one_state(tmp_path: Path) -> No
     assert torch.load(tmp_path / "first" / "state.pt", weights_only=True)["step"] == 1
 
     first = launched(0, 2)
+    second = first | {"RANK": "1", "LOCAL_RANK": "1"}
     processes = [
-        _start_training(options, tmp_path / "first", first),
-        _start_training(options, tmp_path / "second", first | {"RANK": "1", "LOCAL_RANK": "1"}),
+        start_process(_train, options, tmp_path / "first", first),
+        start_process(_train, options, tmp_path / "second", second),
     ]
-    assert [process.wait(300) for process in processes] == [0, 0]
+    assert wait(*processes) == [0, 0]
     expected, found = _losses(tmp_path / "one"), _losses(tmp_path / "first")
     assert found == pytest.approx(expected, rel=1e-3) and len(found) == 3
     assert not list((tmp_path / "second").glob("*"))

@@ -1,15 +1,11 @@
 """A teacher's embeddings on disk: computed whole whatever happens, and read back as they were."""
 
 import errno
-import multiprocessing
-import multiprocessing.forkserver
 import os
 import pickle
 import signal
-import socket
 import sys
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +29,8 @@ from mobile_sam_plugin.cli import main
 from mobile_sam_plugin.distill.embed import embed
 from mobile_sam_plugin.distill.embeddings import Embeddings
 from mobile_sam_plugin.inputs import preprocess
+
+from .processes import StartProcess, launched, needs_fork, wait
 
 SIZE = 64
 
@@ -228,42 +226,14 @@ def run_embed(
         sys.exit(error.errno)
 
 
-Start = Callable[..., multiprocessing.process.BaseProcess]
-
-
-@pytest.fixture(scope="module")
-def start() -> Iterator[Start]:
-    """Starts ``run_embed`` in a process that forks from one with torch imported, and no more."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["accelerate", "mobile_sam_plugin.distill.embed"])
-
-    def start_process(*arguments: Any, **options: Any) -> multiprocessing.process.BaseProcess:
-        process = context.Process(target=partial(run_embed, *arguments, **options))
-        process.start()
-        return process
-
-    yield start_process
-    # All contexts share one server; the next to need it wants other modules in it, or fewer.
-    multiprocessing.forkserver._forkserver._stop()  # type: ignore[attr-defined]
-
-
-def wait(*processes: multiprocessing.process.BaseProcess) -> list[int | None]:
-    for process in processes:
-        process.join(60)
-    return [process.exitcode for process in processes]
-
-
-needs_fork = pytest.mark.skipif(sys.platform == "win32", reason="no forkserver, no SIGKILL")
-
-
 @pytest.mark.process
 @needs_fork
 def test_killed_at_every_write_and_resumed(
-    start: Start, images: Path, store: Path, tmp_path: Path
+    start_process: StartProcess, images: Path, store: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "store"
     for kill_at in range(1, 20):
-        (code,) = wait(start(images, folder, kill_at=kill_at))
+        (code,) = wait(start_process(run_embed, images, folder, kill_at=kill_at))
         if code == 0:
             break
         assert code == -signal.SIGKILL
@@ -279,49 +249,37 @@ def test_killed_at_every_write_and_resumed(
 @pytest.mark.process
 @needs_fork
 def test_disk_that_fills_up_and_is_freed(
-    start: Start, images: Path, store: Path, tmp_path: Path
+    start_process: StartProcess, images: Path, store: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "store"
     shard_bytes = (store / "000000.safetensors").stat().st_size
-    assert wait(start(images, folder, file_limit=shard_bytes // 2)) == [errno.EFBIG]
+    assert wait(start_process(run_embed, images, folder, file_limit=shard_bytes // 2)) == [
+        errno.EFBIG
+    ]
     assert [path.name for path in folder.iterdir()] == ["store.json"]
-    assert wait(start(images, folder)) == [0]
+    assert wait(start_process(run_embed, images, folder)) == [0]
     assert read_files(folder) == read_files(store)
-
-
-def launched(process: int, processes: int) -> dict[str, str]:
-    """The environment that a launcher gives a process, here one that computes on the CPU."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    return {
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": str(processes),
-        "LOCAL_WORLD_SIZE": str(processes),
-        "RANK": str(process),
-        "LOCAL_RANK": str(process),
-    }
 
 
 @pytest.mark.process
 @needs_fork
 def test_processes_divide_the_shards(
-    start: Start, images: Path, store: Path, tmp_path: Path
+    start_process: StartProcess, images: Path, store: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "store"
     first = launched(0, 2)
     second = first | {"RANK": "1", "LOCAL_RANK": "1"}
-    codes = wait(start(images, folder, first), start(images, folder, second, kill_at=2))
+    codes = wait(
+        start_process(run_embed, images, folder, first),
+        start_process(run_embed, images, folder, second, kill_at=2),
+    )
     assert codes == [0, -signal.SIGKILL]
     whole = {"000000.json", "000000.safetensors", "000002.json", "000002.safetensors", "store.json"}
     assert {name for name in read_files(folder) if not name.startswith(".")} == whole
     with pytest.raises(ValueError, match="1 of 3 shards .* missing"):
         Embeddings(folder)
     written = (folder / "000000.safetensors").stat().st_mtime_ns
-    assert wait(start(images, folder)) == [0]
+    assert wait(start_process(run_embed, images, folder)) == [0]
     assert read_files(folder) == read_files(store)
     assert (folder / "000000.safetensors").stat().st_mtime_ns == written
 

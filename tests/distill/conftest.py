@@ -14,7 +14,7 @@ from .processes import StartProcess
 def start_process() -> Iterator[StartProcess]:
     """Runs a function in a process of its own, forked from one that has imported torch already."""
     # All contexts share one server; others need other modules in it, or fewer.
-    server: Any = multiprocessing.forkserver._forkserver  # type: ignore[attr-defined]
+    server: Any = multiprocessing.forkserver._forkserver
     server._stop()
     context = multiprocessing.get_context("forkserver")
     parts = ["embed", "training"]

@@ -7,19 +7,22 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from ..errors import UserError
 from .inputs import CHECKPOINT_NAMES, Dtype
 
 if TYPE_CHECKING:
     from .. import MobileSam
 
-Target = Literal["upstream"]
+Target = Literal["upstream", "transformers"]
 
 For = Annotated[
     Target | None,
     typer.Option(
         "--for",
         help="'upstream' adds the unused classification head, four tensors, without which the "
-        "original mobile_sam and Ultralytics refuse a file.",
+        "original mobile_sam and Ultralytics refuse a file. 'transformers' writes a folder that "
+        "AutoModel and pipeline('mask-generation') load after `import "
+        "mobile_sam_plugin.transformers`, in float32 unless told otherwise.",
     ),
 ]
 
@@ -82,8 +85,8 @@ def convert(
         Path,
         typer.Argument(
             metavar="OUT",
-            dir_okay=False,
-            help="The file to write: .safetensors, .pt, .pth or .bin.",
+            help="The file to write: .safetensors, .pt, .pth or .bin; a folder with --for "
+            "transformers.",
         ),
     ],
     dtype: Annotated[
@@ -98,8 +101,8 @@ def convert(
 
     The checkpoint is verified first. Only going from float32 to float16 loses anything.
     """
-    _write(source, target, dtype, for_, overwrite)
-    typer.echo(f"{target}  {target.stat().st_size:,} bytes")
+    written = _write(source, target, dtype, for_, overwrite)
+    typer.echo(f"{written}  {written.stat().st_size:,} bytes")
 
 
 def download(
@@ -155,15 +158,24 @@ def download(
 
 def _write(
     source: str, target: Path, dtype: Dtype | None, for_: Target | None, overwrite: bool
-) -> None:
-    """Verifies a checkpoint and writes it to a file, in the format of its suffix."""
+) -> Path:
+    """Verifies a checkpoint and writes it to a file, in the format of its suffix, or to a folder.
+
+    Returns:
+        The file of weights.
+    """
     if target.exists() and not overwrite:
         raise FileExistsError(f"{str(target)!r} exists: give --overwrite to replace it")
+    if for_ == "transformers" and (target.suffix or target.is_file()):
+        raise UserError(f"{str(target)!r}: name a folder, without a suffix, for --for transformers")
+    if for_ != "transformers" and target.is_dir():
+        raise IsADirectoryError(f"{str(target)!r} is a folder: name a file")
 
     import torch
 
     from .. import MobileSam
     from ..checkpoint import (
+        HUB_FILE,
         locate_checkpoint,
         read_backbone,
         read_checkpoint,
@@ -172,11 +184,20 @@ def _write(
         verify_checkpoint,
     )
 
-    require_suffix(target)  # before anything is downloaded
+    # What cannot be written is known before anything is downloaded.
+    if for_ == "transformers":
+        from ..transformers import save_for_transformers
+    else:
+        require_suffix(target)
     path = locate_checkpoint(source)
     tensors = read_checkpoint(path)
     backbone = read_backbone(path)
-    verify_checkpoint(tensors, MobileSam.untrained(backbone).state_dict(), str(path))
+    sam = MobileSam.untrained(backbone)
+    verify_checkpoint(tensors, sam.state_dict(), str(path))
+    if for_ == "transformers":
+        sam.load_state_dict(tensors)
+        save_for_transformers(sam, target, getattr(torch, dtype) if dtype else None)
+        return target / HUB_FILE
     save_checkpoint(
         tensors,
         target,
@@ -184,6 +205,7 @@ def _write(
         for_upstream=for_ == "upstream",
         backbone=backbone,
     )
+    return target
 
 
 def _list_devices() -> list[str]:

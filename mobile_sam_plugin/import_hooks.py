@@ -70,9 +70,7 @@ def provide(package: str, hide_installed: bool = False) -> ExitStack:
             f"more: call provide({PROVIDED!r}, hide_installed=True) before its first import"
         )
     if not other and not hide_installed and PROVIDED not in sys.modules:
-        spec = find_spec(PROVIDED)
-        if spec is not None and not _is_provided(spec.origin):
-            other = spec.origin or str(spec.submodule_search_locations)
+        other = _origin(find_spec(PROVIDED))
     if other:
         logger.warning(
             "%s is installed in %s and stays in use: provide(%r, hide_installed=True) hides it",
@@ -81,29 +79,38 @@ def provide(package: str, hide_installed: bool = False) -> ExitStack:
             PROVIDED,
         )
         return ExitStack()
-    finder = _Finder()
-    finder.install(hide_installed)
+    finder = _Finder(hide_installed)
+    finder.install()
     taken_away = ExitStack()
     taken_away.callback(finder.remove)
     return taken_away
 
 
 class _Finder(MetaPathFinder):
-    """Finds the package ``mobile_sam`` in this package's folder ``provided``."""
+    """Finds the package ``mobile_sam`` in this package's folder ``provided``.
+
+    It stands before Python's finder for ``sys.path``. A folder of that name without code, as for
+    weights, is a package for that one, though an empty one.
+    """
+
+    def __init__(self, hide_installed: bool) -> None:
+        self._hide_installed = hide_installed
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if fullname != PROVIDED:
             return None  # its submodules are found by its __path__
+        if not self._hide_installed:
+            for finder in sys.meta_path[sys.meta_path.index(self) + 1 :]:
+                if _origin(finder.find_spec(fullname, path, target)):
+                    return None
         return spec_from_file_location(
             PROVIDED, _PACKAGE / "__init__.py", submodule_search_locations=[str(_PACKAGE)]
         )
 
-    def install(self, hide_installed: bool) -> None:
-        """Takes its place before the finder of installed packages, or behind all finders."""
-        place = sys.meta_path.index(PathFinder) if hide_installed else len(sys.meta_path)
-        sys.meta_path.insert(place, self)
+    def install(self) -> None:
+        sys.meta_path.insert(sys.meta_path.index(PathFinder), self)
 
     def remove(self) -> None:
         sys.meta_path.remove(self)
@@ -119,6 +126,11 @@ def _imported_other() -> str | None:
     if module is None or _is_provided(getattr(module, "__file__", None)):
         return None
     return str(getattr(module, "__file__", None) or module)
+
+
+def _origin(spec: ModuleSpec | None) -> str | None:
+    """Where the code of a package that was found lies; None if it has none, or is provided."""
+    return None if spec is None or _is_provided(spec.origin) else spec.origin
 
 
 def _is_provided(file: str | None) -> bool:
@@ -153,7 +165,7 @@ class ImportHooks:
     def install(self) -> None:
         """Sets the hooks in this process; modules that are already imported are changed at once."""
         if self.provided:
-            _Finder().install(self.hide_installed)
+            _Finder(self.hide_installed).install()
         provided = [PROVIDED] if self.provided else []
         for name in dict.fromkeys(("segment_anything", *self.copies, *provided)):
             wrapt.when_imported(name)(self._change)

@@ -1,6 +1,7 @@
 """``import mobile_sam`` on this package: who gets it, and the calls that its clients make."""
 
 import ast
+import importlib.util
 import inspect
 import os
 import subprocess
@@ -63,18 +64,15 @@ def provided(nothing_imported: None) -> Iterator[None]:
         yield
 
 
-class WithoutOriginal(PathFinder):
-    """Finds everything that is installed but mobile_sam."""
-
-    @classmethod
-    def find_spec(cls, fullname: str, path: Any = None, target: Any = None) -> Any:
-        return None if fullname == "mobile_sam" else super().find_spec(fullname, path, target)
-
-
 @pytest.fixture
 def not_installed(nothing_imported: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    finders = [WithoutOriginal if it is PathFinder else it for it in sys.meta_path]
-    monkeypatch.setattr(sys, "meta_path", finders)
+    """Hides the original that the tests have installed."""
+    find_spec = PathFinder.find_spec
+
+    def find_others(fullname: str, path: Any = None, target: Any = None) -> Any:
+        return None if fullname == "mobile_sam" else find_spec(fullname, path, target)
+
+    monkeypatch.setattr(PathFinder, "find_spec", find_others)
 
 
 @pytest.fixture
@@ -108,6 +106,18 @@ def test_it_is_there_where_the_original_is_not(not_installed: None) -> None:
     assert not any(map(_is_part, sys.modules))
     with pytest.raises(ModuleNotFoundError):
         import_module("mobile_sam")
+
+
+def test_a_folder_of_weights_is_no_original(
+    nothing_imported: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mobile_sam").mkdir()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert import_module("mobile_sam").__file__ is None
+    del sys.modules["mobile_sam"]
+    with provide("mobile_sam"):
+        spec = importlib.util.find_spec("mobile_sam")
+        assert spec is not None and spec.origin == PROVIDED
 
 
 @pytest.mark.parametrize("imported", [False, True])
@@ -164,15 +174,12 @@ if __name__ == "__main__":
 
 # Run by every process at its start, so that none finds the original that the tests have installed.
 SITECUSTOMIZE = """
-import sys
 from importlib.machinery import PathFinder
 
-class WithoutOriginal(PathFinder):
-    @classmethod
-    def find_spec(cls, fullname, path=None, target=None):
-        return None if fullname == "mobile_sam" else super().find_spec(fullname, path, target)
+def find_others(fullname, path=None, target=None, find_spec=PathFinder.find_spec):
+    return None if fullname == "mobile_sam" else find_spec(fullname, path, target)
 
-sys.meta_path[sys.meta_path.index(PathFinder)] = WithoutOriginal
+PathFinder.find_spec = find_others
 """
 
 

@@ -7,7 +7,6 @@ to push a folder, so that tests run the real client against it and need no netwo
 import base64
 import hashlib
 import json
-import multiprocessing
 import os
 import re
 import socket
@@ -24,6 +23,8 @@ from typing import Any, Literal, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import torch
+
+from .fresh import fresh_context
 
 Result = TypeVar("Result")
 
@@ -344,7 +345,6 @@ class Client:
     """Runs functions as a user's program would, each call in a process of its own.
 
     huggingface_hub reads its settings once, on import, so that every setting takes a new process.
-    One that has imported torch already is forked where that is possible, to save the seconds.
     """
 
     endpoint: str
@@ -362,11 +362,7 @@ class Client:
             "HF_HUB_DISABLE_TELEMETRY": "1",
             **variables,
         }
-        method = "spawn" if sys.platform == "win32" else "forkserver"
-        context: Any = multiprocessing.get_context(method)
-        if method == "forkserver":
-            context.set_forkserver_preload(["torch", "torchvision"])
-        with ProcessPoolExecutor(1, context, _enter_process, (environment,)) as process:
+        with ProcessPoolExecutor(1, fresh_context(), _enter_process, (environment,)) as process:
             return process.submit(function, *arguments).result()
 
 

@@ -32,9 +32,9 @@ Pixels = NDArray[np.uint8]
 
 
 @pytest.fixture
-def tracker(small_sam: MobileSam) -> TrackAnything:
+def tracker(tiny_sam: MobileSam) -> TrackAnything:
     """One that needs no time; prompts are still MobileSAM's."""
-    return TrackAnything(small_sam, ColorPropagator())
+    return TrackAnything(tiny_sam, ColorPropagator())
 
 
 @pytest.fixture(scope="session")
@@ -83,8 +83,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def predictor(small_sam: MobileSam) -> SamPredictor:
-    return SamPredictor(small_sam)
+def predictor(tiny_sam: MobileSam) -> SamPredictor:
+    return SamPredictor(tiny_sam)
 
 
 @pytest.fixture(scope="module")

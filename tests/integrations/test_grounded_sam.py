@@ -4,7 +4,6 @@ The detectors have random weights, so their boxes mean nothing: the tests are ab
 """
 
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from mobile_sam_plugin.integrations.detectors import (
 )
 from mobile_sam_plugin.integrations.grounded_sam import GroundedMobileSam
 
+from ..fresh import run_code
 from .models import PROMPTS
 
 Pixels = NDArray[np.uint8]
@@ -164,8 +164,13 @@ def test_an_image_that_is_set_is_not_encoded_again(predictor: SamPredictor, cup:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_hundreds_of_boxes_in_flat_memory() -> None:
-    script = """
+@pytest.mark.process
+def test_hundreds_of_boxes_in_flat_memory(tiny_file: Path) -> None:
+    code = (
+        f"""
+checkpoint = {str(tiny_file)!r}
+"""
+        + """
 import re
 import numpy as np
 from mobile_sam_plugin import build_sam_vit_t
@@ -178,16 +183,15 @@ def detect(image, prompts, *thresholds):
     boxes[:, 2:] += 60
     return Detections(boxes, np.linspace(0.9, 0.5, count), ["dog"] * count)
 
-sam = build_sam_vit_t("bundled")
-set_img_size(sam, 224)
+sam = build_sam_vit_t(checkpoint)
+set_img_size(sam, 256)
 image = np.random.default_rng(0).integers(0, 256, (2000, 2000, 3), dtype=np.uint8)
 for count in (8, 120):
     objects = GroundedMobileSam(sam, detect).predict(image, "dog", nms_thresh=1.0)
     peak = re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]
     print(len(objects), int(peak) // 1024)"""
-    command = [sys.executable, "-c", script]
-    output = subprocess.run(command, capture_output=True, check=True, text=True).stdout
-    (few, before), (many, after) = (map(int, line.split()) for line in output.splitlines())
+    )
+    (few, before), (many, after) = (map(int, line.split()) for line in run_code(code).splitlines())
     assert (few, many) == (8, 120)
     # 120 masks are 458 MiB; three of each box, or in float32, would be a multiple.
     assert after - before < 500

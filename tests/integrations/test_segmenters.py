@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mobile_sam_plugin import DEFAULT_CHECKPOINT, MobileSam, SamPredictor
+from mobile_sam_plugin import DEFAULT_CHECKPOINT, MobileSam, SamPredictor, build_sam_vit_t
 from mobile_sam_plugin.checkpoint import BUNDLED_FILE
 from mobile_sam_plugin.integrations.segmenters import BaseSegmenter, Segmentor
 
@@ -16,9 +16,9 @@ from ..hub import Client, Hub
 Pixels = NDArray[np.uint8]
 
 
-def test_track_anything_on_base_segmenter(bundled_sam: MobileSam, coffee: Pixels) -> None:
+def test_track_anything_on_base_segmenter(tiny_file: Path, coffee: Pixels) -> None:
     """What ``SamControler`` of Track-Anything calls, as its application does."""
-    segmenter = BaseSegmenter(str(BUNDLED_FILE), "vit_t", "cpu")
+    segmenter = BaseSegmenter(str(tiny_file), "vit_t", "cpu")
     points, labels = np.array([[300, 130], [300, 180]]), np.array([1, 1])
     with pytest.raises(RuntimeError, match="set"):
         segmenter.predict({"point_coords": points, "point_labels": labels}, "point")
@@ -28,7 +28,7 @@ def test_track_anything_on_base_segmenter(bundled_sam: MobileSam, coffee: Pixels
     with pytest.warns(UserWarning, match="call reset_image first"):
         segmenter.set_image(coffee)
 
-    predictor = SamPredictor(bundled_sam)
+    predictor = SamPredictor(build_sam_vit_t(tiny_file))
     predictor.set_image(coffee)
     prompts: dict[str, Any] = {"point_coords": points, "point_labels": labels}
     masks, scores, logits = segmenter.predict(prompts, "point", True)
@@ -57,6 +57,7 @@ def build_vit_b() -> tuple[bool, float]:
     return isinstance(segmenter.model, MobileSam), float(next(segmenter.model.parameters()).sum())
 
 
+@pytest.mark.process
 def test_other_types_are_mobile_sam_too(bundled_sam: MobileSam, tmp_path: Path) -> None:
     """The projects' own checkpoints are of other models, so that the default one stands in."""
     owner, name = DEFAULT_CHECKPOINT.removeprefix("hf://").split("/")[:2]
@@ -68,15 +69,15 @@ def test_other_types_are_mobile_sam_too(bundled_sam: MobileSam, tmp_path: Path) 
         BaseSegmenter(None, "vit_x", "cpu")
 
 
-def test_segment_and_track_anything_on_segmentor(bundled_sam: MobileSam, coffee: Pixels) -> None:
+def test_segment_and_track_anything_on_segmentor(tiny_file: Path, coffee: Pixels) -> None:
     """What ``SegTracker`` of Segment-and-Track-Anything calls, and its application."""
     segmentor = Segmentor(
         {
-            "sam_checkpoint": str(BUNDLED_FILE),
+            "sam_checkpoint": str(tiny_file),
             "model_type": "vit_t",
             "generator_args": {
-                "points_per_side": 4,
-                "pred_iou_thresh": 0.1,
+                "points_per_side": 2,
+                "pred_iou_thresh": 0.0,
                 "stability_score_thresh": 0.0,
             },
             "gpu_id": "cpu",
@@ -86,7 +87,7 @@ def test_segment_and_track_anything_on_segmentor(bundled_sam: MobileSam, coffee:
     coords, modes = np.array([[300, 130]]), np.array([1])
     mask = segmentor.segment_with_click(coffee, coords, modes)
     assert segmentor.have_embedded
-    predictor = SamPredictor(bundled_sam)
+    predictor = SamPredictor(build_sam_vit_t(tiny_file))
     predictor.set_image(coffee)
     _, scores, logits = predictor.predict(coords, modes)
     masks, scores, _ = predictor.predict(coords, modes, mask_input=logits[np.argmax(scores), None])

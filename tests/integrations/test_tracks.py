@@ -1,10 +1,7 @@
 """What tracking writes into a folder, and how a run is resumed from it."""
 
 import json
-import os
-import signal
 import subprocess
-import sys
 import time
 import weakref
 from collections.abc import Iterator, Mapping
@@ -21,7 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from mobile_sam_plugin import MobileSam
+from mobile_sam_plugin import MobileSam, build_sam_vit_t
 from mobile_sam_plugin.drawing import palette
 from mobile_sam_plugin.errors import UserError
 from mobile_sam_plugin.integrations.track_anything import (
@@ -34,6 +31,7 @@ from mobile_sam_plugin.integrations.video import Video
 from mobile_sam_plugin.mobile_sam import set_img_size
 from mobile_sam_plugin.records import encode_mask
 
+from ..fresh import fresh_context
 from .clips import (
     SIZE,
     ColorPropagator,
@@ -305,34 +303,30 @@ def test_a_run_is_taken_up_where_nothing_was_seen(tracker: TrackAnything, tmp_pa
     assert (tmp_path / "out" / "tracks.csv").read_bytes() == expected
 
 
-KILLED = """
-import sys, time
-from pathlib import Path
-from mobile_sam_plugin import build_sam_vit_t
-from mobile_sam_plugin.integrations.track_anything import TrackAnything, track_video
-from tests.integrations.clips import ColorPropagator, follow_both
-
-class Slow(ColorPropagator):
-    def propagate(self, frame):
+class SlowPropagator(ColorPropagator):
+    def propagate(self, frame: Pixels) -> dict[int, Mask]:
         time.sleep(0.2)
         return super().propagate(frame)
 
-track_video(TrackAnything(build_sam_vit_t("bundled"), Slow()), *sys.argv[1:3], {0: follow_both})
-"""
+
+def track_slowly(model: Path, video: Path, out: Path) -> None:
+    tracker = TrackAnything(build_sam_vit_t(model), SlowPropagator())
+    track_video(tracker, video, out, {0: follow_both})
 
 
-def test_a_killed_run_is_taken_up(tracker: TrackAnything, tmp_path: Path) -> None:
+@pytest.mark.process
+def test_a_killed_run_is_taken_up(tracker: TrackAnything, tiny_file: Path, tmp_path: Path) -> None:
     frames, _, _ = make_frames(30)
     video = write_folder(tmp_path / "clip", frames)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     track_video(tracker, video, whole, {0: follow_both})
-    command = [sys.executable, "-c", KILLED, str(video), str(parts)]
-    process = subprocess.Popen(command, cwd=Path(__file__).parents[2])
+    process = fresh_context().Process(target=track_slowly, args=(tiny_file, video, parts))
+    process.start()
     while not (parts / "masks" / "00002.png").exists():
-        assert process.poll() is None, "it ended before it could be killed"
+        assert process.is_alive(), "it ended before it could be killed"
         time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert 3 <= len([*(parts / "masks").glob("*.png")]) < 30
     assert not (parts / "tracks.json").exists()
     track_video(tracker, video, parts, {0: follow_both})

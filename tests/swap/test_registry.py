@@ -22,10 +22,7 @@ from mobile_sam_plugin import (
 )
 from mobile_sam_plugin.checkpoint import BUNDLED_FILE, read_checkpoint
 
-
-def run_python(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return done.stdout.strip()
+from ..fresh import run_code
 
 
 def test_our_registry_has_upstreams_builders_and_vit_t() -> None:
@@ -59,14 +56,15 @@ def test_importing_the_package_adds_vit_t_upstream(imports: str) -> None:
 from segment_anything import sam_model_registry
 sam = sam_model_registry["vit_t"](checkpoint=None)
 print(type(sam).__name__, isinstance(sam, segment_anything.modeling.Sam), sam.training)"""
-    assert run_python(code) == "MobileSam True False"
+    assert run_code(code) == "MobileSam True False"
 
 
 @pytest.mark.process
 def test_importing_the_package_alone_imports_nothing_heavy() -> None:
     code = """import sys, mobile_sam_plugin
 print([name for name in ("torch", "timm", "numpy", "segment_anything") if name in sys.modules])"""
-    assert run_python(code) == "[]"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_every_public_name_is_there() -> None:

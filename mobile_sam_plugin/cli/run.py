@@ -69,7 +69,8 @@ def run(
         typer.Option(
             metavar="TYPE ...",
             help="Build MobileSAM if the script requests one of these types: default, vit_h, "
-            "vit_l, vit_b. The script's checkpoint for it is ignored.",
+            "vit_l, vit_b. The script's checkpoint for it is ignored, unless --by-checkpoint is "
+            "given.",
         ),
     ] = None,
     by_checkpoint: Annotated[

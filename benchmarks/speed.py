@@ -311,15 +311,21 @@ def _processor() -> str:
     return platform.processor()
 
 
-def _own_runs() -> str:
-    return ", ".join(f"{row.runs} of {name}" for name, row in ROWS.items())
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command."""
-    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument(
-        "--runs", type=int, help="of each row and side (default: " + _own_runs() + ")"
+        "--rows",
+        nargs="+",
+        metavar="ROW",
+        choices=list(ROWS),
+        default=list(ROWS),
+        help=f"any of {', '.join(ROWS)} (default: all)",
+    )
+    parser.add_argument(
+        "--runs",
+        type=int,
+        metavar="N",
+        help=f"of each row and side (default: {', '.join(str(row.runs) for row in ROWS.values())})",
     )
     parser.add_argument(
         "--out", type=Path, default=Path("benchmark.json"), help="default benchmark.json"

@@ -1,10 +1,16 @@
-"""``python -m benchmarks speed|deploy|annotation|tracking``: measures, and prints tables."""
+"""``python -m benchmarks NAME``: measures, and prints tables."""
 
 import argparse
 
-from . import annotation, deploy, speed, tracking
+from . import annotation, deploy, embeddings, speed, tracking
 
-BENCHMARKS = {"speed": speed, "deploy": deploy, "annotation": annotation, "tracking": tracking}
+BENCHMARKS = {
+    "speed": speed,
+    "deploy": deploy,
+    "annotation": annotation,
+    "tracking": tracking,
+    "embeddings": embeddings,
+}
 
 
 def main() -> None:

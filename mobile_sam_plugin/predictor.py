@@ -257,8 +257,9 @@ class SamPredictor(segment_anything.SamPredictor):
     ) -> None:
         """Takes the image embedding from a file, so that :meth:`predict` can be called.
 
-        This takes a few hundredths of a second. Masks are those of :meth:`set_image` to the bit,
-        unless the file was written in another dtype.
+        This takes a few hundredths of a second. Masks are those of :meth:`set_image`, unless the
+        file was written in another dtype: to the bit with MobileSAM's encoder, and up to rounding
+        with encoders that leave their results in memory in another order, as SAM-HQ's does.
 
         Args:
             path: of a file that :meth:`save_embedding` or ``mobile-sam embed`` wrote.

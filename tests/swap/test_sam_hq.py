@@ -93,6 +93,16 @@ def test_several_images_at_once(hq: ModuleType, image: NDArray[np.uint8]) -> Non
         assert_equal(found, predictions(hq.SamPredictor(predictor.model), one))
 
 
+def test_embeddings_on_disk(hq: ModuleType, image: NDArray[np.uint8], tmp_path: Path) -> None:
+    predictor = SamPredictor(build_hq(hq, hq.modeling.MaskDecoderHQ, vit_dim=32))
+    expected = predictions(predictor, image)
+    predictor.save_embedding(tmp_path / "image.safetensors")
+    found = SamPredictor(predictor.model)
+    found.load_embedding(tmp_path / "image.safetensors", image)
+    assert found.interm_features is not None
+    assert_equal(list(found.predict(*CLICK, return_logits=True)), expected)
+
+
 def test_use_fast_decoder_on_sam_hq(hq: ModuleType, image: NDArray[np.uint8]) -> None:
     with pytest.raises(TypeError, match="MaskDecoderHQ is not segment-anything's"):
         use_fast_decoder(build_hq(hq, hq.modeling.MaskDecoderHQ, vit_dim=32))

@@ -58,7 +58,7 @@ def measure(checkpoint: str, points_per_side: int, dtype: torch.dtype, folder: P
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of this benchmark."""
     parser.add_argument("--checkpoint", default="bundled")
-    parser.add_argument("--points-per-side", type=int, default=8)
+    parser.add_argument("--points-per-side", type=int, default=4)
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float16")
 
 

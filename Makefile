@@ -8,7 +8,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test chromium benchmark bundled-checkpoint clean
+.PHONY: demo test chromium benchmark gpu bundled-checkpoint clean
 
 demo: .venv/ready
 	$(BIN)/mobile-sam segment examples/images/coffee.png --point 300,130 --box 170,10,430,300 \
@@ -34,6 +34,10 @@ SUPERVISED = $(BIN)/mobile-sam distill supervised composites $(RUNS)/data/labell
 	--texture-images examples/images --save-every 20
 # The C library keeps large blocks instead of fetching them from the kernel at every step.
 TUNING = GLIBC_TUNABLES=glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000:glibc.malloc.hugetlb=1
+
+# On a machine with a CUDA device: the tests that need one.
+gpu: .venv/ready-to-test
+	$(BIN)/pytest -m gpu
 
 bundled-checkpoint: .venv/ready-to-test
 	@test -f "$(PACK)" || { echo 'name the training data: make bundled-checkpoint PACK=pack.npz'; exit 2; }

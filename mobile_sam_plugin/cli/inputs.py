@@ -247,10 +247,16 @@ def load_sam(model_type: ModelType, checkpoint: str | None, option: str, device:
         raise typer.BadParameter(f"required for {model_type}: it has no default", param_hint=option)
 
     from .. import sam_model_registry
-    from ..checkpoint import locate_checkpoint, read_checkpoint
+    from ..checkpoint import locate_checkpoint, model_type_of, read_checkpoint
 
     target = find_device(device)
     tensors = read_checkpoint(locate_checkpoint(checkpoint))
+    found = model_type_of(tensors)
+    if found != model_type:  # before a large model is built in vain
+        raise UserError(
+            f"checkpoint {checkpoint!r} holds {f'a {found}' if found else 'another model'}, not a "
+            f"{model_type}: give its type, or another {option}"
+        )
     model = sam_model_registry[model_type]()
     try:
         model.load_state_dict(tensors)

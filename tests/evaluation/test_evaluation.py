@@ -587,7 +587,7 @@ def test_command_without_a_picture(
     [
         (("--metrics", "clack"), "no metric 'clack'"),
         (("--strict", "--metrics", "box"), "2.jpg"),
-        (("--model-type", "vit_b", "--checkpoint", "bundled"), "is not a vit_b"),
+        (("--model-type", "vit_b", "--checkpoint", "bundled"), "holds a vit_t, not a vit_b"),
         (("--teacher", "nowhere.pt"), "nowhere.pt"),
     ],
 )

@@ -361,6 +361,7 @@ except MemoryError as error:
 """
 
 
+@pytest.mark.process
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is limited by Linux's means")
 @pytest.mark.parametrize("write", [write_zip, write_legacy])
 def test_too_little_memory_is_no_damage(tmp_path: Path, write: Writer) -> None:

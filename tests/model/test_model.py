@@ -17,6 +17,7 @@ from timm.models import register_model
 from torch import Tensor, nn
 
 from mobile_sam_plugin import MobileSam, SamPredictor, build_sam_vit_t
+from mobile_sam_plugin.mobile_sam import set_img_size
 
 SMALL = torch.linspace(-2, 2, 3 * 112 * 96).reshape(1, 3, 112, 96).sin()
 
@@ -110,14 +111,15 @@ def test_survives_copies(bundled_sam: MobileSam, how: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_survives_half_precision(
-    own_sam: MobileSam, bundled_sam: MobileSam, coffee: NDArray[np.uint8], dtype: torch.dtype
+    own_sam: MobileSam, small_sam: MobileSam, coffee: NDArray[np.uint8], dtype: torch.dtype
 ) -> None:
+    set_img_size(own_sam, 224)
     own_sam.half() if dtype == torch.float16 else own_sam.to(dtype)
-    embedding, expected_embedding = embed(own_sam, SMALL.to(dtype)), embed(bundled_sam)
+    embedding, expected_embedding = embed(own_sam, SMALL.to(dtype)), embed(small_sam)
     assert embedding.dtype == dtype
     assert (embedding.float() - expected_embedding).abs().mean() < 0.05
 
-    full, half = SamPredictor(bundled_sam), SamPredictor(own_sam)
+    full, half = SamPredictor(small_sam), SamPredictor(own_sam)
     full.set_image(coffee)
     half.__dict__.update(full.__dict__, model=own_sam, features=full.features.to(dtype))
     box = [170, 70, 500, 330]
@@ -129,7 +131,7 @@ def test_survives_half_precision(
     np.testing.assert_allclose(masks[1], expected[1], atol=0.02)
     assert (masks[0] == expected[0]).mean() > 0.98
     frequencies = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
-    expected_frequencies = bundled_sam.state_dict()[frequencies]
+    expected_frequencies = small_sam.state_dict()[frequencies]
     torch.testing.assert_close(own_sam.state_dict()[frequencies], expected_frequencies)
 
 

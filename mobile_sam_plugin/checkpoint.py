@@ -470,7 +470,8 @@ def save_checkpoint(
     path.parent.mkdir(parents=True, exist_ok=True)
     with replaced(path) as partial:
         if path.suffix == ".safetensors":
-            safetensors.torch.save_file(tensors, partial, metadata=metadata)
+            # Not by save_file, whose files no other user may read.
+            partial.write_bytes(safetensors.torch.save(tensors, metadata))
         else:
             torch.save(tensors, partial)
 

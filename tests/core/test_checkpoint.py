@@ -666,6 +666,14 @@ def test_full_disk_leaves_the_old_file(
     assert (path.read_bytes(), list(tmp_path.iterdir())) == (before, [path])
 
 
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_saved_file_has_the_permissions_of_any_file(tmp_path: Path, suffix: str) -> None:
+    path, other = tmp_path / f"weights{suffix}", tmp_path / "other"
+    save_checkpoint({"weight": torch.ones(1)}, path)
+    other.touch()
+    assert path.stat().st_mode == other.stat().st_mode
+
+
 @pytest.mark.parametrize("name", ["weights", "weights.ckpt", "weights.txt"])
 def test_unknown_suffix(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError) as raised:

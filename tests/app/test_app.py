@@ -873,8 +873,8 @@ def test_closing_the_page_frees_its_memory(browser: Any, small_sam: MobileSam) -
     held: list[Sessions] = []
 
     class Counted(Sessions):
-        def __init__(self, *args: Any) -> None:
-            super().__init__(*args)
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
             held.append(self)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -121,8 +121,9 @@ def test_masks_of_damaged_weights(
 
 def test_the_authors_weights_are_sure_of_themselves(quick_sam: MobileSam) -> None:
     checks = check_masks(quick_sam, authors=True)
-    assert {check.fault for check in checks} == {"predicted IoU not above 0.7"}
-    assert max(check.predicted_iou for check in checks) < 0.7
+    unsure = [check for check in checks if check.fault == "predicted IoU not above 0.7"]
+    assert unsure == [check for check in checks if check.predicted_iou <= 0.7] != []
+    assert not any(check.fault for check in check_masks(quick_sam, authors=False))
 
 
 # The command

@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -481,6 +481,15 @@ def _losses(folder: Path) -> dict[int, float]:
     return {event.step: event.value for event in log.Scalars("loss")}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """As other processes have here: sums over several threads differ in their last bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def _train(
     options: TrainingOptions, folder: Path, environment: Mapping[str, str] = MappingProxyType({})
 ) -> None:
@@ -799,7 +808,7 @@ def test_stages_of_the_bundled_checkpoint_have_scenes_of_their_own() -> None:
     makefile = (Path(__file__).parents[2] / "Makefile").read_text()
     stages = [line for line in makefile.splitlines() if "$(SUPERVISED) --out" in line]
     seeds = {line.partition("--seed ")[2].split()[0] for line in stages}
-    assert len(seeds) == len(stages) == 4
+    assert len(seeds) == len(stages) == 2
 
 
 def test_evaluation_data_are_tried_before_the_first_step(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ class SamAutomaticMaskGenerator(MaskGenerator[Sam], segment_anything.SamAutomati
             # Only its size is used.
             return np.broadcast_to(np.uint8(0), (*predictor.original_size, 3))
         pixels = as_pixels(image)
-        predictor.check_size(pixels.shape[:2])
+        predictor.check_image(pixels)
         return pixels
 
 

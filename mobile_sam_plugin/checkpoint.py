@@ -381,9 +381,12 @@ def verify_checkpoint(
             more = ", ..." if count > 3 else ""
             problems.append(f"{count} {what} ({', '.join(keys[:3])}{more})")
     if problems:
+        hint = ""
+        if any(key.startswith("vision_encoder.") for key in unexpected):
+            hint = "; it is of transformers' layout: name the checkpoint that it was made from"
         raise UserError(
             f"checkpoint {name!r} does not fit MobileSAM, of whose {len(expected)} tensors it has "
-            f"{len(expected) - len(missing)}: {'; '.join(problems)}"
+            f"{len(expected) - len(missing)}: {'; '.join(problems)}{hint}"
         )
     for key, value in tensors.items():
         if not torch.isfinite(value.float()).all():

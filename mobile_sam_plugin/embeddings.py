@@ -135,6 +135,7 @@ def write_embedding(
             )
     metadata = {
         "format": FORMAT,
+        "tensors_sha256": fingerprint(tensors),
         "encoder": embedding.encoder.name,
         "encoder_sha256": embedding.encoder.sha256,
         "img_size": json.dumps(embedding.encoder.img_size),
@@ -155,6 +156,15 @@ def read_embedding(path: str | os.PathLike[str]) -> Embedding:
         UserError: if the file holds something else, such as weights, or is damaged.
     """
     return _read(Path(path), with_tensors=True)
+
+
+def is_embedding(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is an embedding of its full length; its values are not read."""
+    try:
+        _read(Path(path), with_tensors=False)
+    except UserError:
+        return False
+    return True
 
 
 def list_embeddings(
@@ -210,6 +220,8 @@ def refuse_other_encoder(
 
 def _read(path: Path, with_tensors: bool) -> Embedding:
     """Reads an embedding; without its tensors, these are empty."""
+    if path.is_dir():
+        raise IsADirectoryError(f"the embedding {str(path)!r} is a folder: name one of its files")
     tensors: dict[str, Tensor] = {}
     try:
         with open(path, "rb"), safetensors.safe_open(path, "pt") as file:
@@ -225,6 +237,8 @@ def _read(path: Path, with_tensors: bool) -> Embedding:
             f"{len(names)} tensors, such as {', '.join(sorted(names)[:2])}: give a file that "
             f"{_WRITERS} wrote"
         )
+    if with_tensors and fingerprint(tensors) != metadata.get("tensors_sha256"):
+        raise _damaged(path, "its values are not those that were written")
     features = tensors.pop("features", torch.empty(0))
     interm = [tensors.pop(f"interm_features.{index}", None) for index in range(len(tensors))]
     if with_tensors and (
@@ -264,5 +278,5 @@ def _as_size(text: str) -> tuple[int, int]:
 def _damaged(path: Path, reason: str) -> UserError:
     return UserError(
         f"{str(path)!r} is damaged, or not an image embedding that {_WRITERS} wrote ({reason}): "
-        "delete it and compute it again"
+        "give another file, or compute it again"
     )

@@ -300,20 +300,25 @@ class SamPredictor(segment_anything.SamPredictor):
         self._set_embedding(embedding.original_size, embedding.input_size, features, interm or None)
         self._image_sha256 = embedding.image_sha256
 
-    def check_size(self, size: tuple[int, ...]) -> None:
-        """Checks that the image that is set has the size (H, W) of another one.
+    def check_image(self, pixels: NDArray[np.uint8]) -> None:
+        """Checks that the image that is set is another one: by its size, and if loaded, its digest.
+
+        Args:
+            pixels: the other image, (H, W, 3) RGB.
 
         Raises:
             RuntimeError: if no image has been set.
-            UserError: if its size differs.
+            UserError: if it is another image.
         """
         self._require_image()
         height, width = self.original_size
-        if tuple(size) != (height, width):
+        if pixels.shape[:2] != (height, width):
             raise UserError(
                 f"the predictor has another image set, of {width} x {height} pixels: the image has "
-                f"{size[1]} x {size[0]}"
+                f"{pixels.shape[1]} x {pixels.shape[0]}"
             )
+        if self._image_sha256 is not None and self.digest_image(pixels) != self._image_sha256:
+            raise UserError("the predictor has loaded the embedding of another image")
 
     def digest_image(
         self, image: NDArray[np.uint8] | Image.Image, image_format: str = "RGB"

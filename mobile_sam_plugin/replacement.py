@@ -114,7 +114,9 @@ def replace(
     for model_type in model_types:
         if model_type not in registry:
             raise UserError(f"{into.__name__} has no model type {model_type!r}, only {known}")
-    replaced = {registry[model_type]: model_type for model_type in reversed(model_types)}
+    # "default" has the builder of another type, whose name says more.
+    ordered = sorted(reversed(model_types), key=lambda model_type: model_type != "default")
+    replaced = {registry[model_type]: model_type for model_type in ordered}
     builders = _Builders(into) if by_checkpoint else None
     restore = ExitStack()
     for builder, model_type in replaced.items():
@@ -184,9 +186,14 @@ class _Builders:
             builder = self._builder_of(path) or asked
             if builder is not asked:
                 logger.warning("building what %s holds in place of %s", path, model_type)
-            if arguments:
-                return builder(path, *arguments[1:], **options)
-            return builder(**{**options, "checkpoint": path})
+            rest = arguments[1:]
+            options.pop("checkpoint", None)
+            if path.suffix != ".safetensors" or builder is self._plain["vit_t"]:
+                return builder(path, *rest, **options)
+            # segment_anything's own builders read pickles alone.
+            model = builder(None, *rest, **options)
+            model.load_state_dict(read_checkpoint(path))
+            return model
 
         return build_by_checkpoint
 
@@ -195,6 +202,11 @@ class _Builders:
         tensors = read_checkpoint(path, "meta")
         model_type = model_type_of(tensors)
         if model_type is None:
+            if path.suffix == ".safetensors":
+                raise UserError(
+                    f"checkpoint {str(path)!r} holds neither MobileSAM nor SAM: name a file of "
+                    "their weights"
+                )
             return None
         if not is_sam_hq(tensors):
             return self._plain.get(model_type)

@@ -67,7 +67,7 @@ def embed(
     from .. import SamPredictor
     from ..annotation import open_source
     from ..annotation.pipeline import batches, ordered_map
-    from ..embeddings import SUFFIX, identify_encoder
+    from ..embeddings import SUFFIX, identify_encoder, is_embedding
     from ..inputs import input_size
     from ..runs import claim
 
@@ -91,9 +91,14 @@ def embed(
     def is_missing(listed: "Listed") -> bool:
         file = file_of(listed)
         try:
-            return file.stat().st_mtime < os.stat(os.path.join(opened.root, listed.key)).st_mtime
-        except OSError:  # there is no embedding; or the image is no file of its own
-            return not file.exists()
+            written = file.stat().st_mtime
+        except OSError:
+            return True
+        try:
+            changed = os.stat(os.path.join(opened.root, listed.key)).st_mtime > written
+        except OSError:  # the image is no file of its own
+            changed = False
+        return changed or not is_embedding(file)
 
     def read(item: "Item") -> "tuple[Item, Pixels | Exception]":
         try:
@@ -125,7 +130,7 @@ def embed(
         except OSError as error:
             if error is not encoded and error.errno != errno.ENAMETOOLONG:
                 raise  # the disk is full, say
-            message = str(error)
+            message = error.strerror or str(error)
         else:
             return ""
         return message if item.path in message else f"{item.path!r}: {message}"
@@ -148,8 +153,9 @@ def embed(
                 bar.write(f"mobile-sam: {error}", file=sys.stderr)
             else:
                 done += 1
-    rate = missing / (time.perf_counter() - start)
-    speed = f", {rate:.3g} per second" if missing else ""
+    encoded_now = missing - failed
+    rate = encoded_now / (time.perf_counter() - start)
+    speed = f", {rate:.3g} per second" if encoded_now else ""
     typer.echo(f"{out}  {done:,} of {total:,} images are done{speed}")
     if failed:
         typer.echo(f"{failed:,} could not be encoded")

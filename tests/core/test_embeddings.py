@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mobile_sam_plugin import MobileSam, SamAutomaticMaskGenerator, SamPredictor
-from mobile_sam_plugin.checkpoint import BUNDLED_FILE
+from mobile_sam_plugin.checkpoint import BUNDLED_FILE, fingerprint
 from mobile_sam_plugin.embeddings import (
     EncoderIdentity,
     identify_encoder,
@@ -210,10 +210,17 @@ def rewritten(file: Path, tensors: dict[str, Any] | None = None, **metadata: str
     with safetensors.safe_open(file, "pt") as content:
         known = content.metadata() | metadata
         features = content.get_tensor("features")
+    if tensors is None:
+        tensors = {"features": features}
+    else:
+        known["tensors_sha256"] = fingerprint(tensors)
     kept = {name: value for name, value in known.items() if value is not None}
-    safetensors.torch.save_file(
-        {"features": features} if tensors is None else tensors, file, metadata=kept
-    )
+    safetensors.torch.save_file(tensors, file, metadata=kept)
+
+
+def zero_the_end(file: Path) -> None:
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
 
 
 def truncate(file: Path) -> None:
@@ -237,6 +244,7 @@ def put_pickle(file: Path) -> None:
     [
         (truncate, "is damaged"),
         (empty, "is damaged"),
+        (zero_the_end, "is damaged.*its values are not those that were written"),
         (put_weights, "not an image embedding of this version, but a safetensors file of 4"),
         (put_pickle, "is damaged, or not an image embedding"),
         (lambda file: rewritten(file, format="mobile_sam_plugin embedding 2"), "this version"),
@@ -316,6 +324,9 @@ def test_everything_mode_takes_an_embedding_instead_of_the_image(
         generator.generate(None, predictor=SamPredictor(tiny_sam))
     with pytest.raises(UserError, match="another image set, of 600 x 400 pixels: .* 599 x 400"):
         generator.generate(coffee[:, 1:], predictor=predictor)
+    with pytest.raises(UserError, match="loaded the embedding of another image"):
+        generator.generate(coffee[::-1].copy(), predictor=loaded(tiny_sam, file))
+    assert generator.generate(coffee, predictor=loaded(tiny_sam, file)) == expected
     with pytest.raises(UserError, match="the generator's own model"):
         generator.generate(None, predictor=SamPredictor(copy.deepcopy(tiny_sam)))
 

@@ -20,7 +20,8 @@ from mobile_sam_plugin import (
     replace,
     sam_model_registry,
 )
-from mobile_sam_plugin.checkpoint import BUNDLED_FILE, read_checkpoint
+from mobile_sam_plugin.checkpoint import BUNDLED_FILE, read_checkpoint, save_checkpoint
+from mobile_sam_plugin.errors import UserError
 
 from ..fresh import run_code
 
@@ -244,9 +245,16 @@ def test_the_file_decides_on_the_model(
                 assert type(sam) is kind and equal_weights(sam, file)
                 as_asked = (model_type, file) in (("vit_t", BUNDLED_FILE), ("vit_b", narrow))
                 lines = [it.getMessage() for it in caplog.records if "in place of" in it.message]
-                expected = f"building what {file} holds in place of {model_type}"
+                asked = "vit_h" if model_type == "default" else model_type
+                expected = f"building what {file} holds in place of {asked}"
                 assert lines == ([] if as_asked else [expected])
         assert isinstance(vendored.build_sam(narrow), vendored.modeling.Sam)
+        safe = narrow.with_suffix(".safetensors")
+        save_checkpoint(read_checkpoint(narrow), safe)
+        assert equal_weights(vendored.build_sam(safe), narrow)
+        save_checkpoint({"features": torch.zeros(1)}, safe)
+        with pytest.raises(UserError, match="holds neither MobileSAM nor SAM"):
+            vendored.build_sam(checkpoint=safe)
         assert isinstance(vendored.build_sam_vit_l("bundled"), MobileSam)
     assert vendored.sam_model_registry == before
 

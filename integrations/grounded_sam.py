@@ -211,7 +211,8 @@ class GroundedMobileSam:
         if predictor is None:
             predictor = self.predictor
             predictor.set_image(pixels)
-        predictor.check_image(pixels)
+        else:
+            predictor.check_image(pixels)
         transformed = predictor.transform.apply_boxes_torch(
             torch.as_tensor(boxes, device=predictor.device), size
         )

@@ -3,7 +3,7 @@
 import copy
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ import segment_anything
 import torch
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
+from segment_anything.modeling import Sam
 from torch import Tensor, nn
 from typing_extensions import Self
 
@@ -22,6 +23,7 @@ from .embeddings import (
     EncoderIdentity,
     digest_pixels,
     identify_encoder,
+    list_embeddings,
     read_embedding,
     refuse_other_encoder,
     write_embedding,
@@ -636,3 +638,32 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
                 del _borrowed[model]
                 for module in borrowed.training:
                     module.training = True
+
+
+def open_embeddings(
+    path: str | os.PathLike[str], model: Sam
+) -> Callable[[NDArray[np.uint8]], SamPredictor | None]:
+    """Returns a function that looks up an image among embeddings in files.
+
+    It takes an image, (H, W, 3) uint8 RGB, and returns a predictor that has loaded its embedding;
+    None if there is none.
+
+    Args:
+        path: a file or a folder, as :func:`~mobile_sam_plugin.embeddings.list_embeddings` takes it.
+        model: the model that all of them must be of.
+
+    Raises:
+        FileNotFoundError, UserError: as `list_embeddings`.
+    """
+    encoder = identify_encoder(model)
+    files = list_embeddings(path, encoder)
+
+    def find(pixels: NDArray[np.uint8]) -> SamPredictor | None:
+        predictor = SamPredictor(model)
+        file = files.get(predictor.digest_image(pixels))
+        if file is None:
+            return None
+        predictor.load_embedding(file, encoder=encoder)
+        return predictor
+
+    return find

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 
 from .. import SamPredictor
 from ..drawing import draw_overlay
-from ..embeddings import identify_encoder, list_embeddings
 from ..errors import UserError
 from ..images import open_image
 from ..inputs import as_pixels, input_size
+from ..predictor import open_embeddings
 from ..records import Record
 
 Pixels = NDArray[np.uint8]
@@ -263,13 +263,10 @@ class Sessions:
             embeddings: file or folder that ``mobile-sam embed`` wrote; its images are not encoded.
 
         Raises:
-            UserError: as :func:`~mobile_sam_plugin.embeddings.list_embeddings`.
+            UserError: as :func:`~mobile_sam_plugin.predictor.open_embeddings`.
         """
         self.model = model
-        self._files: dict[str, Path] = {}
-        if embeddings is not None:
-            self._encoder = identify_encoder(model)
-            self._files = list_embeddings(embeddings, self._encoder)
+        self._find_stored = None if embeddings is None else open_embeddings(embeddings, model)
         self.folder = folder
         self.max_pixels = max_pixels
         self.max_sessions = max_sessions
@@ -349,11 +346,10 @@ class Sessions:
         with self._encoding:
             predictor = self._find(picture)
             if predictor is None:
-                predictor = SamPredictor(self.model)
-                file = self._files and self._files.get(predictor.digest_image(picture.pixels))
-                if file:
-                    predictor.load_embedding(file, encoder=self._encoder)
-                else:
+                if self._find_stored is not None:
+                    predictor = self._find_stored(picture.pixels)
+                if predictor is None:
+                    predictor = SamPredictor(self.model)
                     predictor.set_image(picture.pixels)
                 with self._lock:
                     self._predictors[picture.key] = predictor

@@ -18,6 +18,7 @@ from .inputs import (
     MaxPixels,
     ModelType,
     NmsThresh,
+    Source,
     TextThreshold,
     load_sam,
     with_groups,
@@ -50,14 +51,7 @@ Engine = Literal["local", "ray"]
 
 @with_groups
 def annotate(
-    source: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="INPUT",
-            help="Images, globs and folders; or one text file of paths, COCO JSON or video. All "
-            "except videos can be URLs, such as s3://bucket/folder.",
-        ),
-    ],
+    source: Source,
     out: Annotated[
         str,
         typer.Option(

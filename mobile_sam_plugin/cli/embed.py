@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .inputs import Checkpoint, Device, Dtype, MaxPixels, load_model
+from .inputs import Checkpoint, Device, Dtype, MaxPixels, Source, load_model
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,14 +28,7 @@ _READERS = 4  # threads
 
 
 def embed(
-    source: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="INPUT",
-            help="Images, globs and folders; or one text file of paths, COCO JSON or video. All "
-            "except videos can be URLs, such as s3://bucket/folder.",
-        ),
-    ],
+    source: Source,
     out: Annotated[
         Path,
         typer.Option(

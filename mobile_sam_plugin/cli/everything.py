@@ -21,7 +21,7 @@ from .inputs import (
     MaxPixels,
     Out,
     load_model,
-    open_embeddings,
+    require_embeddings,
     with_groups,
 )
 
@@ -79,7 +79,7 @@ def everything(
     generator = SamAutomaticMaskGenerator(model, output_mode="coco_rle", **search.given())
     # Layer N has 4^N crops.
     points = sum(4**layer * len(grid) for layer, grid in enumerate(generator.point_grids))
-    find_embedding = None if embeddings is None else open_embeddings(embeddings, model)
+    find_embedding = None if embeddings is None else require_embeddings(embeddings, model)
     folders = name_folders(paths)
     failed, losses = False, Losses()
     with tqdm(total=len(paths) * points, unit="point", disable=None) as bar:

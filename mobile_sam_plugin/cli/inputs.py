@@ -34,6 +34,14 @@ ImageFile = Annotated[
         metavar="IMAGE", exists=True, dir_okay=False, help="A file that Pillow can open."
     ),
 ]
+Source = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="INPUT",
+        help="Images, globs and folders; or one text file of paths, COCO JSON or video. All "
+        "except videos can be URLs, such as s3://bucket/folder.",
+    ),
+]
 Points = Annotated[
     list[str] | None,
     typer.Option(
@@ -267,33 +275,28 @@ def load_sam(model_type: ModelType, checkpoint: str | None, option: str, device:
     return model.to(target)
 
 
-def open_embeddings(path: Path, model: "Sam") -> "Callable[[NDArray[np.uint8]], SamPredictor]":
-    """Returns a function that looks up an image among the embeddings of ``mobile-sam embed``.
+def require_embeddings(path: Path, model: "Sam") -> "Callable[[NDArray[np.uint8]], SamPredictor]":
+    """Returns :func:`~mobile_sam_plugin.predictor.open_embeddings`'s function, which then raises.
 
-    It takes an image, (H, W, 3) uint8 RGB, returns a predictor with its embedding, and raises a
-    UserError if there is none.
+    It raises a UserError if there is no embedding of an image.
 
     Raises:
-        UserError: as :func:`~mobile_sam_plugin.embeddings.list_embeddings`.
+        UserError: as `open_embeddings`.
     """
-    from .. import SamPredictor
-    from ..embeddings import identify_encoder, list_embeddings
+    from ..predictor import open_embeddings
 
-    encoder = identify_encoder(model)
-    files = list_embeddings(path, encoder)
+    find = open_embeddings(path, model)
 
-    def find(pixels: "NDArray[np.uint8]") -> SamPredictor:
-        predictor = SamPredictor(model)
-        file = files.get(predictor.digest_image(pixels))
-        if file is None:
+    def find_or_refuse(pixels: "NDArray[np.uint8]") -> "SamPredictor":
+        predictor = find(pixels)
+        if predictor is None:
             raise UserError(
                 f"{str(path)!r} has no embedding of this image: add it with mobile-sam embed, or "
                 "leave out --embeddings"
             )
-        predictor.load_embedding(file, encoder=encoder)
         return predictor
 
-    return find
+    return find_or_refuse
 
 
 def find_device(name: str) -> "torch.device":

@@ -15,9 +15,9 @@ from .inputs import (
     Out,
     Points,
     load_model,
-    open_embeddings,
     parse_box,
     parse_point,
+    require_embeddings,
 )
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def segment(
             )
     predictor: SamPredictor | OnnxPredictor
     if embeddings is not None:
-        predictor = open_embeddings(embeddings, load_model(checkpoint, device))(pixels)
+        predictor = require_embeddings(embeddings, load_model(checkpoint, device))(pixels)
     else:
         predictor = _load(backend, onnx_dir, checkpoint, device)
         predictor.set_image(pixels)

@@ -552,7 +552,19 @@ class SamPredictor(segment_anything.SamPredictor):
     def _mask_sizes(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
         """Sizes of low-res logits, of the image and of the resized image."""
         height, width = self.original_size
-        return self.model.prompt_encoder.mask_input_size, (height, width), self.input_size
+        return self.low_res_size, (height, width), self.input_size
+
+    @property
+    def low_res_size(self) -> tuple[int, int]:
+        """(rows, columns) of low-res logits, (256, 256)."""
+        size: tuple[int, int] = self.model.prompt_encoder.mask_input_size
+        return size
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that the image takes: its embedding, and the resized pixels."""
+        tensors = (self.features, self._pixels, *(self.interm_features or ()))
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
     @property
     def upscaler(self) -> MaskUpscaler:

@@ -1,4 +1,4 @@
-"""The web page of ``mobile-sam app``, on the public API.
+"""The web page of ``mobile-sam app``, on the :mod:`~mobile_sam_plugin.engine`.
 
 :mod:`.sessions` holds the state of each open page, :mod:`.page` builds the page, :mod:`.click`,
 :mod:`.everything` and :mod:`.pipelines` are its tabs, and :mod:`.server` serves it.

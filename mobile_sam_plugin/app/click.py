@@ -2,6 +2,7 @@
 
 import json
 import secrets
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -128,17 +129,19 @@ class ClickTab:
             if not self.components.sessions.is_encoded(picture):
                 message = "Encoding the image: this is done once, later clicks are fast."
                 return *render(session, message), secrets.token_hex(4)
-            session.decode(self.components.sessions.predictor(picture))
+            sessions = self.components.sessions
+            session.decode(sessions.predictor(picture), sessions.engine)
         return *render(session), gr.skip()
 
     def encode(self, request: gr.Request) -> Any:
         session = self.components.session(request)
         picture = session.picture
         if picture is not None:
-            predictor = self.components.sessions.predictor(picture)
+            sessions = self.components.sessions
+            predictor = sessions.predictor(picture)
             with session.lock:
                 if session.picture is picture:  # not another one by now
-                    session.decode(predictor)
+                    session.decode(predictor, sessions.engine)
         with session.lock:
             return render(session)
 
@@ -179,8 +182,10 @@ class ClickTab:
         with self.components.locked(request) as session:
             session.require_mask()
             step, path = session.steps[-1], session.path("_mask.json")
-            predictor = self.components.sessions.predictor(session.require_picture())
-            logits, scores, _ = predictor.predict(**step.arguments(), return_logits=True)
+            sessions = self.components.sessions
+            predictor = sessions.predictor(session.require_picture())
+            predict = partial(predictor.predict, **step.arguments(), return_logits=True)
+            logits, scores, _ = sessions.engine.run(predict)
             chosen = step.chosen or 0
             record = make_record(
                 logits[chosen],

@@ -1,6 +1,7 @@
 """The tab *Everything*: all masks of the image in colours, with the scores of each."""
 
 import json
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -77,11 +78,16 @@ class EverythingTab:
         )
         progress(0, desc="Encoding the image")
 
+        sessions = self.components.sessions
+        predictor = sessions.predictor(picture)
+        deadline = sessions.engine.deadline()
+
         def report(done: int, total: int) -> None:
+            deadline.check()
             progress((done, total), desc="Looking for masks", unit="points")
 
-        predictor = self.components.sessions.predictor(picture)
-        records = drop_empty(generator.generate(picture.pixels, report, predictor))
+        generate = partial(generator.generate, picture.pixels, report, predictor)
+        records = drop_empty(sessions.engine.run(generate, deadline))
         with session.lock:
             if session.picture is not picture:
                 raise UserError("the image changed during the run: press the button again")

@@ -189,7 +189,7 @@ class Opening:
             picture = None
         else:
             try:
-                picture = read_picture(path, path.name, self.components.sessions.max_pixels)
+                picture = read_picture(path, path.name, self.components.sessions.engine)
             except (ValueError, MemoryError) as error:
                 with session.lock:
                     return render(session, str(error) or "The image needs too much memory.", True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from ..engine import TimedOut, Unavailable
 from . import gradio as gr
 from .sessions import Session, Sessions
 
@@ -19,7 +20,7 @@ QUEUED: dict[str, Any] = {"concurrency_id": "queued", "concurrency_limit": 1}
 
 PRIVATE: Any = "private"  # events of the page are not a public API
 
-_MISTAKES = (ValueError, TypeError, OSError, ImportError, MemoryError)
+_MISTAKES = (ValueError, TypeError, OSError, ImportError, MemoryError, Unavailable, TimedOut)
 
 
 @dataclass

@@ -15,10 +15,11 @@ import numpy as np
 from huggingface_hub import try_to_load_from_cache
 from PIL import Image
 
+from ..engine import check_size
 from ..errors import UserError
 from . import gradio as gr
 from .parts import Components, render, status_html
-from .sessions import Picture, Session, check_size, shrink
+from .sessions import Picture, Session, shrink
 
 if TYPE_CHECKING:
     from ..integrations.grounded_sam import GroundedMobileSam
@@ -243,7 +244,7 @@ class TrackTab:
             try:
                 video = Video(path)
                 height, width = video.image_size or (0, 0)
-                check_size(width, height, name, self.components.sessions.max_pixels)
+                check_size(width, height, name, self.components.sessions.engine.limits.max_pixels)
                 frame = next(iter(video))
             except ValueError as error:
                 message = str(error).replace(str(path), name)

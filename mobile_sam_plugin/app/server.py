@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import segment_anything
 from gradio import processing_utils
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..engine import Engine
 from . import gradio as gr
 from .page import STYLE, THEME, build_page
-from .sessions import MAX_BYTES, MAX_PIXELS, Sessions
+from .sessions import Sessions
 
 # The browser then refuses whatever is not from this server.
 _POLICY = (
@@ -66,32 +66,27 @@ class Guard:
 
 @contextmanager
 def serve(
-    model: segment_anything.modeling.Sam,
+    engine: Engine,
     host: str = "127.0.0.1",
     port: int = 7860,
     checkpoint: str | None = None,
-    max_pixels: int = MAX_PIXELS,
-    embeddings: Path | None = None,
 ) -> Iterator[str]:
     """Serves the page as long as the context lasts.
 
     Args:
-        model: the model that segments.
+        engine: encodes and decodes, within its limits; its backend is torch.
         host: IPv4 or IPv6 address to listen on; "0.0.0.0" or "::" for all of the machine's.
         port: port to listen on.
         checkpoint: name of the checkpoint, for the Python lines; None for the default one.
-        max_pixels: maximum number of pixels of an image or frame.
-        embeddings: file or folder that ``mobile-sam embed`` wrote; its images are not encoded.
 
     Yields:
         The page's address.
 
     Raises:
         OSError: if the port is taken.
-        UserError: if the embeddings are damaged or of another model.
 
     Example:
-        >>> with serve(sam_model_registry["vit_t"]()) as address:
+        >>> with serve(Engine(TorchBackend(build_sam_vit_t()))) as address:
         ...     input(address)
     """
     if ":" in host and not host.startswith("["):
@@ -101,7 +96,7 @@ def serve(
         _environment(GRADIO_TEMP_DIR=str(Path(folder) / "cache"), **DECODERS),
         _no_fetching(),
     ):
-        sessions = Sessions(model, Path(folder) / "sessions", max_pixels, embeddings=embeddings)
+        sessions = Sessions(engine, Path(folder) / "sessions")
         page = build_page(sessions, checkpoint)
         page.queue(default_concurrency_limit=1, max_size=200)
         try:
@@ -117,7 +112,7 @@ def serve(
                 ssr_mode=False,
                 mcp_server=False,
                 pwa=False,
-                max_file_size=MAX_BYTES,
+                max_file_size=engine.limits.max_bytes,
                 footer_links=["settings"],
                 _frontend=False,  # or a machine that is busy for 3 s is taken for unreachable
                 app_kwargs={"middleware": [Middleware(Guard)], "docs_url": None},

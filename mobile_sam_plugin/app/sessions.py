@@ -1,6 +1,6 @@
-"""State of the open pages: an image and a prompt each, and the embeddings of the images.
+"""State of the open pages: an image and a prompt each.
 
-Independent of gradio: a page is a name here. Masks come from the public API.
+Independent of gradio: a page is a name here. The engine computes masks and keeps embeddings.
 """
 
 import hashlib
@@ -12,31 +12,28 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-import segment_anything
 from numpy.typing import NDArray
 
-from .. import SamPredictor
 from ..drawing import draw_overlay
+from ..engine import Engine, TorchBackend, digest_image
+from ..engine.backends import Pixels, Predictor
 from ..errors import UserError
-from ..images import open_image
-from ..inputs import as_pixels, input_size
-from ..predictor import open_embeddings
 from ..records import Record
 
-Pixels = NDArray[np.uint8]
+if TYPE_CHECKING:
+    from ..predictor import SamPredictor
+
 Point = tuple[float, float, int]
 """X and Y in pixels of the image, and 1 for the object, 0 for the background."""
 Box = tuple[float, float, float, float]
 
-MAX_PIXELS = 25_000_000
-MAX_BYTES = 32 * 2**20
 MAX_SESSIONS = 64
-MAX_EMBEDDINGS = 32  # of 4 MiB each
 MAX_SHOWN = 1280  # pixels; longer side of the image that is sent to the page after each click
 
 
@@ -87,9 +84,7 @@ class Picture:
 
     def __post_init__(self) -> None:
         self.shown = shrink(self.pixels)
-        digest = hashlib.sha256(repr(self.pixels.shape).encode())
-        digest.update(self.pixels.tobytes())
-        self.key = digest.hexdigest()
+        self.key = digest_image(self.pixels)
 
     @property
     def scale(self) -> float:
@@ -186,12 +181,13 @@ class Session:
             self.steps.pop()
             self.forget_masks()
 
-    def decode(self, predictor: SamPredictor) -> None:
-        """Computes the candidates of the last step, unless they are known."""
+    def decode(self, predictor: Predictor, engine: Engine) -> None:
+        """Lets the engine compute the candidates of the last step, unless they are known."""
         if not self.steps or self.masks is not None:
             return
         step = self.steps[-1]
-        self.masks, self.scores, self.logits = predictor.predict(**step.arguments())
+        predict = partial(predictor.predict, **step.arguments())
+        self.masks, self.scores, self.logits = engine.run(predict)
         if step.chosen is None:
             step.chosen = int(self.scores.argmax())
 
@@ -233,58 +229,41 @@ class Session:
 
 
 class Sessions:
-    """All open pages, and the embeddings of their images, both limited in number.
+    """All open pages, limited in number.
+
+    Attributes:
+        engine: encodes their images and decodes their prompts; its backend is torch.
+        model: the engine's.
 
     Example:
-        >>> sessions = Sessions(sam, Path("files"))
+        >>> sessions = Sessions(Engine(TorchBackend(sam)), Path("files"))
         >>> session = sessions.get("a page's name")
         >>> session.open(Picture("dog.jpg", pixels))
         >>> session.add((320, 240, 1), None, refine=True)
-        >>> session.decode(sessions.predictor(session.picture))
+        >>> session.decode(sessions.predictor(session.picture), sessions.engine)
     """
 
-    def __init__(
-        self,
-        model: segment_anything.modeling.Sam,
-        folder: Path,
-        max_pixels: int = MAX_PIXELS,
-        max_sessions: int = MAX_SESSIONS,
-        max_embeddings: int = MAX_EMBEDDINGS,
-        embeddings: Path | None = None,
-    ) -> None:
-        """Takes the model and the limits.
+    def __init__(self, engine: Engine, folder: Path, max_sessions: int = MAX_SESSIONS) -> None:
+        """Takes the engine and the limit.
 
         Args:
-            model: any SAM.
+            engine: whose backend is a ``TorchBackend``.
             folder: folder with one subfolder per page for its files.
-            max_pixels: maximum number of pixels of an image.
             max_sessions: maximum number of pages; beyond it the least recently used is forgotten.
-            max_embeddings: maximum number of embeddings in memory, likewise.
-            embeddings: file or folder that ``mobile-sam embed`` wrote; its images are not encoded.
-
-        Raises:
-            UserError: as :func:`~mobile_sam_plugin.predictor.open_embeddings`.
         """
-        self.model = model
-        self._find_stored = None if embeddings is None else open_embeddings(embeddings, model)
+        assert isinstance(engine.backend, TorchBackend)
+        self.engine = engine
+        self.model = engine.backend.model
         self.folder = folder
-        self.max_pixels = max_pixels
         self.max_sessions = max_sessions
-        self.max_embeddings = max_embeddings
         self._sessions: OrderedDict[str, Session] = OrderedDict()
-        self._predictors: OrderedDict[str, SamPredictor] = OrderedDict()
         self._uses: Counter[str] = Counter()  # running events per page
         self._closed: set[str] = set()  # pages that were closed during events
+        self._encoded: set[str] = set()  # images of pages whose embeddings may be there
         self._lock = threading.Lock()
-        self._encoding = threading.Lock()  # one at a time
 
     def __len__(self) -> int:
         return len(self._sessions)
-
-    @property
-    def embeddings(self) -> int:
-        """Number of embeddings."""
-        return len(self._predictors)
 
     def get(self, name: str) -> Session:
         """Returns the page of that name, a new one if it is unknown or was forgotten."""
@@ -333,35 +312,18 @@ class Sessions:
                 self._forget(name)
 
     def is_encoded(self, picture: Picture) -> bool:
-        return picture.key in self._predictors
+        return picture.key in self.engine.cache
 
-    def predictor(self, picture: Picture) -> SamPredictor:
+    def predictor(self, picture: Picture) -> "SamPredictor":
         """Returns a predictor with the image set, encoding the image if nobody has done it yet.
 
-        Pages that show the same image share it: predicting changes nothing.
+        Raises:
+            Unavailable, TimedOut: as :meth:`Engine.predictor`.
         """
-        predictor = self._find(picture)  # does not wait for others' images
-        if predictor is not None:
-            return predictor
-        with self._encoding:
-            predictor = self._find(picture)
-            if predictor is None:
-                if self._find_stored is not None:
-                    predictor = self._find_stored(picture.pixels)
-                if predictor is None:
-                    predictor = SamPredictor(self.model)
-                    predictor.set_image(picture.pixels)
-                with self._lock:
-                    self._predictors[picture.key] = predictor
-                    while len(self._predictors) > self.max_embeddings:
-                        self._predictors.popitem(last=False)
-        return predictor
-
-    def _find(self, picture: Picture) -> SamPredictor | None:
         with self._lock:
-            if picture.key in self._predictors:
-                self._predictors.move_to_end(picture.key)
-            return self._predictors.get(picture.key)
+            self._encoded.add(picture.key)
+        predictor: SamPredictor = self.engine.predictor(picture.key, picture.pixels)  # type: ignore
+        return predictor
 
     def _forget(self, name: str) -> None:
         session = self._sessions.pop(name, None)
@@ -370,35 +332,13 @@ class Sessions:
         shutil.rmtree(session.folder, ignore_errors=True)
         # Embeddings that no page shows, those of its earlier images among them.
         shown = {each.picture.key for each in self._sessions.values() if each.picture is not None}
-        for key in self._predictors.keys() - shown:
-            del self._predictors[key]
+        self.engine.cache.forget(self._encoded - shown)
+        self._encoded &= shown
 
 
-def read_picture(path: str | os.PathLike[str], name: str, max_pixels: int) -> Picture:
-    """Decodes a file that came from a browser, which may hold anything.
-
-    Args:
-        path: path of the file.
-        name: its name in messages.
-        max_pixels: larger images are refused before they are decoded.
-
-    Raises:
-        UserError: if it is not an image, damaged, too large or too thin.
-    """
-    with open_image(path, name) as opened:
-        check_size(*opened.size, name, max_pixels)
-        pixels = as_pixels(opened)
-    input_size(pixels.shape[0], pixels.shape[1], 1024)  # refuses images that are too thin
-    return Picture(name, pixels)
-
-
-def check_size(width: int, height: int, name: str, max_pixels: int) -> None:
-    """Raises a UserError if there are too many pixels."""
-    if width * height > max_pixels:
-        raise UserError(
-            f"{name} is too large: it has {width:,} x {height:,} pixels, this page takes up to "
-            f"{max_pixels:,}; make it smaller and try again"
-        )
+def read_picture(path: str | os.PathLike[str], name: str, engine: Engine) -> Picture:
+    """Decodes a file that came from a browser; arguments and errors as `Engine.read_image`."""
+    return Picture(name, engine.read_image(path, name))
 
 
 def shrink(pixels: Pixels, long_side: int = MAX_SHOWN) -> Pixels:

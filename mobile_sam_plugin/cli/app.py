@@ -33,12 +33,14 @@ def app(
     from PIL import Image
 
     from ..app.server import serve
+    from ..engine import Engine, Limits, TorchBackend
 
     # Pillow's own limit must not prevent a higher one.
     Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, max_pixels)
 
-    model = load_model(checkpoint, device)
-    with serve(model, host, port, checkpoint, max_pixels, embeddings) as address:
+    backend = TorchBackend(load_model(checkpoint, device), embeddings)
+    engine = Engine(backend, Limits(max_pixels=max_pixels, seconds=600))
+    with serve(engine, host, port, checkpoint) as address:
         typer.echo(f"{address}  (Ctrl-C stops it)")
         threading.Event().wait()
 

@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..errors import UserError
 from ..everything import MaskGenerator, Progress
+from ..inputs import as_pixels
 from ..mask_postprocessing import FloatArray
 from ..records import Record
 from .predictor import MASK_THRESHOLD, OnnxPredictor
@@ -28,23 +30,45 @@ class OnnxAutomaticMaskGenerator(MaskGenerator[OnnxPredictor]):
     predictor: OnnxPredictor
 
     def generate(
-        self, image: NDArray[np.uint8] | Image.Image, progress: Progress | None = None
+        self,
+        image: NDArray[np.uint8] | Image.Image | None,
+        progress: Progress | None = None,
+        predictor: OnnxPredictor | None = None,
     ) -> list[Record]:
         """Generates masks for an image, as ``SamAutomaticMaskGenerator.generate``.
 
         Args:
-            image: anything that ``OnnxPredictor.set_image`` takes, in RGB order.
+            image: anything that ``OnnxPredictor.set_image`` takes, in RGB order. With a predictor
+                it may be None, unless there are crops, which are encoded.
             progress: called after every ``points_per_batch`` points with the number of points done
                 and of all points.
+            predictor: one that has this image set; so only the crops of the image are encoded.
 
         Returns:
             One record per mask, with the fields of ``SamAutomaticMaskGenerator``.
 
         Raises:
             TypeError, ValueError: as ``OnnxPredictor.set_image``.
+            RuntimeError: if the predictor has no image set.
+            UserError: if its image has another size, or if there is no image where one is needed.
         """
-        set_crop = partial(_CropDecoder, self.predictor)
+        if image is None:
+            image = self._stand_in(predictor)
+        elif predictor is not None and as_pixels(image).shape[:2] != predictor.original_size:
+            raise UserError("the predictor has an image of another size set")
+        set_crop = partial(_CropDecoder, self.predictor, predictor)
         return self._generate(image, set_crop, self.predictor.img_size, progress)
+
+    def _stand_in(self, predictor: OnnxPredictor | None) -> NDArray[np.uint8]:
+        """Returns pixels for an image of which only the size is needed."""
+        if predictor is None:
+            raise UserError("give an image, or a predictor that has one set")
+        predictor.get_image_embedding()  # raises RuntimeError if no image is set
+        if self.crop_n_layers:
+            raise UserError(
+                f"crop_n_layers is {self.crop_n_layers}: give the image, to encode its crops"
+            )
+        return np.broadcast_to(np.uint8(0), (*predictor.original_size, 3))
 
 
 class _CropDecoder:
@@ -52,10 +76,15 @@ class _CropDecoder:
 
     mask_threshold = MASK_THRESHOLD
 
-    def __init__(self, predictor: OnnxPredictor, pixels: NDArray[np.uint8]) -> None:
-        # A predictor of its own on the same graphs, so that the client's keeps its image.
-        self._predictor = copy.copy(predictor)
-        self._predictor.set_image(pixels)
+    def __init__(
+        self, graphs: OnnxPredictor, encoded: OnnxPredictor | None, pixels: NDArray[np.uint8]
+    ) -> None:
+        if encoded is not None and encoded.original_size == pixels.shape[:2]:
+            self._predictor = encoded  # a crop of that size is the whole image
+        else:
+            # One of its own on the same graphs, so that the client's keeps its image.
+            self._predictor = copy.copy(graphs)
+            self._predictor.set_image(pixels)
         self.upscaler = self._predictor.upscaler
 
     def masks_above(

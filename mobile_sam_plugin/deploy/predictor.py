@@ -167,7 +167,7 @@ class OnnxPredictor:
         if box is not None:
             corners = check_box(box)[None]
         if mask_input is not None:
-            sizes = self._low_res_size, self.original_size, self.input_size
+            sizes = self.low_res_size, self.original_size, self.input_size
             logits = check_mask(mask_input, *sizes)[None]
         prompts = self._as_points(coords, labels, corners)
         low_res_logits, scores = self._decode(*prompts, logits, multimask_output)
@@ -202,6 +202,30 @@ class OnnxPredictor:
             RuntimeError: if no image is set.
             UserError: if there is no prompt, or their numbers differ; or as :meth:`predict`.
         """
+        low_res_logits, scores = self.predict_low_res_batch(
+            point_coords, point_labels, boxes, mask_input, multimask_output
+        )
+        masks = np.empty(
+            (*low_res_logits.shape[:2], *self.original_size),
+            dtype=np.float32 if return_logits else bool,
+        )
+        for prompt, logits_of_prompt in enumerate(low_res_logits):
+            masks[prompt] = self._upscale(logits_of_prompt, return_logits)
+        return masks, scores, low_res_logits
+
+    def predict_low_res_batch(
+        self,
+        point_coords: ArrayLike | None = None,
+        point_labels: ArrayLike | None = None,
+        boxes: ArrayLike | None = None,
+        mask_input: ArrayLike | None = None,
+        multimask_output: bool = True,
+    ) -> tuple[FloatArray, FloatArray]:
+        """Predicts what :meth:`predict_batch` does, except for the masks of the image's size.
+
+        Returns:
+            Low-res logits (B, C, 256, 256) and predicted IoU (B, C).
+        """
         self._require_image()
         given: dict[str, NDArray[Any]] = {}
         coords = labels = corners = logits = None
@@ -213,7 +237,7 @@ class OnnxPredictor:
             if corners.ndim != 2 or corners.shape[1] != 4:
                 raise UserError(f"boxes must have the shape (B, 4), not {corners.shape}")
         if mask_input is not None:
-            sizes = self._low_res_size, self.original_size, self.input_size
+            sizes = self.low_res_size, self.original_size, self.input_size
             given["mask_input"] = logits = check_mask(mask_input, *sizes, batched=True)
         if not given:
             raise UserError("give point_coords and point_labels, boxes or mask_input")
@@ -222,21 +246,20 @@ class OnnxPredictor:
             raise UserError(f"the prompts must be equally many, not {lengths}")
         batch = next(iter(lengths.values()))
         prompts = self._as_points(coords, labels, corners, batch)
-        low_res_logits, scores = self._decode(*prompts, logits, multimask_output)
-        masks = np.empty(
-            (*low_res_logits.shape[:2], *self.original_size),
-            dtype=np.float32 if return_logits else bool,
-        )
-        for prompt, logits_of_prompt in enumerate(low_res_logits):
-            masks[prompt] = self._upscale(logits_of_prompt, return_logits)
-        return masks, scores, low_res_logits
+        return self._decode(*prompts, logits, multimask_output)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that the image takes."""
+        return self.features.nbytes
 
     def _require_image(self) -> None:
         if not self.is_image_set:
             raise RuntimeError("An image must be set with .set_image(...) before mask prediction.")
 
     @property
-    def _low_res_size(self) -> tuple[int, int]:
+    def low_res_size(self) -> tuple[int, int]:
+        """(rows, columns) of low-res logits, (256, 256)."""
         return self.img_size // 4, self.img_size // 4
 
     def _as_points(
@@ -276,7 +299,7 @@ class OnnxPredictor:
         decoded = list(self._decode_batches(coords, labels, mask_input, masks))
         if not decoded:
             count = 3 if multimask_output else 1
-            none = np.empty((0, count, *self._low_res_size), np.float32)
+            none = np.empty((0, count, *self.low_res_size), np.float32)
             return none, np.empty((0, count), np.float32)
         logits, scores = (np.concatenate(parts) for parts in zip(*decoded, strict=True))
         return logits, scores
@@ -289,7 +312,7 @@ class OnnxPredictor:
         masks: slice,
     ) -> Iterator[tuple[FloatArray, FloatArray]]:
         """Yields low-res logits and predicted IoU of a few prompts at a time."""
-        no_mask = np.zeros((1, 1, *self._low_res_size), np.float32)
+        no_mask = np.zeros((1, 1, *self.low_res_size), np.float32)
         for start in range(0, len(coords), _PROMPTS_AT_ONCE):
             some = slice(start, start + _PROMPTS_AT_ONCE)
             scores, logits = self.decoder.run(
@@ -337,7 +360,7 @@ class OnnxPredictor:
     def upscaler(self) -> MaskUpscaler:
         """Upscaler of low-res logits to the image."""
         return cached_upscaler(
-            self.input_size, self.original_size, self._low_res_size, self.img_size
+            self.input_size, self.original_size, self.low_res_size, self.img_size
         )
 
 

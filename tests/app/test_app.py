@@ -35,6 +35,7 @@ from PIL import Image
 
 from mobile_sam_plugin import MobileSam, SamAutomaticMaskGenerator, SamPredictor
 from mobile_sam_plugin.cli.app import _check_address
+from mobile_sam_plugin.engine import Engine, Limits, TorchBackend
 from mobile_sam_plugin.integrations.detectors import Detections
 from mobile_sam_plugin.integrations.grounded_sam import GroundedMobileSam
 from mobile_sam_plugin.integrations.inpaint_anything import InpaintAnything
@@ -85,6 +86,10 @@ class Server:
         return urlsplit(self.address).netloc
 
 
+def engine_of(model: MobileSam) -> Engine:
+    return Engine(TorchBackend(model))
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -131,7 +136,7 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
 
 @pytest.fixture(scope="module")
 def server(small_sam: MobileSam) -> Iterator[Server]:
-    with serve(small_sam, port=free_port(), checkpoint="bundled") as address:
+    with serve(engine_of(small_sam), port=free_port(), checkpoint="bundled") as address:
         yield Server(address)
 
 
@@ -736,7 +741,7 @@ def test_text_labels_and_fill_with_backends_of_a_few_lines(
     monkeypatch.setattr(pipelines.LabelTab, "_classifier", staticmethod(classify))
     monkeypatch.setattr(pipelines.InpaintTab, "_painter", InpaintAnything(None, paint_white))
     with (
-        serve(small_sam, port=free_port(), checkpoint="bundled") as address,
+        serve(engine_of(small_sam), port=free_port(), checkpoint="bundled") as address,
         visiting(browser, Server(address)) as visit,
     ):
         visit.upload(PHOTOGRAPHS / "coffee.png")
@@ -879,7 +884,7 @@ def test_closing_the_page_frees_its_memory(browser: Any, small_sam: MobileSam) -
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mobile_sam_plugin.app.server.Sessions", Counted)
-        with serve(small_sam, port=free_port(), checkpoint="bundled") as address:
+        with serve(engine_of(small_sam), port=free_port(), checkpoint="bundled") as address:
             (sessions,) = held
             server = Server(address)
             with visiting(browser, server) as visit:
@@ -887,21 +892,22 @@ def test_closing_the_page_frees_its_memory(browser: Any, small_sam: MobileSam) -
                 visit.click(*CUP, 600, 400)
                 visit.await_status("^Candidate")
                 visit.mask()
-                assert (len(sessions), sessions.embeddings) == (1, 1)
+                assert (len(sessions), len(sessions.engine.cache)) == (1, 1)
                 assert len(list(sessions.folder.iterdir())) == 1
             with visiting(browser, server) as visit:
                 visit.page.wait_for_timeout(0)
                 for _ in range(600):
-                    if (len(sessions), sessions.embeddings) == (0, 0):
+                    if (len(sessions), len(sessions.engine.cache)) == (0, 0):
                         break
                     visit.page.wait_for_timeout(100)
                 # Nor is anything kept of the new page, which holds no picture.
-                assert (len(sessions), sessions.embeddings) == (0, 0)
+                assert (len(sessions), len(sessions.engine.cache)) == (0, 0)
                 assert list(sessions.folder.iterdir()) == []
 
 
 def test_sessions_and_embeddings_are_bounded(small_sam: MobileSam, tmp_path: Path) -> None:
-    sessions = Sessions(small_sam, tmp_path, max_sessions=2, max_embeddings=1)
+    engine = Engine(TorchBackend(small_sam), cache_bytes=1)  # one embedding is kept nevertheless
+    sessions = Sessions(engine, tmp_path, max_sessions=2)
     pixels = np.zeros((40, 60, 3), dtype=np.uint8)
     one, other = Picture("one.png", pixels), Picture("other.png", pixels + 9)
     assert one.key == Picture("same.png", pixels.copy()).key != other.key
@@ -917,8 +923,10 @@ def test_sessions_and_embeddings_are_bounded(small_sam: MobileSam, tmp_path: Pat
     assert not sessions.is_encoded(other)
 
 
-def test_a_page_that_is_closed_while_something_works_leaves_nothing_behind(tmp_path: Path) -> None:
-    sessions = Sessions(None, tmp_path, max_sessions=1)
+def test_a_page_that_is_closed_while_something_works_leaves_nothing_behind(
+    small_sam: MobileSam, tmp_path: Path
+) -> None:
+    sessions = Sessions(engine_of(small_sam), tmp_path, max_sessions=1)
     picture = Picture("dog.jpg", np.zeros((10, 10, 3), np.uint8))
     with sessions.using("page"), sessions.using("page"):
         session = sessions.get("page")
@@ -955,13 +963,13 @@ def test_tabs_do_not_encode_again_what_a_click_has_encoded(
     detecting = GroundedMobileSam(small_sam, find_cup)
     monkeypatch.setattr(pipelines.TextTab, "_pipeline", detecting)
     monkeypatch.setattr(pipelines.LabelTab, "_classifier", staticmethod(classify))
-    sessions = Sessions(small_sam, tmp_path)
+    sessions = Sessions(engine_of(small_sam), tmp_path)
     session = sessions.get("page")
     session.open(Picture("coffee.png", coffee))
     session.add((*CUP, 1), None, refine=True)
     request: Any = SimpleNamespace(session_hash="page")
     with counting(small_sam) as encoded:
-        session.decode(sessions.predictor(session.require_picture()))
+        session.decode(sessions.predictor(session.require_picture()), sessions.engine)
         with gr.Blocks():
             components = Components(sessions, *(gr.HTML() for _ in range(5)))
             everything, text = EverythingTab(components), pipelines.TextTab(components)
@@ -977,7 +985,7 @@ def test_the_first_frame_of_a_track_is_not_encoded_again(
     small_sam: MobileSam, tmp_path: Path
 ) -> None:
     video = write_video(tmp_path / "disc.mp4")
-    sessions = Sessions(small_sam, tmp_path)
+    sessions = Sessions(engine_of(small_sam), tmp_path)
     request: Any = SimpleNamespace(session_hash="page")
     session = sessions.get("page")
     with counting(small_sam) as encoded:
@@ -985,7 +993,7 @@ def test_the_first_frame_of_a_track_is_not_encoded_again(
             track = pipelines.TrackTab(Components(sessions, *(gr.HTML() for _ in range(5))))
         track.open(video, request)
         session.add((50, 60, 1), None, refine=True)
-        session.decode(sessions.predictor(session.require_picture()))
+        session.decode(sessions.predictor(session.require_picture()), sessions.engine)
         assert encoded == [1]
         track.track(request, lambda *_, **__: None)
     assert len(encoded) == 1 + 3  # of four frames
@@ -995,7 +1003,8 @@ def test_images_of_embeddings_are_not_encoded(
     small_sam: MobileSam, predictor: SamPredictor, coffee: NDArray[np.uint8], tmp_path: Path
 ) -> None:
     predictor.save_embedding(tmp_path / "embeddings" / "coffee.safetensors")
-    sessions = Sessions(small_sam, tmp_path, embeddings=tmp_path / "embeddings")
+    engine = Engine(TorchBackend(small_sam, tmp_path / "embeddings"))
+    sessions = Sessions(engine, tmp_path)
     with counting(small_sam) as encoded:
         found = sessions.predictor(Picture("cup.png", coffee))
         assert encoded == []
@@ -1011,11 +1020,8 @@ def test_embeddings_of_another_model_are_refused_before_the_page_is_served(
     other = SamPredictor(tiny_sam)
     other.set_image(coffee)
     other.save_embedding(tmp_path / "coffee.safetensors")
-    with (
-        pytest.raises(ValueError, match="of another model, test_efficientnet for 256"),
-        serve(small_sam, port=free_port(), embeddings=tmp_path),
-    ):
-        pass
+    with pytest.raises(ValueError, match="of another model, test_efficientnet for 256"):
+        TorchBackend(small_sam, tmp_path)
 
 
 @pytest.mark.parametrize("width", [1281, 4000])
@@ -1025,14 +1031,15 @@ def test_large_pictures_are_shown_small_and_segmented_whole(
     pixels = np.zeros((300, width, 3), dtype=np.uint8)
     pixels[100:200, 400:900] = 200
     Image.fromarray(pixels).save(tmp_path / "wide.png")
-    picture = read_picture(tmp_path / "wide.png", "wide.png", 2_000_000)
+    engine = Engine(TorchBackend(small_sam), Limits(max_pixels=2_000_000))
+    picture = read_picture(tmp_path / "wide.png", "wide.png", engine)
     assert picture.shown.shape[1] == 1280
-    session = Sessions(small_sam, tmp_path).get("a")
+    session = Sessions(engine, tmp_path).get("a")
     session.open(picture)
     session.add((600, 150, 1), None, refine=True)
     predictor = SamPredictor(small_sam)
     predictor.set_image(pixels)
-    session.decode(predictor)
+    session.decode(predictor, engine)
     assert session.require_mask().shape == (300, width)
     drawn = session.draw()
     assert drawn is not None and drawn.shape == picture.shown.shape
@@ -1054,7 +1061,7 @@ def test_addresses_of_both_versions(small_sam: MobileSam, host: str) -> None:
         _check_address(host, port)
     except typer.BadParameter as error:
         pytest.skip(f"this machine has no {host}: {error.message}")
-    with serve(small_sam, host, port) as address:
+    with serve(engine_of(small_sam), host, port) as address:
         assert address == f"http://{'127.0.0.1' if '.' in host else '[::1]'}:{port}"
         assert requests.get(address, timeout=60).ok
 

@@ -1,0 +1,339 @@
+"""MobileSAM in torch, onnxruntime or OpenVINO, under one interface for the engine."""
+
+import copy
+import hashlib
+import os
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, Union
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..deploy import OnnxAutomaticMaskGenerator, OnnxPredictor
+from ..deploy.predictor import MASK_THRESHOLD
+from ..errors import UserError
+from ..everything import Progress, drop_empty
+from ..files import replaced
+from ..inputs import mask_to_logits
+from ..mask_postprocessing import FloatArray, UncompressedRLE, mask_from_rle
+from ..records import Record
+
+if TYPE_CHECKING:
+    from segment_anything.modeling import Sam
+
+    from ..predictor import SamPredictor
+
+Pixels = NDArray[np.uint8]
+Predictor: TypeAlias = Union["SamPredictor", OnnxPredictor]
+"""A predictor with an image set."""
+
+_AT_ONCE = 16  # prompts between two looks at the clock
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What one object is asked for by.
+
+    Attributes:
+        points: (N, 2) XY in pixels of the image; N may be 0.
+        labels: (N,), 1 for the object, 0 for the background.
+        box: XYXY in pixels.
+        mask: of the image's size.
+        multimask: whether three candidates are wanted instead of one.
+    """
+
+    points: Sequence[Sequence[float]] = ()
+    labels: Sequence[int] = ()
+    box: Sequence[float] | None = None
+    mask: UncompressedRLE | None = None
+    multimask: bool = False
+
+    @property
+    def is_ambiguous(self) -> bool:
+        """Whether it is a single click, for which the best of three candidates is better."""
+        return len(self.points) == 1 and self.box is None and self.mask is None
+
+    @property
+    def form(self) -> tuple[int, bool, bool, bool]:
+        """What the prompts of a batch have in common."""
+        wants_three = self.multimask or self.is_ambiguous
+        return len(self.points), self.box is not None, self.mask is not None, wants_three
+
+
+class Backend(Protocol):
+    """A model that several threads may use at once.
+
+    Attributes:
+        name: ``torch``, ``onnx`` or ``openvino``.
+        encoder: what distinguishes its image encoder, which embeddings belong to, from others.
+        suffix: of the files of embeddings.
+        mask_threshold: pixels with logits above it belong to the mask.
+    """
+
+    name: str
+    encoder: str
+    suffix: str
+    mask_threshold: float
+
+    def encode(self, pixels: Pixels) -> Predictor:
+        """Returns a predictor with an image, (H, W, 3) uint8 RGB, set."""
+
+    def decode(
+        self,
+        predictor: Predictor,
+        points: NDArray[np.float64] | None,
+        labels: NDArray[np.int64] | None,
+        boxes: NDArray[np.float64] | None,
+        logits: FloatArray | None,
+        multimask: bool,
+    ) -> tuple[FloatArray, FloatArray]:
+        """Decodes a batch of prompts.
+
+        Args:
+            predictor: with the image set.
+            points: (B, N, 2) XY in pixels, or None.
+            labels: (B, N), with the points.
+            boxes: (B, 4) XYXY in pixels, or None.
+            logits: (B, 1, 256, 256) low-res logits, or None.
+            multimask: whether to return three masks per prompt instead of one.
+
+        Returns:
+            Low-res logits (B, C, 256, 256) and predicted IoU (B, C).
+        """
+
+    def everything(
+        self, predictor: Predictor, progress: Progress, options: dict[str, Any]
+    ) -> list[Record]:
+        """Finds everything in the image that is set; masks without a pixel are left out."""
+
+    def features(self, predictor: Predictor) -> FloatArray:
+        """Returns the embedding, (1, 256, 64, 64) float32."""
+
+    def save(self, predictor: Predictor, path: Path) -> None:
+        """Writes the embedding to a file, which appears whole or not at all."""
+
+    def load(self, path: Path) -> Predictor:
+        """Returns a predictor with the embedding of a file set.
+
+        Raises:
+            FileNotFoundError: if there is none.
+            UserError: if it is damaged.
+        """
+
+
+class TorchBackend:
+    """A SAM in torch; see :class:`Backend`.
+
+    Example:
+        >>> backend = TorchBackend(build_sam_vit_t())
+    """
+
+    name = "torch"
+    suffix = ".safetensors"
+
+    def __init__(self, model: "Sam", embeddings: str | os.PathLike[str] | None = None) -> None:
+        """Takes the model.
+
+        Args:
+            model: any SAM.
+            embeddings: file or folder that ``mobile-sam embed`` wrote; its images are not encoded.
+
+        Raises:
+            UserError: as :func:`~mobile_sam_plugin.predictor.open_embeddings`.
+        """
+        from ..embeddings import identify_encoder
+        from ..predictor import open_embeddings
+
+        self.model = model
+        self.mask_threshold = float(model.mask_threshold)
+        self._identity = identify_encoder(model)
+        self.encoder = f"{self._identity.name}-{self._identity.img_size}-{self._identity.sha256}"
+        self._find: Callable[[Pixels], SamPredictor | None] = lambda pixels: None
+        if embeddings is not None:
+            self._find = open_embeddings(embeddings, model)
+
+    def encode(self, pixels: Pixels) -> "SamPredictor":
+        predictor = self._find(pixels)
+        if predictor is None:
+            predictor = self._predictor()
+            predictor.set_image(pixels)
+        return predictor
+
+    def _predictor(self) -> "SamPredictor":
+        from ..predictor import SamPredictor
+
+        return SamPredictor(self.model)
+
+    def decode(
+        self,
+        predictor: Any,
+        points: NDArray[np.float64] | None,
+        labels: NDArray[np.int64] | None,
+        boxes: NDArray[np.float64] | None,
+        logits: FloatArray | None,
+        multimask: bool,
+    ) -> tuple[FloatArray, FloatArray]:
+        import torch
+
+        def tensor(values: NDArray[Any] | None, dtype: torch.dtype = torch.float) -> Any:
+            if values is None:
+                return None
+            return torch.as_tensor(values, dtype=dtype, device=predictor.device)
+
+        if points is not None:
+            points = predictor.transform.apply_coords(points, predictor.original_size)
+        if boxes is not None:
+            boxes = predictor.transform.apply_boxes(boxes, predictor.original_size)
+        low_res_logits, scores = predictor.predict_low_res_torch(
+            tensor(points), tensor(labels, torch.int), tensor(boxes), tensor(logits), multimask
+        )
+        return low_res_logits.cpu().numpy(), scores.cpu().numpy()
+
+    def everything(
+        self, predictor: Any, progress: Progress, options: dict[str, Any]
+    ) -> list[Record]:
+        from ..automatic_mask_generator import SamAutomaticMaskGenerator
+
+        generator = SamAutomaticMaskGenerator(self.model, output_mode="coco_rle", **options)
+        return drop_empty(generator.generate(None, progress, predictor))
+
+    def features(self, predictor: Any) -> FloatArray:
+        features: FloatArray = predictor.get_image_embedding().float().cpu().numpy()
+        return features
+
+    def save(self, predictor: Any, path: Path) -> None:
+        predictor.save_embedding(path, encoder=self._identity)
+
+    def load(self, path: Path) -> "SamPredictor":
+        predictor = self._predictor()
+        predictor.load_embedding(path, encoder=self._identity)
+        return predictor
+
+
+class OnnxBackend:
+    """The files of ``mobile-sam export`` in onnxruntime or OpenVINO; see :class:`Backend`.
+
+    Example:
+        >>> predictor = OnnxPredictor("encoder.onnx", "decoder.onnx")
+        >>> backend = OnnxBackend("onnx", predictor, "encoder.onnx")
+    """
+
+    suffix = ".npz"
+    mask_threshold = MASK_THRESHOLD
+
+    def __init__(
+        self, name: str, predictor: OnnxPredictor, encoder: str | os.PathLike[str]
+    ) -> None:
+        """Takes the graphs.
+
+        Args:
+            name: ``onnx`` or ``openvino``.
+            predictor: whose graphs are used.
+            encoder: path of its encoder, whose digest identifies embeddings.
+        """
+        self.name = name
+        self._graphs = predictor
+        digest = hashlib.sha256(Path(encoder).read_bytes()).hexdigest()
+        self.encoder = f"{name}-{predictor.img_size}-{digest}"
+
+    def encode(self, pixels: Pixels) -> OnnxPredictor:
+        predictor = copy.copy(self._graphs)
+        predictor.set_image(pixels)
+        return predictor
+
+    def decode(
+        self,
+        predictor: Any,
+        points: NDArray[np.float64] | None,
+        labels: NDArray[np.int64] | None,
+        boxes: NDArray[np.float64] | None,
+        logits: FloatArray | None,
+        multimask: bool,
+    ) -> tuple[FloatArray, FloatArray]:
+        decoded: tuple[FloatArray, FloatArray] = predictor.predict_low_res_batch(
+            points, labels, boxes, logits, multimask
+        )
+        return decoded
+
+    def everything(
+        self, predictor: Any, progress: Progress, options: dict[str, Any]
+    ) -> list[Record]:
+        generator = OnnxAutomaticMaskGenerator(predictor, output_mode="coco_rle", **options)
+        return drop_empty(generator.generate(None, progress, predictor))
+
+    def features(self, predictor: Any) -> FloatArray:
+        features: FloatArray = predictor.get_image_embedding()
+        return features
+
+    def save(self, predictor: Any, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sizes = {"original_size": predictor.original_size, "input_size": predictor.input_size}
+        with replaced(path) as partial:
+            np.savez(partial, features=predictor.features, **sizes)
+
+    def load(self, path: Path) -> OnnxPredictor:
+        predictor = copy.copy(self._graphs)
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                predictor.features = file["features"]
+                (height, width), (h, w) = file["original_size"], file["input_size"]
+        except (EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+            raise UserError(f"the embedding {str(path)!r} is damaged: {error}") from error
+        predictor.original_size, predictor.input_size = (int(height), int(width)), (int(h), int(w))
+        predictor.is_image_set = True
+        return predictor
+
+
+def decode_prompts(
+    backend: Backend, predictor: Predictor, prompts: Sequence[Prompt], check: Callable[[], None]
+) -> Iterator[tuple[int, list[tuple[FloatArray, float]]]]:
+    """Decodes prompts on one image, those of the same form in batches.
+
+    Args:
+        backend: the model.
+        predictor: with the image set.
+        prompts: in any number.
+        check: called before each batch; what it raises ends the work.
+
+    Yields:
+        The index of a prompt, and the low-res logits (256, 256) and predicted IoU of its
+        candidates: three if it asked for them, else the best one.
+    """
+    by_form = sorted(range(len(prompts)), key=lambda index: prompts[index].form)
+    for (points, box, mask, multimask), group in groupby(by_form, lambda i: prompts[i].form):
+        indices = list(group)
+        for start in range(0, len(indices), _AT_ONCE):
+            check()
+            some = indices[start : start + _AT_ONCE]
+            batch = [prompts[index] for index in some]
+            decoded = backend.decode(
+                predictor,
+                np.array([each.points for each in batch], float) if points else None,
+                np.array([each.labels for each in batch], int) if points else None,
+                np.array([each.box for each in batch], float) if box else None,
+                np.stack([_as_logits(each, predictor) for each in batch]) if mask else None,
+                multimask,
+            )
+            for index, logits, scores in zip(some, *decoded, strict=True):
+                candidates = [*zip(logits, map(float, scores), strict=True)]
+                if not prompts[index].multimask:
+                    candidates = [max(candidates, key=lambda candidate: candidate[1])]
+                yield index, candidates
+
+
+def _as_logits(prompt: Prompt, predictor: Predictor) -> FloatArray:
+    """Returns the mask of a prompt as low-res logits, (1, 256, 256)."""
+    assert prompt.mask is not None
+    height, width = predictor.original_size
+    if list(prompt.mask["size"]) != [height, width]:
+        raise UserError(
+            f"the mask of a prompt has the size {prompt.mask['size']}, and the image "
+            f"[{height}, {width}]"
+        )
+    # Not of all prompts at once: their masks could fill the memory.
+    mask = mask_from_rle(prompt.mask)
+    return mask_to_logits(mask, predictor.low_res_size, predictor.input_size)[None]

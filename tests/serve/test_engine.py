@@ -95,7 +95,11 @@ def test_a_batch_of_prompts_gives_the_masks_of_each(backend: Backend, coffee: Pi
 def test_everything_comes_from_the_embedding(
     tiny_sam: MobileSam, torch_backend: TorchBackend, onnx_backend: OnnxBackend, coffee: Pixels
 ) -> None:
-    options = {"points_per_side": 2, "pred_iou_thresh": 0, "stability_score_thresh": 0}
+    options: dict[str, Any] = {
+        "points_per_side": 2,
+        "pred_iou_thresh": 0,
+        "stability_score_thresh": 0,
+    }
     expected = SamAutomaticMaskGenerator(tiny_sam, output_mode="coco_rle", **options)
     records = [record for record in expected.generate(coffee) if record["area"]]
     assert len(records) > 3
@@ -112,7 +116,12 @@ def test_everything_comes_from_the_embedding(
 def test_requests_beyond_the_queue_are_refused(torch_backend: TorchBackend) -> None:
     engine = Engine(torch_backend, workers=1, queue_length=2)
     release, started = threading.Event(), threading.Event()
-    first = engine.decoders.submit(lambda: (started.set(), release.wait(60)))
+
+    def hold() -> bool:
+        started.set()
+        return release.wait(60)
+
+    first = engine.decoders.submit(hold)
     started.wait(60)
     waiting = [engine.decoders.submit(lambda: 7), engine.encoder.submit(lambda: 8)]
     while engine.queue.waiting > 1:  # the encoder takes its job

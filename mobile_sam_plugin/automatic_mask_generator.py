@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import segment_anything
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from segment_anything.modeling import Sam
 from torch import Tensor
@@ -21,6 +21,9 @@ from .records import Record
 
 # Indices of prompts (K,), predicted IoU (K,) and low-res logits (K, h, w) of some masks.
 Decoded = tuple[Tensor, Tensor, Tensor]
+
+# Points (N, 1, 2) with their labels (N, 1), or boxes (N, 4), in the frame of the model's input.
+Prompts = tuple[tuple[Tensor, Tensor] | None, Tensor | None]
 
 _PROMPTS_AT_ONCE = 8  # the fastest of upstream's decoder on a CPU
 
@@ -51,6 +54,7 @@ class SamAutomaticMaskGenerator(MaskGenerator[Sam], segment_anything.SamAutomati
         image: NDArray[np.uint8] | Image.Image | None,
         progress: Progress | None = None,
         predictor: SamPredictor | None = None,
+        proposals: ArrayLike | None = None,
     ) -> list[Record]:
         """Generates masks for an image, as upstream's ``generate``, in eval mode.
 
@@ -61,22 +65,28 @@ class SamAutomaticMaskGenerator(MaskGenerator[Sam], segment_anything.SamAutomati
                 and of all points.
             predictor: one that has this image set, by ``set_image_batch`` or ``load_embedding``
                 for example; so only the crops of the image are encoded.
+            proposals: for ``search="proposals"``, the prompts: boxes (N, 4), XYXY, with one mask
+                each, or points (N, 2), XY, with three; in pixels of the image. Boxes are cut at its
+                edges; what lies outside of it is left out.
 
         Returns:
             One record per mask, none if nothing passed the thresholds: ``segmentation`` (bool
             (H, W), or RLE, by ``output_mode``), ``bbox`` (XYWH; last minus first pixel, so each
             side is 1 less than COCO's), ``area`` in pixels, ``predicted_iou``, ``point_coords``
-            (XY), ``stability_score`` and ``crop_box`` (XYWH).
+            (XY; empty if the prompt was a box), ``stability_score`` and ``crop_box`` (XYWH).
 
         Raises:
             TypeError, ValueError: as ``SamPredictor.set_image``.
             RuntimeError: if the predictor has no image set.
-            UserError: if its image has another size or its model is another one; or if there is no
-                image where one is needed.
+            UserError: if its image has another size or its model is another one; if there is no
+                image where one is needed; or if proposals are malformed, or are missing or given
+                against ``search``.
 
         Example:
             >>> predictor.load_embedding("dog.safetensors")
             >>> masks = generator.generate(None, predictor=predictor)
+            >>> generator = SamAutomaticMaskGenerator(sam, search="proposals")
+            >>> masks = generator.generate(pixels, proposals=find_boxes(pixels))
         """
         model = self.predictor.model
         if predictor is not None:
@@ -86,7 +96,9 @@ class SamAutomaticMaskGenerator(MaskGenerator[Sam], segment_anything.SamAutomati
         decoder = MaskDecoder.standing_in(model.mask_decoder)
         set_crop = partial(_CropDecoder, model, decoder, predictor)
         with eval_mode(model):
-            return self._generate(image, set_crop, model.image_encoder.img_size, progress)
+            return self._generate(
+                image, set_crop, model.image_encoder.img_size, progress, proposals
+            )
 
     def _check_predictor(
         self, predictor: SamPredictor, image: NDArray[np.uint8] | Image.Image | None
@@ -129,37 +141,54 @@ class _CropDecoder:
         self.upscaler = self._predictor.upscaler
 
     def masks_above(
-        self, points: NDArray[np.float64], pred_iou_thresh: float
+        self, prompts: NDArray[np.float64], pred_iou_thresh: float
     ) -> Iterator[tuple[int, float, FloatArray]]:
         predictor = self._predictor
-        coords = predictor.transform.apply_coords(points, predictor.original_size)
-        coords = torch.as_tensor(coords, dtype=torch.float, device=predictor.device)[:, None]
-        labels = torch.ones(len(points), 1, dtype=torch.int, device=predictor.device)
+        are_points = prompts.shape[1] == 2
+        resized = predictor.transform.apply_coords(
+            prompts.reshape(-1, 2), predictor.original_size
+        ).reshape(prompts.shape)
+        coords = torch.as_tensor(resized, dtype=torch.float, device=predictor.device)
+        labels = torch.ones(len(prompts), 1, dtype=torch.int, device=predictor.device)
+        given: Prompts = ((coords[:, None], labels), None) if are_points else (None, coords)
         decode = self._decode_by_module if self._decoder is None else self._decode
-        for prompts, scores, low_res_logits in decode(coords, labels, pred_iou_thresh):
+        for indices, scores, low_res_logits in decode(given, pred_iou_thresh):
             yield from zip(
-                prompts.tolist(),
+                indices.tolist(),
                 scores.float().tolist(),
                 low_res_logits.float().cpu().numpy(),
                 strict=True,
             )
 
-    def _decode(self, coords: Tensor, labels: Tensor, pred_iou_thresh: float) -> Iterator[Decoded]:
+    def _decode(self, prompts: Prompts, pred_iou_thresh: float) -> Iterator[Decoded]:
         assert self._decoder is not None
         prompt_encoder = self._model.prompt_encoder
-        sparse, dense = prompt_encoder((coords, labels), None, None)
+        points, boxes = prompts
+        sparse, dense = prompt_encoder(points, boxes, None)
         return self._decoder.predict_masks_above(
-            self._predictor.features, prompt_encoder.get_dense_pe(), sparse, dense, pred_iou_thresh
+            self._predictor.features,
+            prompt_encoder.get_dense_pe(),
+            sparse,
+            dense,
+            pred_iou_thresh,
+            multimask_output=points is not None,
         )
 
-    def _decode_by_module(
-        self, coords: Tensor, labels: Tensor, pred_iou_thresh: float
-    ) -> Iterator[Decoded]:
+    def _decode_by_module(self, prompts: Prompts, pred_iou_thresh: float) -> Iterator[Decoded]:
         # A few prompts at a time: upstream's decoder copies the image for each.
-        step = _PROMPTS_AT_ONCE if coords.device.type == "cpu" else len(coords)
-        for start in range(0, len(coords), step):
+        points, boxes = prompts
+        coords, labels = points or (None, None)
+        given = boxes if coords is None else coords
+        assert given is not None
+        step = _PROMPTS_AT_ONCE if given.device.type == "cpu" else len(given)
+        for start in range(0, len(given), step):
             some = slice(start, start + step)
-            logits, scores = self._predictor.predict_low_res_torch(coords[some], labels[some])
+            logits, scores = self._predictor.predict_low_res_torch(
+                None if coords is None else coords[some],
+                None if labels is None else labels[some],
+                None if boxes is None else boxes[some],
+                multimask_output=boxes is None,
+            )
             above = (scores > pred_iou_thresh) | (pred_iou_thresh <= 0)
-            prompts, masks = above.nonzero(as_tuple=True)
-            yield prompts + start, scores[prompts, masks], logits[prompts, masks]
+            indices, masks = above.nonzero(as_tuple=True)
+            yield indices + start, scores[indices, masks], logits[indices, masks]

@@ -34,9 +34,16 @@ Model = TypeVar("Model")
 Progress = Callable[[int, int], None]
 """Called with the number of points done and of all points."""
 
+SEARCHES = ("grid", "hierarchical", "proposals")
+"""Where a generator prompts: see ``search`` of :class:`MaskGenerator`."""
+
 _OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
 _MOST_POINTS = 10_000  # per side; more would take days
 _EDGE = 20  # pixels; a mask this close to the edge of a crop counts as cut off
+_COARSE = 4  # of this many rows and columns of a grid one is coarse, as in TinySAM
+# TinySAM takes logits above 8.5, which fits its own weights. A share of the logit at the point that
+# was asked fits any: measured in docs/search.md.
+_CONFIDENT = 0.6
 
 
 class CropDecoder(Protocol):
@@ -46,17 +53,17 @@ class CropDecoder(Protocol):
     mask_threshold: float
 
     def masks_above(
-        self, points: NDArray[np.float64], pred_iou_thresh: float
+        self, prompts: NDArray[np.float64], pred_iou_thresh: float
     ) -> Iterator[tuple[int, float, FloatArray]]:
-        """Decodes points, each a prompt of its own with three masks.
+        """Decodes prompts of their own: points with three masks each, or boxes with one.
 
         Args:
-            points: (N, 2), XY in pixels of the crop.
+            prompts: points (N, 2), XY, or boxes (N, 4), XYXY, in pixels of the crop.
             pred_iou_thresh: only masks with a higher predicted IoU are decoded; all of them if it
                 is 0 or less.
 
         Yields:
-            For each such mask the index of its point, its predicted IoU and its low-res logits.
+            For each such mask the index of its prompt, its predicted IoU and its low-res logits.
         """
 
 
@@ -66,7 +73,7 @@ class _Candidate:
 
     mask: CropMask
     predicted_iou: float
-    point: NDArray[np.float64]  # XY
+    point_coords: list[list[float]]  # XY; none if the prompt was a box
     crop_box: list[int]  # XYXY
 
     @property
@@ -96,6 +103,7 @@ class MaskGenerator(Generic[Model]):
         point_grids: list[NDArray[Any]] | None = None,
         min_mask_region_area: int = 0,
         output_mode: str = "binary_mask",
+        search: str = "grid",
     ) -> None:
         """Keeps the options.
 
@@ -117,17 +125,33 @@ class MaskGenerator(Generic[Model]):
             point_grids: points for the image and for each layer of crops, (N, 2), XY in [0, 1].
             min_mask_region_area: islands and holes with fewer pixels are removed.
             output_mode: form of the segmentations: "binary_mask", "uncompressed_rle" or "coco_rle".
+            search: where to prompt. "grid": at every point of the grid, as upstream. The others
+                find other masks with fewer prompts. "hierarchical": first at every fourth row and
+                column of the grid, then at those other points that are in no mask found with high
+                confidence (TinySAM, https://arxiv.org/abs/2312.13789). "proposals": at the boxes or
+                points that ``generate`` is given, whatever points_per_side is (MobileSAMv2,
+                https://arxiv.org/abs/2312.09579).
 
         Raises:
             TypeError: if an option that must be a number is not one.
-            UserError: if both or neither of points_per_side and point_grids are given, or an option
-                is out of range. The message gives its name.
+            UserError: if both or neither of points_per_side and point_grids are given, an option
+                is out of range, or the search does not go with another option. The message gives
+                its name.
         """
         if (points_per_side is None) == (point_grids is None):
             raise UserError("give either points_per_side or point_grids, and None for the other")
         if output_mode not in _OUTPUT_MODES:
             raise UserError(
                 f"output_mode must be one of {', '.join(_OUTPUT_MODES)}, not {output_mode!r}"
+            )
+        if search not in SEARCHES:
+            raise UserError(f"search must be one of {', '.join(SEARCHES)}, not {search!r}")
+        if search != "grid" and point_grids is not None:
+            raise UserError(f"search {search!r} takes no point_grids: give points_per_side")
+        if search == "proposals" and crop_n_layers:
+            raise UserError(
+                f"search 'proposals' prompts in the whole image alone: crop_n_layers must be 0, "
+                f"not {crop_n_layers}"
             )
         check_integer("points_per_batch", points_per_batch, 1)
         check_integer("crop_n_layers", crop_n_layers, 0)
@@ -150,6 +174,7 @@ class MaskGenerator(Generic[Model]):
         self.crop_n_points_downscale_factor = crop_n_points_downscale_factor
         self.min_mask_region_area = min_mask_region_area
         self.output_mode = output_mode
+        self.search = search
         self.point_grids: Sequence[NDArray[Any]]
         if point_grids is not None:
             self.point_grids = _check_grids(point_grids, crop_n_layers)
@@ -167,17 +192,29 @@ class MaskGenerator(Generic[Model]):
         set_crop: Callable[[NDArray[np.uint8]], CropDecoder],
         img_size: int,
         progress: Progress | None,
+        proposals: ArrayLike | None,
     ) -> list[Record]:
         """Does what the ``generate`` of a subclass promises.
 
         Args:
-            image, progress: those of ``generate``.
+            image, progress, proposals: those of ``generate``.
             set_crop: encodes a crop, (H, W, 3) uint8 RGB.
             img_size: the side of the model's input in pixels.
         """
         pixels = as_pixels(image)
         image_size = pixels.shape[:2]
-        candidates = self._find(pixels, set_crop, img_size, progress or (lambda done, total: None))
+        tell = progress or (lambda done, total: None)
+        if (proposals is None) == (self.search == "proposals"):
+            raise UserError(
+                "search is 'proposals': give the boxes or points in the image as proposals"
+                if proposals is None
+                else f"proposals go with search 'proposals', not {self.search!r}"
+            )
+        if proposals is None:
+            candidates = self._find(pixels, set_crop, img_size, tell)
+        else:
+            prompts = _check_proposals(proposals, image_size)
+            candidates = self._find_proposed(pixels, set_crop, prompts, tell)
         rles = [found.mask.to_rle(found.crop_box, image_size) for found in candidates]
         boxes = [found.box for found in candidates]
         if self.min_mask_region_area > 0:
@@ -191,7 +228,7 @@ class MaskGenerator(Generic[Model]):
                 "area": sum(rle["counts"][1::2]),
                 "bbox": _as_xywh(box),
                 "predicted_iou": candidate.predicted_iou,
-                "point_coords": [candidate.point.tolist()],
+                "point_coords": candidate.point_coords,
                 "stability_score": candidate.mask.stability_score,
                 "crop_box": _as_xywh(candidate.crop_box),
             }
@@ -226,14 +263,21 @@ class MaskGenerator(Generic[Model]):
             decoder = set_crop(pixels[y0:y1, x0:x1])
             grid = self.point_grids[layer] * [x1 - x0, y1 - y0]
             found: list[_Candidate] = []
-            for start in range(0, len(grid), self.points_per_batch):
-                points = grid[start : start + self.points_per_batch]
-                found += self._find_at(points, decoder, crop_box, (height, width))
-                done += len(points)
-                progress(done, total)
-            scores = [candidate.predicted_iou for candidate in found]
-            boxes = [candidate.mask.box for candidate in found]
-            candidates += [found[i] for i in nms(boxes, scores, self.box_nms_thresh)]
+            rounds, covered = [np.arange(len(grid))], None
+            if self.search == "hierarchical":
+                rounds = _coarse_and_fine(math.isqrt(len(grid)))
+                covered = _Covered(grid, decoder.upscaler, img_size)
+            for chosen in rounds:
+                left = chosen if covered is None else chosen[~covered.points[chosen]]
+                if len(left) < len(chosen):
+                    done += len(chosen) - len(left)
+                    progress(done, total)
+                for start in range(0, len(left), self.points_per_batch):
+                    few = left[start : start + self.points_per_batch]
+                    found += self._find_at(grid, few, decoder, crop_box, (height, width), covered)
+                    done += len(few)
+                    progress(done, total)
+            candidates += self._without_duplicates(found)
         if len(crops) > 1:
             # Prefer masks from smaller crops, as upstream.
             crop_boxes = [candidate.crop_box for candidate in candidates]
@@ -243,23 +287,132 @@ class MaskGenerator(Generic[Model]):
             candidates = [candidates[i] for i in kept]
         return candidates
 
+    def _find_proposed(
+        self,
+        pixels: NDArray[np.uint8],
+        set_crop: Callable[[NDArray[np.uint8]], CropDecoder],
+        proposals: NDArray[np.float64],
+        progress: Progress,
+    ) -> list[_Candidate]:
+        """Returns the masks of proposals in the image without duplicates."""
+        if len(proposals) == 0:
+            return []
+        height, width = pixels.shape[:2]
+        decoder = set_crop(pixels)
+        found: list[_Candidate] = []
+        for start in range(0, len(proposals), self.points_per_batch):
+            few = np.arange(start, min(start + self.points_per_batch, len(proposals)))
+            found += self._find_at(proposals, few, decoder, [0, 0, width, height], (height, width))
+            progress(start + len(few), len(proposals))
+        return self._without_duplicates(found)
+
     def _find_at(
         self,
-        points: NDArray[np.float64],
+        prompts: NDArray[np.float64],
+        few: NDArray[np.int64],
         decoder: CropDecoder,
         crop_box: list[int],
         image_size: tuple[int, int],
+        covered: "_Covered | None" = None,
     ) -> Iterator[_Candidate]:
-        """Yields the masks at points (N, 2), in pixels of the crop, that pass the thresholds."""
-        for prompt, score, logits in decoder.masks_above(points, self.pred_iou_thresh):
+        """Yields the masks that pass the thresholds, of a few prompts.
+
+        Args:
+            prompts: points (N, 2) or boxes (N, 4) in pixels of the crop.
+            few: indices of those to decode.
+            decoder: with the crop set.
+            crop_box: XYXY.
+            image_size: (H, W).
+            covered: if given, it is told of these masks.
+        """
+        for index, score, logits in decoder.masks_above(prompts[few], self.pred_iou_thresh):
             mask = decoder.upscaler.extract_mask(
                 logits,
                 decoder.mask_threshold,
                 self.stability_score_offset,
                 self.stability_score_thresh,
             )
-            if mask is not None and not _is_cut_off(mask.box, crop_box, image_size):
-                yield _Candidate(mask, score, points[prompt] + crop_box[:2], crop_box)
+            if mask is None or _is_cut_off(mask.box, crop_box, image_size):
+                continue
+            if covered is not None:
+                covered.add(int(few[index]), score, logits)
+            prompt = prompts[few[index]]
+            points = [(prompt + crop_box[:2]).tolist()] if len(prompt) == 2 else []
+            yield _Candidate(mask, score, points, crop_box)
+
+    def _without_duplicates(self, found: list[_Candidate]) -> list[_Candidate]:
+        """Returns the masks of a crop that are left by non-maximum suppression."""
+        scores = [candidate.predicted_iou for candidate in found]
+        boxes = [candidate.mask.box for candidate in found]
+        return [found[i] for i in nms(boxes, scores, self.box_nms_thresh)]
+
+
+class _Covered:
+    """Which points of a grid are in masks that were found with high confidence.
+
+    Of the masks of a point that was asked, the one with the highest predicted IoU counts, where its
+    logits are at least :data:`_CONFIDENT` of that at the point itself.
+    """
+
+    def __init__(self, grid: NDArray[np.float64], upscaler: MaskUpscaler, img_size: int) -> None:
+        """Finds the low-res logit of each point.
+
+        Args:
+            grid: (N, 2), XY in pixels of the crop.
+            upscaler: of the crop's logits.
+            img_size: the side of the model's input in pixels.
+        """
+        (height, width), low_res_size = upscaler.crop_size, upscaler.low_res_size
+        resized_height, resized_width = input_size(height, width, img_size)
+        scale = np.array([resized_width / width, resized_height / height]) / img_size
+        columns, rows = (grid * scale * low_res_size[::-1]).astype(np.int64).T
+        self._cells = rows.clip(0, low_res_size[0] - 1), columns.clip(0, low_res_size[1] - 1)
+        self._best: dict[int, tuple[float, BoolArray]] = {}
+
+    def add(self, point: int, predicted_iou: float, logits: FloatArray) -> None:
+        """Takes in a mask of the point with this index in the grid."""
+        if point in self._best and self._best[point][0] >= predicted_iou:
+            return
+        at = logits[self._cells]
+        self._best[point] = predicted_iou, (at > 0) & (at >= _CONFIDENT * at[point])
+
+    @property
+    def points(self) -> BoolArray:
+        """(N,) bool."""
+        covered = np.zeros(len(self._cells[0]), dtype=bool)
+        for _, inside in self._best.values():
+            covered |= inside
+        return covered
+
+
+def _coarse_and_fine(side: int) -> list[NDArray[np.int64]]:
+    """Returns the indices of every fourth row and column of a grid, and those of other points."""
+    places = np.arange(side) % _COARSE == _COARSE // 2  # in the middle of four
+    coarse = np.outer(places, places).ravel()
+    return [np.flatnonzero(coarse), np.flatnonzero(~coarse)]
+
+
+def _check_proposals(proposals: ArrayLike, image_size: tuple[int, int]) -> NDArray[np.float64]:
+    """Returns boxes (N, 4), cut at the image's edges, or points (N, 2), those inside of it."""
+    prompts = as_finite("proposals", proposals)
+    if prompts.size == 0:
+        return prompts.reshape(0, 4)
+    if prompts.ndim != 2 or prompts.shape[1] not in (2, 4):
+        raise UserError(
+            "proposals must be boxes (N, 4), XYXY, or points (N, 2), XY, in pixels of the image, "
+            f"not of the shape {prompts.shape}"
+        )
+    height, width = image_size
+    if prompts.shape[1] == 2:
+        return prompts[((prompts >= 0) & (prompts <= [width, height])).all(axis=1)]
+    swapped = prompts[(prompts[:, :2] > prompts[:, 2:]).any(axis=1)]
+    if len(swapped):
+        raise UserError(
+            f"proposals hold the box {swapped[0].tolist()}, which is not XYXY: left, top, right, "
+            "bottom"
+        )
+    cut = prompts.clip(0, [width, height, width, height])
+    return cut[(cut[:, :2] < cut[:, 2:]).all(axis=1)]
 
 
 def drop_empty(records: Iterable[Record]) -> list[Record]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from ..errors import UserError
@@ -34,6 +34,7 @@ class OnnxAutomaticMaskGenerator(MaskGenerator[OnnxPredictor]):
         image: NDArray[np.uint8] | Image.Image | None,
         progress: Progress | None = None,
         predictor: OnnxPredictor | None = None,
+        proposals: ArrayLike | None = None,
     ) -> list[Record]:
         """Generates masks for an image, as ``SamAutomaticMaskGenerator.generate``.
 
@@ -43,6 +44,7 @@ class OnnxAutomaticMaskGenerator(MaskGenerator[OnnxPredictor]):
             progress: called after every ``points_per_batch`` points with the number of points done
                 and of all points.
             predictor: one that has this image set; so only the crops of the image are encoded.
+            proposals: for ``search="proposals"``, as in ``SamAutomaticMaskGenerator.generate``.
 
         Returns:
             One record per mask, with the fields of ``SamAutomaticMaskGenerator``.
@@ -50,14 +52,15 @@ class OnnxAutomaticMaskGenerator(MaskGenerator[OnnxPredictor]):
         Raises:
             TypeError, ValueError: as ``OnnxPredictor.set_image``.
             RuntimeError: if the predictor has no image set.
-            UserError: if its image has another size, or if there is no image where one is needed.
+            UserError: if its image has another size, or if there is no image where one is needed;
+                or for proposals, as ``SamAutomaticMaskGenerator.generate``.
         """
         if image is None:
             image = self._stand_in(predictor)
         elif predictor is not None and as_pixels(image).shape[:2] != predictor.original_size:
             raise UserError("the predictor has an image of another size set")
         set_crop = partial(_CropDecoder, self.predictor, predictor)
-        return self._generate(image, set_crop, self.predictor.img_size, progress)
+        return self._generate(image, set_crop, self.predictor.img_size, progress, proposals)
 
     def _stand_in(self, predictor: OnnxPredictor | None) -> NDArray[np.uint8]:
         """Returns pixels for an image of which only the size is needed."""
@@ -88,11 +91,12 @@ class _CropDecoder:
         self.upscaler = self._predictor.upscaler
 
     def masks_above(
-        self, points: NDArray[np.float64], pred_iou_thresh: float
+        self, prompts: NDArray[np.float64], pred_iou_thresh: float
     ) -> Iterator[tuple[int, float, FloatArray]]:
-        prompts = 0
-        for low_res_logits, scores in self._predictor.decode_clicks(points):
-            for prompt, mask in np.argwhere((scores > pred_iou_thresh) | (pred_iou_thresh <= 0)):
-                score = float(scores[prompt, mask])
-                yield prompts + int(prompt), score, low_res_logits[prompt, mask]
-            prompts += len(scores)
+        predictor, start = self._predictor, 0
+        decode = predictor.decode_clicks if prompts.shape[1] == 2 else predictor.decode_boxes
+        for low_res_logits, scores in decode(prompts):
+            for index, mask in np.argwhere((scores > pred_iou_thresh) | (pred_iou_thresh <= 0)):
+                score = float(scores[index, mask])
+                yield start + int(index), score, low_res_logits[index, mask]
+            start += len(scores)

@@ -338,7 +338,7 @@ class OnnxPredictor:
         return np.stack([upscaler.binary_mask(logits, MASK_THRESHOLD) for logits in low_res_logits])
 
     def decode_clicks(
-        self, point_coords: NDArray[np.float64]
+        self, point_coords: NDArray[np.float64], /
     ) -> Iterator[tuple[FloatArray, FloatArray]]:
         """Decodes object points, each a prompt of its own, a few at a time.
 
@@ -355,6 +355,14 @@ class OnnxPredictor:
         labels = np.ones((len(point_coords), 1))
         prompts = self._as_points(point_coords[:, None], labels, None, len(point_coords))
         yield from self._decode_batches(*prompts, None, slice(1, None))
+
+    def decode_boxes(
+        self, boxes: NDArray[np.float64], /
+    ) -> Iterator[tuple[FloatArray, FloatArray]]:
+        """Decodes boxes (N, 4), XYXY in pixels, as :meth:`decode_clicks`, with one mask each."""
+        self._require_image()
+        prompts = self._as_points(None, None, boxes, len(boxes))
+        yield from self._decode_batches(*prompts, None, slice(0, 1))
 
     @property
     def upscaler(self) -> MaskUpscaler:

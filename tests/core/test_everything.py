@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from mobile_sam_plugin import MobileSam, SamAutomaticMaskGenerator
+from mobile_sam_plugin import MobileSam, SamAutomaticMaskGenerator, SamPredictor
+from mobile_sam_plugin.errors import UserError
 from mobile_sam_plugin.mobile_sam import set_img_size
 
 from ..conftest import PHOTOGRAPHS
@@ -207,6 +208,128 @@ def test_an_adapted_decoder_is_called_as_a_module(small_sam: MobileSam, how: str
     assert len(found) > 8 and found[0]["area"] != plain[0]["area"]
 
 
+def test_hierarchical_asks_a_fine_point_only_outside_of_confident_masks(
+    small_sam: MobileSam, coffee: Pixels
+) -> None:
+    """Which points are asked is computed here, one by one; a grid of these finds the same."""
+    options = OPTIONS | {"points_per_side": 10, "pred_iou_thresh": 0.0}
+    told: list[tuple[int, int]] = []
+    generator = SamAutomaticMaskGenerator(small_sam, **options, search="hierarchical")
+    found = generator.generate(coffee, lambda *each: told.append(each))
+
+    predictor = SamPredictor(small_sam)
+    predictor.set_image(coffee)
+    (grid,) = generator.point_grids
+    middle = [2, 6]  # of the first four rows and columns, and of the second four
+    coarse = [10 * row + column for row in middle for column in middle]
+    covered = np.zeros(len(grid), bool)
+    columns, rows = (grid * [224 / 4, 149 / 4]).astype(int).T  # of the low-res logits
+    for index in coarse:
+        _, scores, low_res = predictor.predict([grid[index] * [600, 400]], [1])
+        kept = [
+            (score, logits)
+            for score, logits in zip(scores, low_res, strict=True)
+            if predictor.upscaler.extract_mask(logits, 0.0, 0.3, 0.5) is not None
+        ]
+        if kept:
+            _, best = max(kept, key=lambda each: each[0])
+            at = best[rows, columns]
+            covered |= (at > 0) & (at >= 0.6 * at[index])
+    fine = [index for index in np.flatnonzero(~covered) if index not in coarse]
+    assert 0 < len(fine) < len(grid) - len(coarse)
+    asked = grid[[*coarse, *fine]]
+    by_hand = options | {"points_per_side": None, "point_grids": [asked]}
+    assert_same_records(found, SamAutomaticMaskGenerator(small_sam, **by_hand).generate(coffee))
+    assert len(found) > 2
+    assert told[-1] == (100, 100) and told == sorted(told)
+
+
+def test_hierarchical_goes_on_in_crops_and_asks_all_of_a_grid_too_small_to_divide(
+    tiny_sam: MobileSam, coffee: Pixels
+) -> None:
+    options: dict[str, Any] = {
+        "points_per_side": 2,
+        "crop_n_layers": 1,
+        "pred_iou_thresh": 0.0,
+        "stability_score_thresh": 0.0,
+    }
+    grid, hierarchical = (
+        SamAutomaticMaskGenerator(tiny_sam, **options, search=search).generate(coffee)
+        for search in ("grid", "hierarchical")
+    )
+    assert len(grid) > 2
+    assert_same_records(hierarchical, grid)
+
+
+EVERY_MASK: dict[str, Any] = {
+    "pred_iou_thresh": 0.0,
+    "stability_score_thresh": 0.0,
+    "box_nms_thresh": 1.0,
+    "search": "proposals",
+}
+
+
+@pytest.mark.parametrize("decoder", ["own", "called as a module"])
+def test_proposed_boxes_give_the_single_mask_of_each(
+    small_sam: MobileSam, coffee: Pixels, decoder: str
+) -> None:
+    sam = small_sam
+    if decoder != "own":
+        sam = copy.deepcopy(small_sam)
+        negate(sam, "hook")
+    boxes = np.array([[170, 10, 430, 300], [-50, 40, 250.5, 380], [500, 300, 700, 900]])
+    outside = [[-30, -30, 0, 10], [600, 0, 700, 400]]
+    told: list[tuple[int, int]] = []
+    found = SamAutomaticMaskGenerator(sam, points_per_batch=2, **EVERY_MASK).generate(
+        coffee, lambda *each: told.append(each), proposals=[*boxes, *outside]
+    )
+    predictor = SamPredictor(sam)
+    predictor.set_image(coffee)
+    expected = [
+        predictor.predict(box=box, multimask_output=False)
+        for box in boxes.clip(0, [600, 400, 600, 400])
+    ]
+    expected.sort(key=lambda each: -each[1][0])
+    assert len(found) == 3
+    for record, (masks, scores, _) in zip(found, expected, strict=True):
+        assert (record["segmentation"] ^ masks[0]).sum() <= 0.001 * masks[0].sum()
+        assert record["predicted_iou"] == pytest.approx(scores[0], abs=1e-4)
+        assert record["point_coords"] == [] and record["crop_box"] == [0, 0, 600, 400]
+    assert told == [(2, 3), (3, 3)]
+
+
+def test_proposed_points_give_what_a_grid_of_them_gives(
+    small_sam: MobileSam, coffee: Pixels
+) -> None:
+    points = np.array([[300.0, 130.0], [20.0, 390.0]])
+    options = EVERY_MASK | {"search": "grid", "points_per_side": None}
+    grid = SamAutomaticMaskGenerator(small_sam, **options, point_grids=[points / [600, 400]])
+    proposing = SamAutomaticMaskGenerator(small_sam, **EVERY_MASK)
+    found = proposing.generate(coffee, proposals=[*points, [-1, 0], [30, 401]])
+    assert_same_records(found, grid.generate(coffee))
+    assert len(found) > 3
+    assert proposing.generate(coffee, proposals=[]) == []
+
+
+@pytest.mark.parametrize(
+    ("search", "proposals", "message"),
+    [
+        ("proposals", None, "search is 'proposals': give the boxes or points"),
+        ("grid", [[1, 2]], "proposals go with search 'proposals', not 'grid'"),
+        ("proposals", [1, 2, 3, 4], r"boxes \(N, 4\).* or points \(N, 2\).*not of the shape \(4,"),
+        ("proposals", [[1, 2, 3]], r"not of the shape \(1, 3\)"),
+        ("proposals", [[1, 2, np.nan, 4]], "proposals holds NaN"),
+        ("proposals", [[30, 2, 3, 4]], r"the box \[30.0, 2.0, 3.0, 4.0\], which is not XYXY"),
+    ],
+)
+def test_proposals_that_cannot_be_prompts_are_refused(
+    tiny_sam: MobileSam, coffee: Pixels, search: str, proposals: Any, message: str
+) -> None:
+    generator = SamAutomaticMaskGenerator(tiny_sam, search=search)
+    with pytest.raises(UserError, match=message):
+        generator.generate(coffee, proposals=proposals)
+
+
 GRID = np.array([[0.5, 0.5]])
 
 
@@ -236,6 +359,17 @@ GRID = np.array([[0.5, 0.5]])
             r"no point is left in layer 2 .*points_per_side \(8\).*downscale_factor \(3\)",
         ),
         ({"min_mask_region_area": np.nan}, ValueError, "min_mask_region_area .*not nan"),
+        ({"search": "random"}, ValueError, "search must be one of grid, .*not 'random'"),
+        (
+            {"search": "hierarchical", "point_grids": [GRID]},
+            ValueError,
+            "search 'hierarchical' takes no point_grids: give points_per_side",
+        ),
+        (
+            {"search": "proposals", "crop_n_layers": 1},
+            ValueError,
+            "'proposals' prompts in the whole image .*crop_n_layers must be 0, not 1",
+        ),
         ({"point_grids": []}, ValueError, "point_grids must hold a grid .* not 0 in all"),
         (
             {"point_grids": [GRID], "crop_n_layers": 1},

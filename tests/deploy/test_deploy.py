@@ -392,8 +392,9 @@ def test_command_segments_without_torch(files: Files, tmp_path: Path, backend: s
         {"output_mode": "coco_rle", "points_per_batch": 5},
         {"points_per_side": 3, "crop_n_layers": 1, "min_mask_region_area": 100},
         {"output_mode": "uncompressed_rle", "pred_iou_thresh": 0.0, "points_per_side": 2},
+        {"search": "hierarchical", "pred_iou_thresh": 0.0, "points_per_side": 6},
     ],
-    ids=["rle", "crops", "every mask"],
+    ids=["rle", "crops", "every mask", "hierarchical"],
 )
 def test_generator_finds_what_torchs_does(
     small_files: Files, small_sam: MobileSam, coffee: Pixels, options: dict[str, Any]
@@ -417,6 +418,21 @@ def test_generator_finds_what_torchs_does(
         == sum(4**layer * len(grid) for layer, grid in enumerate(generator.point_grids))
     )
     assert not predictor.is_image_set, "the client's predictor is left alone"
+
+
+@pytest.mark.parametrize(
+    "proposals", [[[170, 10, 430, 300], [0, 0, 200, 200]], [[300, 130], [20, 20]]]
+)
+def test_generator_takes_the_proposals_that_torchs_takes(
+    small_predictor: OnnxPredictor, small_sam: MobileSam, coffee: Pixels, proposals: Any
+) -> None:
+    options: dict[str, Any] = {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
+    expected = SamAutomaticMaskGenerator(small_sam, **options, search="proposals").generate(
+        coffee, proposals=proposals
+    )
+    generator = OnnxAutomaticMaskGenerator(small_predictor, **options, search="proposals")
+    assert_same_records(generator.generate(coffee, proposals=proposals), expected)
+    assert len(expected) >= 2
 
 
 def test_generator_refuses_contradictions(small_predictor: OnnxPredictor) -> None:

@@ -237,7 +237,7 @@ def test_hierarchical_asks_a_fine_point_only_outside_of_confident_masks(
             covered |= (at > 0) & (at >= 0.6 * at[index])
     fine = [index for index in np.flatnonzero(~covered) if index not in coarse]
     assert 0 < len(fine) < len(grid) - len(coarse)
-    asked = grid[[*coarse, *fine]]
+    asked = grid[np.array([*coarse, *fine])]
     by_hand = options | {"points_per_side": None, "point_grids": [asked]}
     assert_same_records(found, SamAutomaticMaskGenerator(small_sam, **by_hand).generate(coffee))
     assert len(found) > 2

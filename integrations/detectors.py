@@ -1,4 +1,4 @@
-"""Detectors that find boxes by text.
+"""Detectors that find boxes by text, or of anything.
 
 Importing this module also lets the ``groundingdino`` package, which was written for transformers 4,
 run with transformers 5.
@@ -17,7 +17,8 @@ import wrapt
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.ops import box_convert
+from torchvision.ops import box_convert, nms
+from typing_extensions import Self
 
 from .pretrained import check_length, load_pretrained, place_inputs
 from .texts import split_text as split_text
@@ -88,10 +89,20 @@ class TransformersDetector:
         Raises:
             Exception: as :func:`~mobile_sam_plugin.integrations.pretrained.load_pretrained`.
         """
-        self.model, self.processor = load_pretrained(
-            "AutoModelForZeroShotObjectDetection", model, device, extra="grounded"
+        self._take(
+            *load_pretrained("AutoModelForZeroShotObjectDetection", model, device, extra="grounded")
         )
-        post_process = self.processor.post_process_grounded_object_detection
+
+    @classmethod
+    def of(cls, model: Any, processor: Any) -> Self:
+        """Returns the detector of a model of transformers and its processor."""
+        detector = cls.__new__(cls)
+        detector._take(model, processor)
+        return detector
+
+    def _take(self, model: Any, processor: Any) -> None:
+        self.model, self.processor = model, processor
+        post_process = processor.post_process_grounded_object_detection
         self._scores_words = "text_threshold" in inspect.signature(post_process).parameters
 
     @torch.no_grad()
@@ -113,10 +124,7 @@ class TransformersDetector:
             self.processor(images=Image.fromarray(image), text=text, return_tensors="pt"),
             self.model,
         )
-        outputs = self.model(**inputs)
-        for name, value in outputs.items():
-            if isinstance(value, Tensor) and value.is_floating_point():
-                outputs[name] = value.float()  # half precision would move boxes by pixels
+        outputs = _in_float32(self.model(**inputs))
         if self._scores_words:
             return self._read_word_scores(
                 outputs, inputs["input_ids"][0], image, texts, box_threshold, text_threshold
@@ -176,6 +184,79 @@ class TransformersDetector:
             phrases,
             classes.cpu().numpy(),
         )
+
+
+class ClassAgnosticDetector:
+    """Boxes of objects of any class, for everything mode with ``search="proposals"``.
+
+    Takes any detector of transformers: OWLv2 by its objectness; other zero-shot detectors, such as
+    Grounding DINO, with the text "object"; RT-DETR, D-FINE and others of fixed classes with all of
+    them.
+
+    Example:
+        >>> propose = ClassAgnosticDetector("google/owlv2-base-patch16-ensemble", "cuda")
+        >>> generator = SamAutomaticMaskGenerator(sam, search="proposals")
+        >>> masks = generator.generate(pixels, proposals=propose(pixels))
+    """
+
+    def __init__(
+        self, model: str | os.PathLike[str], device: str | torch.device = "cpu", most: int = 256
+    ) -> None:
+        """Loads model and processor.
+
+        Args:
+            model: repository on the Hub, or a folder that ``save_pretrained`` has written.
+            device: device of the model.
+            most: number of boxes that are returned at most, the best ones. Detectors score
+                differently, so a number is kept rather than a score; the default is a quarter of
+                the points of everything mode's grid.
+
+        Raises:
+            Exception: as :func:`~mobile_sam_plugin.integrations.pretrained.load_pretrained`.
+        """
+        self.model, self.processor = load_pretrained(
+            ("AutoModelForZeroShotObjectDetection", "AutoModelForObjectDetection"),
+            model,
+            device,
+            extra="grounded",
+        )
+        self._by_text = None
+        if hasattr(self.processor, "post_process_grounded_object_detection"):
+            self._by_text = TransformersDetector.of(self.model, self.processor)
+        self._most = most
+
+    @torch.no_grad()
+    def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Detects objects.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+
+        Returns:
+            (N, 4), XYXY in pixels, best first, without duplicates: of two boxes with an IoU above
+            0.7 the worse one is dropped.
+        """
+        boxes, scores = self._detect(image)
+        return _to_numpy(boxes[nms(boxes, scores, 0.7)[: self._most]])
+
+    def _detect(self, image: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+        """Returns all boxes (N, 4), XYXY in pixels, and their scores (N,)."""
+        has_objectness = hasattr(self.model, "objectness_predictor")
+        if self._by_text is not None and not has_objectness:
+            found = self._by_text(image, ["object"], 0.0, 0.0)
+            return torch.from_numpy(found.boxes), torch.from_numpy(found.scores)
+        text = {"text": [["object"]]} if has_objectness else {}  # OWLv2 wants one, for its classes
+        inputs = place_inputs(
+            self.processor(images=Image.fromarray(image), return_tensors="pt", **text), self.model
+        )
+        outputs = _in_float32(self.model(**inputs))
+        if has_objectness:
+            outputs["logits"] = outputs["objectness_logits"][..., None]
+        processor = getattr(self.processor, "image_processor", self.processor)
+        (result,) = processor.post_process_object_detection(
+            outputs, threshold=0.0, target_sizes=[image.shape[:2]]
+        )
+        return result["boxes"], result["scores"]
 
 
 class GroundingDinoDetector:
@@ -267,6 +348,14 @@ def _caption(texts: Sequence[str]) -> str:
 
 def _words(text: str) -> set[str]:
     return set(re.findall(r"\w+", text.lower()))
+
+
+def _in_float32(outputs: Any) -> Any:
+    """Converts the outputs of a model in place: half precision would move boxes by pixels."""
+    for name, value in outputs.items():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            outputs[name] = value.float()
+    return outputs
 
 
 def _to_numpy(values: Tensor) -> NDArray[np.float32]:

@@ -29,7 +29,7 @@ _HTTP_ERROR: type[BaseException] = [
 
 
 def load_pretrained(
-    auto_class: str,
+    auto_class: str | tuple[str, ...],
     name: str | os.PathLike[str],
     device: str | torch.device,
     extra: str,
@@ -38,7 +38,7 @@ def load_pretrained(
 
     Args:
         auto_class: class of transformers that loads this kind of model, for example
-            ``"AutoModelForZeroShotObjectDetection"``.
+            ``"AutoModelForZeroShotObjectDetection"``; of several the first that knows it.
         name: repository on the Hub, ``"owner/repo"``, or a folder that ``save_pretrained`` has
             written.
         device: device of the model.
@@ -59,7 +59,7 @@ def load_pretrained(
         raise MissingExtra.of("transformers", extra) from error
     source = os.fspath(name)
     try:
-        model = getattr(transformers, auto_class).from_pretrained(source)
+        model = _find_class(auto_class, source).from_pretrained(source)
         processor = transformers.AutoProcessor.from_pretrained(source)
     except ImportError as error:
         raise MissingExtra(
@@ -69,6 +69,17 @@ def load_pretrained(
     except (OSError, ValueError, SafetensorError, _HTTP_ERROR) as error:
         raise _explain(source, error) from error
     return model.to(device).eval(), processor
+
+
+def _find_class(names: str | tuple[str, ...], source: str) -> Any:
+    """Returns the class of transformers by its name; of several the first that knows the model."""
+    import transformers
+
+    if isinstance(names, str):
+        return getattr(transformers, names)
+    config = type(transformers.AutoConfig.from_pretrained(source))
+    classes = [getattr(transformers, name) for name in names]
+    return next((each for each in classes if config in each._model_mapping), classes[-1])
 
 
 def place_inputs(inputs: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """Annotates data sets, from one image to a cluster's worth of them.
 
 ``sources`` lists images, described by ``items``; ``coco`` lists those of a COCO data set with their
-boxes. ``stages`` takes one image from file to result; ``pipeline`` (threads) and ``ray_engine`` run
-the stages on many images. ``writers`` has the formats, ``storage`` the folder, ``listing`` knows
-which images are done, and ``run`` ties these together.
+boxes; ``proposals`` finds boxes for everything mode. ``stages`` takes one image from file to
+result; ``pipeline`` (threads) and ``ray_engine`` run the stages on many images. ``writers`` has the
+formats, ``storage`` the folder, ``listing`` knows which images are done, and ``run`` ties these
+together.
 """
 
 import os
@@ -15,6 +16,7 @@ from segment_anything.modeling import Sam
 from ..build import build_sam_vit_t
 from ..checkpoint import DEFAULT_CHECKPOINT
 from .options import FORMATS, MODES, AnnotationOptions, ImageResult
+from .proposals import ProposalSource
 from .run import AnnotationRun
 from .sources import open_source
 
@@ -51,6 +53,7 @@ def annotate(
     restart: bool = False,
     workers: int | None = None,
     batch_size: int | None = None,
+    proposals: ProposalSource | None = None,
     **generator_options: Any,
 ) -> Iterator[ImageResult]:
     """Annotates images, with or without writing files, and resumes an interrupted run.
@@ -81,6 +84,8 @@ def annotate(
         restart: delete the results of an earlier run in ``out`` and start over.
         workers: threads that run the model; 2 on a GPU and 1 elsewhere if None.
         batch_size: images that are encoded together; 8 on a GPU and 1 elsewhere if None.
+        proposals: for mode everything with ``search="proposals"``, what
+            :func:`~.proposals.open_proposals` takes.
         generator_options: for mode everything, of
             :class:`~mobile_sam_plugin.SamAutomaticMaskGenerator`.
 
@@ -111,6 +116,7 @@ def annotate(
         limit,
         shard,
         polygons,
+        proposals,
     )
     opened = open_source(source, images, exclude=out)
     if not isinstance(model, Sam):

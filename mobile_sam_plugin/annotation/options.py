@@ -32,6 +32,7 @@ class AnnotationOptions:
     limit: int | None = None
     shard: tuple[int, int] = (1, 1)
     polygons: bool = False
+    proposals: Any = None
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -49,6 +50,8 @@ class AnnotationOptions:
             names = ", ".join(self.generator_options)
             verb = "applies" if len(self.generator_options) == 1 else "apply"
             raise UserError(f"{names} {verb} only to mode everything, not {self.mode}")
+        if (self.generator_options.get("search") == "proposals") != (self.proposals is not None):
+            raise UserError("search 'proposals' needs proposals, and no other search takes any")
         if (self.mode == "text") != bool(self.text):
             raise UserError("mode text needs a text to search for, and no other mode takes one")
         for name in ("box_threshold", "text_threshold", "nms_thresh"):

@@ -1,6 +1,7 @@
 """A run: checks what is requested, resumes what is in the folder, and writes the overall files."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import warnings
@@ -19,10 +20,11 @@ from ..images import join_counts, limit_pixels
 from ..polygons import Losses
 from ..runs import refuse_other_run
 from . import writers
-from .items import Listed, Source
+from .items import Listed, Source, read_text
 from .listing import WAY_OUT, Listing
 from .options import AnnotationOptions, ImageResult
 from .pipeline import ordered_map, run_local
+from .proposals import is_coco
 from .stages import MASKS_PER_IMAGE, Job, Segmenter, model_identity
 from .storage import RUN_FILE, Folder
 from .writers import ERRORS_FILE, LIST_FILE
@@ -319,10 +321,25 @@ def _to_json(value: Any, indent: int | None = None) -> str:
 
 
 def _describe(options: AnnotationOptions) -> dict[str, Any]:
-    described = dataclasses.asdict(dataclasses.replace(options, detector=None))
-    detector = options.detector
-    if detector is not None and not isinstance(detector, str | os.PathLike):
-        detector = type(detector).__qualname__
+    plain = dataclasses.replace(options, detector=None, proposals=None, generator_options={})
+    described = dataclasses.asdict(plain)
     for name in ("mode", "formats", "limit", "polygons"):
         del described[name]
-    return {**described, "detector": detector and os.fspath(detector)}
+    return {
+        **described,
+        "generator_options": dict(options.generator_options),
+        "detector": _describe_tool(options.detector),
+        "proposals": _describe_tool(options.proposals),
+    }
+
+
+def _describe_tool(tool: Any) -> str | None:
+    """Returns what tells detectors and sources of boxes apart: a name; a JSON's contents."""
+    if tool is None:
+        return None
+    if not isinstance(tool, str | os.PathLike):
+        return getattr(tool, "__qualname__", type(tool).__qualname__)
+    name = os.fspath(tool)
+    if is_coco(name):
+        return hashlib.sha256(read_text(name).encode("utf-8", "surrogatepass")).hexdigest()
+    return name

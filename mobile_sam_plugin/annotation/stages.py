@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from PIL import ExifTags
 from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
@@ -30,6 +30,7 @@ from . import writers
 from .coco import place_boxes
 from .items import BoxPrompt, Item
 from .options import AnnotationOptions, ImageResult
+from .proposals import open_proposals
 from .storage import Folder, is_url
 
 MASKS_PER_IMAGE = 1_000_000  # mask id = this times the image id, plus the mask's number
@@ -147,8 +148,8 @@ class Segmenter:
 
         Raises:
             UserError, TypeError: if the mask generator refuses its options.
-            Other errors of :class:`~mobile_sam_plugin.integrations.grounded_sam.GroundedMobileSam`,
-                if the detector cannot be loaded.
+            Other errors of :class:`~mobile_sam_plugin.integrations.grounded_sam.GroundedMobileSam`
+                and :func:`~.proposals.open_proposals`, if a detector cannot be loaded.
         """
         self.stop = threading.Event()
         self._predictor = SamPredictor(model)
@@ -159,6 +160,9 @@ class Segmenter:
             self._generator = SamAutomaticMaskGenerator(
                 model, output_mode="coco_rle", **options.generator_options
             )
+            self._propose = None
+            if options.proposals is not None:
+                self._propose = open_proposals(options.proposals, model.device)
         elif options.mode == "text":
             from mobile_sam_plugin.integrations.detectors import DEFAULT_DETECTOR
             from mobile_sam_plugin.integrations.grounded_sam import GroundedMobileSam
@@ -204,8 +208,9 @@ class Segmenter:
         result.height, result.width = loaded.pixels.shape[:2]
         try:
             if self._options.mode == "everything":
+                proposals = self._find_proposals(loaded.pixels, item.path)
                 records = drop_empty(
-                    self._generator.generate(loaded.pixels, self._check_stop, predictor)
+                    self._generator.generate(loaded.pixels, self._check_stop, predictor, proposals)
                 )
             elif self._options.mode == "boxes":
                 records = self._segment_prompts(loaded, predictor)
@@ -223,6 +228,12 @@ class Segmenter:
                 record["stability_score"] = 0.0
         result.records = records
         return result
+
+    def _find_proposals(self, pixels: NDArray[np.uint8], path: str) -> ArrayLike | None:
+        if self._propose is None:
+            return None
+        with self._lock:  # detectors need not be thread-safe
+            return self._propose(pixels, path)
 
     def _check_stop(self, *_: int) -> None:
         if self.stop.is_set():

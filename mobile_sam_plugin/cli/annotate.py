@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from .generator_options import GeneratorOptions
+from .generator_options import GeneratorOptions, Proposals, check_proposals
 from .inputs import (
     BoxThreshold,
     Checkpoint,
@@ -111,7 +111,8 @@ def annotate(
         typer.Option("--dry-run", help="Count images and estimate the time; write nothing."),
     ] = False,
     max_pixels: MaxPixels = None,
-    search: GeneratorOptions,
+    everything: GeneratorOptions,
+    proposals: Proposals = None,
     checkpoint: Checkpoint = None,
     model_type: Annotated[ModelType, typer.Option(help="Model type of --checkpoint.")] = "vit_t",
     device: Device = "auto",
@@ -162,10 +163,11 @@ def annotate(
         ):
             if value is not None:
                 raise typer.BadParameter("needs --engine ray", param_hint=option)
+    check_proposals(everything, proposals)
     options = AnnotationOptions(
         mode=mode,
         formats=tuple(each.value for each in formats or [Format.coco]),
-        generator_options=search.given(),
+        generator_options=everything.given(),
         text=split_text(text),
         detector=detector,
         box_threshold=box_threshold,
@@ -175,6 +177,7 @@ def annotate(
         limit=limit,
         shard=_parse_shard(shard),
         polygons=polygons,
+        proposals=proposals,
     )
     opened = open_source(source, images, exclude=out)
     model = load_sam(model_type, checkpoint, "--checkpoint", device)

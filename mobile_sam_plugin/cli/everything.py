@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import UserError
-from .generator_options import GeneratorOptions
+from .generator_options import GeneratorOptions, Proposals, check_proposals
 from .inputs import (
     Checkpoint,
     Cutout,
@@ -42,7 +42,8 @@ def everything(
         ),
     ],
     out: Out,
-    search: GeneratorOptions,
+    options: GeneratorOptions,
+    proposals: Proposals = None,
     cutout: Cutout = False,
     polygons: Annotated[
         bool,
@@ -66,9 +67,11 @@ def everything(
 
     If an image of a folder fails, it is reported, the others are processed, and the exit code is 1.
     """
+    check_proposals(options, proposals)
     from tqdm import tqdm
 
     from .. import SamAutomaticMaskGenerator
+    from ..annotation.proposals import open_proposals
     from ..everything import drop_empty
     from ..images import list_images, load_image
     from ..polygons import Losses
@@ -76,7 +79,8 @@ def everything(
 
     paths = list_images(images) if images.is_dir() else [images]
     model = load_model(checkpoint, device)
-    generator = SamAutomaticMaskGenerator(model, output_mode="coco_rle", **search.given())
+    propose = None if proposals is None else open_proposals(proposals, model.device)
+    generator = SamAutomaticMaskGenerator(model, output_mode="coco_rle", **options.given())
     # Layer N has 4^N crops.
     points = sum(4**layer * len(grid) for layer, grid in enumerate(generator.point_grids))
     find_embedding = None if embeddings is None else require_embeddings(embeddings, model)
@@ -94,8 +98,9 @@ def everything(
             try:
                 pixels = load_image(path)
                 predictor = None if find_embedding is None else find_embedding(pixels)
-                advance = partial(_advance, bar, index * points)
-                found = generator.generate(pixels, advance, predictor)
+                advance = partial(_advance, bar, index * points, points)
+                boxes = None if propose is None else propose(pixels, str(path))
+                found = generator.generate(pixels, advance, predictor, boxes)
             except Exception as error:  # of any class: the other images may still succeed
                 report(path, error)
                 failed = True
@@ -143,9 +148,12 @@ def _write_polygons(
     return losses
 
 
-def _advance(bar: Any, before: int, done: int, _: int) -> None:
-    """Moves the bar, which counts the points of all images, ``before`` of earlier ones."""
-    bar.update(before + done - bar.n)
+def _advance(bar: Any, before: int, points: int, done: int, total: int) -> None:
+    """Moves the bar, which counts the points of all images, ``before`` of earlier ones.
+
+    Proposals, whose number differs by image, count as the points of a grid in proportion.
+    """
+    bar.update(before + points * done // total - bar.n)
 
 
 def _describe(path: Path, error: Exception) -> str:

@@ -5,15 +5,36 @@ passed on.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
+
+Search = Literal["grid", "hierarchical", "proposals"]
+
+Proposals = Annotated[
+    str | None,
+    typer.Option(
+        metavar="JSON|NAME",
+        help="For --search proposals: a COCO JSON with boxes in the images, found by their names; "
+        "or a detector from transformers, Hub repository or folder, whose best 256 boxes of any "
+        "class count.",
+    ),
+]
 
 
 @dataclass(frozen=True)
 class GeneratorOptions:
     """The options of everything mode; None if not given."""
 
+    search: Annotated[
+        Search | None,
+        typer.Option(
+            show_default="grid",
+            help="Where to prompt: at every point of the grid; hierarchical: at fewer of them, "
+            "first every fourth row and column, then where no mask was found with confidence; or "
+            "at --proposals. Fewer prompts take less time, and find other masks.",
+        ),
+    ] = None
     points_per_side: Annotated[
         int | None,
         typer.Option(min=1, show_default="32", help="Points along each side of the grid."),
@@ -83,3 +104,13 @@ class GeneratorOptions:
     def given(self) -> dict[str, Any]:
         """Returns the options that were given."""
         return {name: value for name, value in vars(self).items() if value is not None}
+
+
+def check_proposals(options: GeneratorOptions, proposals: str | None) -> None:
+    """Raises typer.BadParameter if ``--search`` and ``--proposals`` do not go together."""
+    if options.search == "proposals" and proposals is None:
+        raise typer.BadParameter("required for --search proposals", param_hint="--proposals")
+    if options.search != "proposals" and proposals is not None:
+        raise typer.BadParameter("needs --search proposals", param_hint="--proposals")
+    if options.search == "proposals" and options.points_per_side is not None:
+        raise typer.BadParameter("--search proposals has no grid", param_hint="--points-per-side")

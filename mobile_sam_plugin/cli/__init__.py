@@ -29,6 +29,7 @@ from .inpaint import fill, remove, replace
 from .label import label, search
 from .run import RunCommand, run
 from .segment import segment
+from .serve import serve
 from .text import text
 from .track import track
 from .view import view
@@ -60,6 +61,7 @@ app.command()(view)
 app.command()(embed)
 app.command(cls=RunCommand)(run)
 app.command("app")(page)
+app.command()(serve)
 app.command()(export)
 app.command()(evaluate)
 app.add_typer(distill, name="distill")

@@ -29,7 +29,7 @@ def app(
 
     Runs until Ctrl-C.
     """
-    _check_address(host, port)
+    check_address(host, port)
     from PIL import Image
 
     from ..app.server import serve
@@ -45,7 +45,7 @@ def app(
         threading.Event().wait()
 
 
-def _check_address(host: str, port: int) -> None:
+def check_address(host: str, port: int) -> None:
     """Refuses an address that cannot be listened on, before the model is loaded."""
     host = host.removeprefix("[").removesuffix("]")
     try:

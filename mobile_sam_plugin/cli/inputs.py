@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from segment_anything.modeling import Sam
 
     from .. import MobileSam, SamPredictor
+    from ..deploy import OnnxPredictor
 
 
 OBJECTS = (
@@ -157,6 +158,32 @@ Embeddings = Annotated[
     ),
 ]
 
+Backend = Annotated[
+    Literal["torch", "onnx", "openvino"],
+    typer.Option(
+        help="Inference engine; onnx and openvino run the files of mobile-sam export, see "
+        "--onnx-dir."
+    ),
+]
+OnnxFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--onnx-dir",
+        metavar="DIR",
+        exists=True,
+        file_okay=False,
+        help="Output folder of mobile-sam export; for --backend onnx and openvino.",
+    ),
+]
+BackendDevice = Annotated[
+    str,
+    typer.Option(
+        metavar="D",
+        help="Device. torch: cpu, cuda, cuda:1, mps; onnx: an execution provider; openvino: "
+        "CPU, GPU, NPU; or auto.",
+    ),
+]
+
 ModelType = Literal["vit_t", "vit_b", "vit_l", "vit_h"]
 Dtype = Literal["float32", "float16"]
 
@@ -239,6 +266,41 @@ def load_model(checkpoint: str | None, device: str) -> "MobileSam":
 
     target = find_device(device)
     return build_sam_vit_t(checkpoint or DEFAULT_CHECKPOINT).to(target)
+
+
+def check_backend(
+    backend: str, folder: Path | None, checkpoint: str | None, embeddings: Path | None
+) -> None:
+    """Raises typer.BadParameter where options of torch and of exported files contradict."""
+    if (backend == "torch") != (folder is None):
+        raise typer.BadParameter(
+            "required for --backend onnx and openvino, and only for them", param_hint="--onnx-dir"
+        )
+    if folder is not None and checkpoint is not None:
+        raise typer.BadParameter(
+            "not for --onnx-dir: exported files contain their weights", param_hint="--checkpoint"
+        )
+    if folder is not None and embeddings is not None:
+        raise typer.BadParameter(
+            "not for --onnx-dir: exported files do not say of which weights they are",
+            param_hint="--embeddings",
+        )
+
+
+def exported_encoder(folder: Path) -> Path:
+    """Returns the path of the encoder in a folder that ``mobile-sam export`` wrote."""
+    return folder / "mobile_sam_encoder.onnx"
+
+
+def load_exported(backend: str, folder: Path, device: str) -> "OnnxPredictor":
+    """Loads the files of ``mobile-sam export`` for onnxruntime or OpenVINO; errors as theirs."""
+    from ..deploy import OnnxPredictor, OpenVinoPredictor
+
+    files = exported_encoder(folder), folder / "mobile_sam_decoder.onnx"
+    given = () if device == "auto" else (device,)
+    if backend == "openvino":
+        return OpenVinoPredictor(*files, *given)
+    return OnnxPredictor(*files, given) if given else OnnxPredictor(*files)
 
 
 def load_sam(model_type: ModelType, checkpoint: str | None, option: str, device: str) -> "Sam":

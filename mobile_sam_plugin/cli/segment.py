@@ -1,19 +1,24 @@
 """``mobile-sam segment``: one image, one prompt."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import UserError
 from .inputs import (
+    Backend,
+    BackendDevice,
     Checkpoint,
     Cutout,
     Embeddings,
     ImageFile,
     MaxPixels,
+    OnnxFolder,
     Out,
     Points,
+    check_backend,
+    load_exported,
     load_model,
     parse_box,
     parse_point,
@@ -23,11 +28,8 @@ from .inputs import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from .. import SamPredictor
     from ..deploy import OnnxPredictor
-
-
-Backend = Literal["torch", "onnx", "openvino"]
+    from ..predictor import SamPredictor
 
 
 def segment(
@@ -60,30 +62,9 @@ def segment(
     cutout: Cutout = False,
     embeddings: Embeddings = None,
     checkpoint: Checkpoint = None,
-    backend: Annotated[
-        Backend,
-        typer.Option(
-            help="Inference engine; onnx and openvino run the files of mobile-sam export, see "
-            "--onnx-dir."
-        ),
-    ] = "torch",
-    onnx_dir: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            exists=True,
-            file_okay=False,
-            help="Output folder of mobile-sam export; for --backend onnx and openvino.",
-        ),
-    ] = None,
-    device: Annotated[
-        str,
-        typer.Option(
-            metavar="D",
-            help="Device. torch: cpu, cuda, cuda:1, mps; onnx: an execution provider; openvino: "
-            "CPU, GPU, NPU; or auto.",
-        ),
-    ] = "auto",
+    backend: Backend = "torch",
+    onnx_dir: OnnxFolder = None,
+    device: BackendDevice = "auto",
     max_pixels: MaxPixels = None,
 ) -> None:
     """Segment one object, given by points, a box or an earlier mask.
@@ -95,19 +76,7 @@ def segment(
         raise typer.BadParameter("give at least one of --point, --box and --mask")
     if box and len(box) > 1:
         raise typer.BadParameter("give one box at most", param_hint="--box")
-    if (backend == "torch") != (onnx_dir is None):
-        raise typer.BadParameter(
-            "required for --backend onnx and openvino, and only for them", param_hint="--onnx-dir"
-        )
-    if onnx_dir is not None and checkpoint is not None:
-        raise typer.BadParameter(
-            "not for --onnx-dir: exported files contain their weights", param_hint="--checkpoint"
-        )
-    if onnx_dir is not None and embeddings is not None:
-        raise typer.BadParameter(
-            "not for --onnx-dir: exported files do not say of which weights they are",
-            param_hint="--embeddings",
-        )
+    check_backend(backend, onnx_dir, checkpoint, embeddings)
     points = [parse_point(text) for text in point or []]
     corners = parse_box(box[0]) if box else None
 
@@ -132,7 +101,12 @@ def segment(
     if embeddings is not None:
         predictor = require_embeddings(embeddings, load_model(checkpoint, device))(pixels)
     else:
-        predictor = _load(backend, onnx_dir, checkpoint, device)
+        if onnx_dir is not None:
+            predictor = load_exported(backend, onnx_dir, device)
+        else:
+            import mobile_sam_plugin
+
+            predictor = mobile_sam_plugin.SamPredictor(load_model(checkpoint, device))
         predictor.set_image(pixels)
     ambiguous = len(points) == 1 and corners is None and mask is None
     logits, scores, low_res_logits = predictor.predict(
@@ -162,23 +136,6 @@ def segment(
         typer.echo(path)
     typer.echo(folder / "overlay.png")
     typer.echo(folder / "masks.json")
-
-
-def _load(
-    backend: Backend, folder: Path | None, checkpoint: str | None, device: str
-) -> "SamPredictor | OnnxPredictor":
-    if folder is None:
-        from .. import SamPredictor
-
-        return SamPredictor(load_model(checkpoint, device))
-
-    from ..deploy import OnnxPredictor, OpenVinoPredictor
-
-    files = folder / "mobile_sam_encoder.onnx", folder / "mobile_sam_decoder.onnx"
-    given = () if device == "auto" else (device,)
-    if backend == "openvino":
-        return OpenVinoPredictor(*files, *given)
-    return OnnxPredictor(*files, given) if given else OnnxPredictor(*files)
 
 
 def _read_mask(path: Path) -> "NDArray[Any]":

@@ -42,7 +42,7 @@ class Limits:
     Attributes:
         max_bytes: of a request, and of a file.
         max_pixels: of an image.
-        max_prompts: on one image.
+        max_prompts: on one image, and points in one prompt.
         seconds: from the request to its answer.
     """
 
@@ -165,14 +165,17 @@ class Engine:
         input_size(pixels.shape[0], pixels.shape[1], 1024)  # refuses images that are too thin
         return pixels
 
-    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """Raises a UserError if there are more prompts or points than allowed."""
+    def check_prompts(self, points: Sequence[int]) -> None:
+        """Checks the number of points in each prompt, and the number of prompts.
+
+        Raises:
+            UserError: if there are more than allowed.
+        """
         most = self.limits.max_prompts
-        if len(prompts) > most:
-            raise UserError(f"{len(prompts)} prompts are too many: give up to {most} at a time")
-        points = max((len(prompt.points) for prompt in prompts), default=0)
-        if points > most:
-            raise UserError(f"{points} points are too many for a prompt: give up to {most}")
+        if len(points) > most:
+            raise UserError(f"{len(points)} prompts are too many: give up to {most} at a time")
+        if max(points, default=0) > most:
+            raise UserError(f"{max(points)} points are too many for a prompt: give up to {most}")
 
     def close(self) -> None:
         """Ends the workers, after the work that they have."""

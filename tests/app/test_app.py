@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mobile_sam_plugin import MobileSam, SamAutomaticMaskGenerator, SamPredictor
-from mobile_sam_plugin.cli.app import _check_address
+from mobile_sam_plugin.cli.app import check_address
 from mobile_sam_plugin.engine import Engine, Limits, TorchBackend
 from mobile_sam_plugin.integrations.detectors import Detections
 from mobile_sam_plugin.integrations.grounded_sam import GroundedMobileSam
@@ -1058,7 +1058,7 @@ def run_app(*options: str) -> "subprocess.CompletedProcess[str]":
 def test_addresses_of_both_versions(small_sam: MobileSam, host: str) -> None:
     port = free_port()
     try:
-        _check_address(host, port)
+        check_address(host, port)
     except typer.BadParameter as error:
         pytest.skip(f"this machine has no {host}: {error.message}")
     with serve(engine_of(small_sam), host, port) as address:

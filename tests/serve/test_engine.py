@@ -252,12 +252,12 @@ def test_an_image_that_many_ask_for_is_encoded_once(
     assert len(predictors) == 1 and encoded == [1]
 
 
-def test_limits_are_told(torch_backend: TorchBackend, tmp_path: Path) -> None:
+def test_limits_are_told(torch_backend: TorchBackend) -> None:
     engine = Engine(torch_backend, Limits(max_prompts=2))
     with pytest.raises(UserError, match="3 prompts are too many"):
-        engine.check_prompts([Prompt(box=[0, 0, 1, 1])] * 3)
+        engine.check_prompts([0, 0, 0])
     with pytest.raises(UserError, match="3 points are too many"):
-        engine.check_prompts([Prompt([[0, 0]] * 3, [1] * 3)])
+        engine.check_prompts([1, 3])
     engine.close()
 
 

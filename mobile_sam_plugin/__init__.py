@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .automatic_mask_generator import SamAutomaticMaskGenerator
     from .build import build_sam_vit_t
     from .checkpoint import DEFAULT_CHECKPOINT
+    from .finetuning import finetune
     from .import_hooks import provide
     from .mobile_sam import MobileSam
     from .model import use_fast_decoder
@@ -31,6 +32,7 @@ _MODULES = {
     "SamPredictor": "predictor",
     "annotate": "annotation",
     "build_sam_vit_t": "build",
+    "finetune": "finetuning",
     "provide": "import_hooks",
     "register": "replacement",
     "replace": "replacement",
@@ -45,6 +47,7 @@ __all__ = [
     "SamPredictor",
     "annotate",
     "build_sam_vit_t",
+    "finetune",
     "provide",
     "register",
     "replace",

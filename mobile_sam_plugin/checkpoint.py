@@ -19,6 +19,7 @@ import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import safetensors.torch
@@ -427,6 +428,7 @@ def save_checkpoint(
     dtype: torch.dtype | None = None,
     for_upstream: bool = False,
     backbone: str | None = None,
+    metadata: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Writes tensors to a file, which appears whole or not at all.
 
@@ -437,6 +439,7 @@ def save_checkpoint(
         for_upstream: whether to add the unused classification head, zeros but for its norm, without
             which the strict loader of the original ``mobile_sam`` refuses a file.
         backbone: the timm backbone of the image encoder, for the metadata; None for TinyViT.
+        metadata: further metadata of a safetensors file.
 
     Raises:
         UserError: if the suffix is unknown, a value is too large for the dtype, or there is a
@@ -464,7 +467,7 @@ def save_checkpoint(
                 tensors[key] = value.to(dtype)
                 if not torch.isfinite(tensors[key]).all():
                     raise UserError(f"{key} holds values too large for {dtype}: choose float32")
-    metadata = {"format": "pt"} | ({} if backbone is None else {"backbone": backbone})
+    own_metadata = {"format": "pt"} | ({} if backbone is None else {"backbone": backbone})
     # safetensors refuses tensors that share memory, as parameters do that layers share.
     tensors = {
         key: value.detach().clone(memory_format=torch.contiguous_format)
@@ -474,7 +477,7 @@ def save_checkpoint(
     with replaced(path) as partial:
         if path.suffix == ".safetensors":
             # Not by save_file, whose files no other user may read.
-            partial.write_bytes(safetensors.torch.save(tensors, metadata))
+            partial.write_bytes(safetensors.torch.save(tensors, {**metadata, **own_metadata}))
         else:
             torch.save(tensors, partial)
 

@@ -25,6 +25,7 @@ from .embed import embed
 from .evaluate import evaluate
 from .everything import everything
 from .export import export
+from .finetune import finetune
 from .inpaint import fill, remove, replace
 from .label import label, search
 from .run import RunCommand, run
@@ -64,6 +65,7 @@ app.command("app")(page)
 app.command()(serve)
 app.command()(export)
 app.command()(evaluate)
+app.command()(finetune)
 app.add_typer(distill, name="distill")
 app.command()(info)
 app.command()(convert)

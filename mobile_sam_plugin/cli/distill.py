@@ -4,16 +4,15 @@ import typer
 
 from .distill_embed import embed
 from .distill_scenes import scenes
-from .distill_train import finetune, supervised, train
+from .distill_train import supervised, train
 
 app = typer.Typer(rich_markup_mode=None)
 app.command()(embed)
 app.command()(train)
-app.command()(finetune)
 app.command()(supervised)
 app.command()(scenes)
 
 
 @app.callback()
 def distill() -> None:
-    """Train a student of your own: teacher's embeddings, distillation, fine-tuning, and data."""
+    """Train a student of your own: teacher's embeddings, distillation, training, and data."""

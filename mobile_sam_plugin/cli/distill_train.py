@@ -1,13 +1,16 @@
-"""``mobile-sam distill train``, ``finetune`` and ``supervised``: training runs."""
+"""``mobile-sam distill train`` and ``supervised``: training runs."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from enum import Enum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from ..distill.options import TrainingOptions
+from ..distill.options import AUGMENTATIONS, DEFAULT_EVALUATE_EVERY, TrainingOptions
 from .inputs import (
     CHECKPOINT_NAMES,
     OBJECTS,
@@ -19,7 +22,16 @@ from .inputs import (
 
 Distillation = Literal["decoupled", "semi-coupled", "coupled"]
 
-Parts = Literal["encoder", "decoder", "both"]
+
+class Part(str, Enum):  # typer takes no list of a Literal
+    """Parts of the model that can be frozen."""
+
+    encoder = "encoder"
+    prompt_encoder = "prompt_encoder"
+    mask_decoder = "mask_decoder"
+
+
+Prompts = Literal["both", "point", "box"]
 
 MixedPrecision = Literal["no", "fp16", "bf16"]
 
@@ -62,7 +74,7 @@ class Run:
     )
     warmup_steps: Annotated[
         int | None,
-        typer.Option(min=0, help="Warm-up steps.", show_default="100, or half of a shorter run"),
+        typer.Option(min=0, help="Warm-up steps.", show_default="100, or a tenth of a shorter run"),
     ] = None
     weight_decay: Annotated[
         float, typer.Option(min=0, help="Weight decay of AdamW, matrices only.")
@@ -77,26 +89,26 @@ class Run:
     seed: Annotated[
         int, typer.Option(min=0, help="Random seed of weights, order, crops and prompts.")
     ] = TrainingOptions.seed
-    evaluation_data: Annotated[
+    validation: Annotated[
         str | None,
         typer.Option(
-            "--evaluation",
+            "--validation",
             metavar="DATA",
             help="Images with masks to evaluate on, as DATA of evaluate. The best checkpoint has "
-            "the highest mean IoU of click_best and box; without --evaluation, the lowest training "
+            "the highest mean IoU of click_best and box; without --validation, the lowest training "
             "loss.",
         ),
     ] = None
-    evaluation_images: Annotated[
+    validation_images: Annotated[
         str | None,
         typer.Option(
             metavar="DIR",
-            help="Folder of the images of --evaluation, if not beside its JSON or masks.",
+            help="Folder of the images of --validation, if not beside its JSON or masks.",
         ),
     ] = None
     evaluate_every: Annotated[
         int, typer.Option(min=1, help="Evaluate every N steps.", metavar="N")
-    ] = TrainingOptions.evaluate_every
+    ] = DEFAULT_EVALUATE_EVERY
     save_every: Annotated[
         int, typer.Option(min=1, help="Save a resumable state every N steps.", metavar="N")
     ] = TrainingOptions.save_every
@@ -120,6 +132,42 @@ def _parse_weights(text: str | None) -> tuple[float, ...] | None:
 
 
 @dataclass(frozen=True)
+class Learning:
+    """What is trained from masks, with which prompts, and how photographs vary."""
+
+    freeze: Annotated[
+        list[Part] | None,
+        typer.Option(
+            metavar="PART",
+            help="A part that keeps its weights: encoder, prompt_encoder or mask_decoder. Can be "
+            "given several times.",
+        ),
+    ] = None
+    lora: Annotated[
+        int | None,
+        typer.Option(
+            metavar="RANK",
+            min=1,
+            help="In the image encoder, train adapters of this rank in attention and MLPs instead "
+            "of its own weights: less memory. They are merged when weights are saved.",
+        ),
+    ] = None
+    prompts: Annotated[
+        Prompts, typer.Option(help="First prompts; box for a model that only gets boxes.")
+    ] = "both"
+    flip: Annotated[bool, typer.Option(help="Flip half of the images left to right.")] = True
+    rotate: Annotated[
+        bool,
+        typer.Option(help="Turn images by 90 degrees, for those without an up and down."),
+    ] = False
+    crop: Annotated[bool, typer.Option(help="Crop photographs, to show them at any zoom.")] = True
+    color: Annotated[bool, typer.Option(help="Change the colours of photographs.")] = True
+    quality: Annotated[
+        bool, typer.Option(help="Add blur, noise and JPEG artefacts to photographs.")
+    ] = True
+
+
+@dataclass(frozen=True)
 class MaskTraining:
     """Further options of a run on images with masks."""
 
@@ -128,9 +176,9 @@ class MaskTraining:
         typer.Argument(
             metavar="DATA...",
             help="Images with masks, one data set or a mixture of several: a COCO instances JSON, "
-            "a folder of SA-1B, a folder of images with PNG masks, or scenes, endless synthetic "
-            "images, none of which --evaluation ever has, or composites, endless as well: "
-            "--objects pasted on --photographs.",
+            "a folder of SA-1B, of labelme, or of images with PNG masks, or scenes, endless "
+            "synthetic images, none of which --validation ever has, or composites, endless as "
+            "well: --objects pasted on --photographs.",
         ),
     ]
     weights: Annotated[
@@ -223,55 +271,58 @@ def train(
 
 
 @with_groups
-def finetune(
-    ctx: typer.Context,
-    *,
-    checkpoint: Annotated[
-        str, typer.Option(metavar="C", help=f"The student's weights. {CHECKPOINT_NAMES}")
-    ],
-    masks: MaskTraining,
-    parts: Annotated[
-        Parts, typer.Option(help="decoder: prompt encoder and mask decoder, on the frozen encoder.")
-    ] = "decoder",
-    learning_rate: LearningRate = 1e-4,
-    run: Run,
-) -> None:
-    """Fit a student's decoder to its encoder, from masks: the paper's optional second stage.
-
-    The run, its files and the use of several GPUs are the same as for `distill train`.
-    """
-    _run(ctx, run, "supervised")
-
-
-@with_groups
 def supervised(
     ctx: typer.Context,
     *,
     checkpoint: Start = None,
     backbone: Backbone = None,
     masks: MaskTraining,
+    learning: Learning,
     learning_rate: LearningRate = TrainingOptions.learning_rate,
     run: Run,
 ) -> None:
     """Train a model from masks alone, without a teacher, by SAM's own recipe.
+
+    The paper's optional second stage, which fits a student's decoder to its encoder, is
+    --checkpoint C --freeze encoder --learning-rate 1e-4. `mobile-sam finetune` is for data of your
+    own.
 
     The run, its files and the use of several GPUs are the same as for `distill train`.
     """
     _run(ctx, run, "supervised")
 
 
+def given_options(ctx: typer.Context) -> dict[str, Any]:
+    """Returns the options of a command that are fields of TrainingOptions, by their names."""
+    given = dict(ctx.params)
+    if "flip" in given:
+        given["augmentation"] = [name for name in AUGMENTATIONS if given[name]]
+        given["freeze"] = [part.value for part in given["freeze"] or ()]
+    names = {option.name for option in fields(TrainingOptions)}
+    return {name: value for name, value in given.items() if name in names}
+
+
 def _run(ctx: typer.Context, run: Run, objective: str) -> None:
-    """Trains with the options of a command, whose names are those of TrainingOptions."""
+    """Trains with the options of a command."""
     from ..distill.training import train as train_student
 
-    names = {option.name for option in fields(TrainingOptions)}
-    given = {name: value for name, value in ctx.params.items() if name in names}
+    options = TrainingOptions(**given_options(ctx) | {"objective": objective})
+    with reporting_divergence():
+        best = train_student(options, run.out, run.restart)
+    if is_first_process():
+        typer.echo(best)
+
+
+@contextmanager
+def reporting_divergence() -> Iterator[None]:
+    """Ends the command with one line if the training diverges."""
     try:
-        best = train_student(
-            TrainingOptions(**given | {"objective": objective}), run.out, run.restart
-        )
+        yield
     except FloatingPointError as error:
         typer.echo(f"mobile-sam: {error}", err=True)
         raise typer.Exit(1) from error
-    if os.environ.get("RANK", "0") == "0":  # of the processes that accelerate launches
-        typer.echo(best)
+
+
+def is_first_process() -> bool:
+    """Whether this process is the first of those that accelerate launched, or the only one."""
+    return os.environ.get("RANK", "0") == "0"

@@ -13,8 +13,8 @@ def evaluate(
         str,
         typer.Argument(
             metavar="DATA",
-            help="Images with masks: a COCO instances JSON, a folder of SA-1B, a folder of images "
-            "with PNG masks, or scenes:COUNT or scenes:COUNT:SEED, synthetic images.",
+            help="Images with masks: a COCO instances JSON, a folder of SA-1B, of labelme, or of "
+            "images with PNG masks, or scenes:COUNT or scenes:COUNT:SEED, synthetic images.",
         ),
     ],
     images: Annotated[

@@ -12,6 +12,8 @@ from typing_extensions import override
 
 from .unreadable import Items
 
+_FEWEST_NOISY = 16  # values of a label map that can look like noise
+
 
 @dataclass(frozen=True)
 class AnnotatedImage:
@@ -94,6 +96,18 @@ class Labelled(AnnotatedImage):
     @override
     def _mask_contents(self) -> Iterable[Any]:
         return (str(self._values.dtype).encode(), np.ascontiguousarray(self._values))
+
+    def has_jpeg_noise(self) -> bool:
+        """Whether the values look as if they had been saved as JPEG, which alters them.
+
+        Then most of the values belong to no thing, but to single pixels along the edges of things.
+        """
+        starts = np.ones(self._values.shape, bool)  # where a run of a value begins in its row
+        starts[:, 1:] = self._values[:, 1:] != self._values[:, :-1]
+        _, values = np.unique(self._values, return_inverse=True)
+        values = values.reshape(starts.shape)
+        are_thin = np.bincount(values.ravel()) < 2 * np.bincount(values[starts])
+        return len(are_thin) >= _FEWEST_NOISY and bool(are_thin.mean() > 0.5)
 
 
 class Encoded(AnnotatedImage):

@@ -1,5 +1,9 @@
-"""Data sets of images with masks, in the formats that people have: COCO, SA-1B, PNG masks."""
+"""Data sets of images with masks, in the formats that people have.
 
+These are COCO, SA-1B, the json of labelme, and PNG masks.
+"""
+
+import itertools
 import json
 import os
 import warnings
@@ -10,15 +14,16 @@ from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
-from PIL import ExifTags
 
 from ..errors import UserError
 from ..files import encode_image, write_file
-from ..images import is_image_name, join_counts, list_images, load_mask, open_image, opened_pixels
+from ..images import is_image_name, join_counts, list_images, load_mask
 from ..records import encode_mask
 from .annotated import AnnotatedImage, AnnotatedImages, Encoded, Labelled
+from .labelme import Labelme, list_labelme
+from .reading import describe_size, load_json, read_pixels, read_values, require_masks
 from .segmentations import encode_segmentation
+from .unreadable import OtherSize
 
 
 def open_annotated_images(
@@ -31,6 +36,9 @@ def open_annotated_images(
                                    ``iscrowd`` annotations are skipped.
     a folder with ``sa_*.json``    SA-1B, at any depth. Each JSON file names its image, which is
                                    next to it.
+    a folder with labelme's json   labelme, at any depth. Each JSON file names or holds its image.
+                                   Shapes of one label and ``group_id`` are one mask; points and
+                                   lines are left out.
     another folder                 images, at any depth, with PNG masks. Either ``NAME.jpg`` (or
                                    another format) with ``NAME.png``, which has one value per mask
                                    and 0 for no mask. Or any image ``NAME.*`` with a folder
@@ -42,13 +50,13 @@ def open_annotated_images(
     Images without a mask are skipped, and a warning counts them. Masks without a pixel are skipped
     too; :class:`AnnotatedImage` counts them. If EXIF data turn an image, the masks decide: COCO and
     SA-1B belong to the image as it is stored, unless the size in the JSON is that of the upright
-    image; PNG masks belong to the upright image, as viewers show it, unless their size is that of
-    the stored one. A PNG of one mask may also have colours or transparency, see
+    image; PNG masks and labelme's belong to the upright image, as viewers show it, unless their
+    size is that of the stored one. A PNG of one mask may also have colours or transparency, see
     :func:`~mobile_sam_plugin.images.load_mask`.
 
     Args:
         source: see above.
-        images: the folder of the images, if they are not beside the JSON file or the PNG masks.
+        images: the folder of the images, if they are not beside the JSON files or the PNG masks.
 
     Returns:
         The data set. Reading a broken item raises a ValueError or an OSError;
@@ -79,6 +87,9 @@ def open_annotated_images(
             alone = pictures.difference(record.with_suffix("") for record in records)
             _tell_left_out(path, Counter({"images without a json": len(alone)}))
         return _SegmentAnything(records, folder)
+    records = list_labelme(path)
+    if records:
+        return Labelme(records, path, folder)
     return _PngMasks(path, folder or path)
 
 
@@ -127,7 +138,7 @@ class _Coco:
     def __init__(self, path: Path, folder: Path) -> None:
         self._path = path
         self._folder = folder
-        content = _load_json(path)
+        content = load_json(path)
         left_out: Counter[str] = Counter()
         try:
             images = {image["id"]: image for image in content["images"]}
@@ -183,7 +194,7 @@ class _SegmentAnything:
 
     def __getitem__(self, index: int) -> AnnotatedImage:
         path = self._records[index]
-        content = _load_json(path)
+        content = load_json(path)
         try:
             image, annotations = content["image"], content["annotations"]
         except (KeyError, TypeError) as error:
@@ -226,7 +237,8 @@ class _PngMasks:
         if not self._items:
             raise UserError(
                 f"no image in {str(image_folder)!r} has masks in {str(folder)!r}: NAME.png, or a "
-                "folder NAME/ of PNGs, or SA-1B's sa_*.json beside the images"
+                "folder NAME/ of PNGs, or the json of SA-1B or labelme beside the images"
+                + _jpeg_hint(folder, image_folder, paths)
             )
         alone = sum(path.parent not in of_masks for path in without)
         _tell_left_out(image_folder, Counter({"images without masks": alone}))
@@ -238,23 +250,40 @@ class _PngMasks:
         path, mask_paths, valued = self._items[index]
         name = str(path.relative_to(self._image_folder))
         if valued:
-            values = _read_values(mask_paths[0])
+            values = read_values(mask_paths[0])
             item: AnnotatedImage = Labelled(
-                name, _read_image(path, values.shape, upright=True), values
+                name, read_pixels(path, values.shape, upright=True), values
             )
         else:
             encoded: list[Mapping[str, Any]] = []
             for mask_path in mask_paths:
                 encoded.append(encode_mask(load_mask(mask_path)))
                 if encoded[-1]["size"] != encoded[0]["size"]:
-                    raise UserError(
-                        f"the mask {str(mask_path)!r} is {_size(encoded[-1]['size'])}, but "
-                        f"{str(mask_paths[0])!r} {_size(encoded[0]['size'])}"
+                    raise OtherSize(
+                        f"the mask {str(mask_path)!r} is {describe_size(encoded[-1]['size'])}, but "
+                        f"{str(mask_paths[0])!r} {describe_size(encoded[0]['size'])}"
                     )
             item = Encoded(
-                name, _read_image(path, tuple(encoded[0]["size"]), upright=True), encoded
+                name, read_pixels(path, tuple(encoded[0]["size"]), upright=True), encoded
             )
-        return _with_masks(item, repr(str(mask_paths[0])))
+        return require_masks(item, repr(str(mask_paths[0])))
+
+
+def _jpeg_hint(folder: Path, image_folder: Path, images: Iterable[Path]) -> str:
+    """Returns what to say of masks that are JPEGs, if there are any."""
+    for image in images:
+        place = (folder / image.relative_to(image_folder)).with_suffix("")
+        found = place.iterdir() if place.is_dir() else iter(())
+        if folder != image_folder:
+            beside = (path for path in place.parent.iterdir() if path.stem == place.name)
+            found = itertools.chain(beside if place.parent.is_dir() else (), found)
+        for path in found:
+            if path.suffix.lower() in (".jpg", ".jpeg"):
+                return (
+                    f"; {str(path)!r} cannot hold masks, because JPEG alters their values: make "
+                    "the masks anew as PNG"
+                )
+    return ""
 
 
 def _list_pngs(paths: Iterable[Path]) -> list[Path]:
@@ -296,7 +325,7 @@ def _read_annotated(path: Path, folder: Path, image: Any, annotations: Any) -> A
         )
     height, width = (int(side) for side in sides)  # some files have 480.0
     where = f"{str(path)!r}, image {name!r}"
-    pixels = _read_image(folder / name, (height, width), upright=False)
+    pixels = read_pixels(folder / name, (height, width), upright=False)
     encoded = []
     for key, segmentation in numbered:
         if not segmentation:  # a box alone
@@ -304,58 +333,6 @@ def _read_annotated(path: Path, folder: Path, image: Any, annotations: Any) -> A
         try:
             encoded.append(encode_segmentation(segmentation, height, width))
         except ValueError as error:
-            raise UserError(f"{where}, annotation {key}: {error}") from error
-    return _with_masks(Encoded(name, pixels, encoded, empty=len(numbered) - len(encoded)), where)
-
-
-def _load_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{str(path)!r} is not JSON: {error}") from error
-
-
-def _read_image(path: Path, shape: tuple[int, ...], upright: bool) -> NDArray[np.uint8]:
-    """Reads the pixels of a file, (H, W, 3) RGB, as they are stored or turned by its EXIF data.
-
-    Args:
-        path: the image file.
-        shape: (H, W) of the masks: the orientation that has this shape is taken.
-        upright: which orientation to take if both have it.
-
-    Raises:
-        ValueError: if neither has it, or the file cannot be read.
-    """
-    with open_image(path, str(path)) as image:
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-        stored = (image.height, image.width)
-        turned = stored[::-1] if orientation in (5, 6, 7, 8) else stored
-        if shape not in (stored, turned):
-            raise UserError(
-                f"the image {str(path)!r} is {_size(stored)}, not {_size(shape)} as its masks are"
-            )
-        if shape == stored and not (upright and shape == turned):
-            image.getexif().pop(ExifTags.Base.Orientation, None)
-        return opened_pixels(image)
-
-
-def _read_values(path: Path) -> NDArray[Any]:
-    """Reads the (H, W) values of a PNG; with a palette, its indices."""
-    with open_image(path, str(path)) as image:
-        if image.mode not in ("1", "L", "P", "I", "I;16"):
-            raise UserError(
-                f"the mask {str(path)!r} must be grayscale or have a palette, but its mode is "
-                f"{image.mode!r}"
-            )
-        return np.asarray(image)
-
-
-def _with_masks(item: AnnotatedImage, where: str) -> AnnotatedImage:
-    """Returns the item; raises UserError if it has no mask."""
-    if not item.count:
-        raise UserError(f"{where}: no mask has a pixel")
-    return item
-
-
-def _size(shape: Sequence[int]) -> str:
-    return f"{shape[1]} x {shape[0]} pixels"
+            kind = OtherSize if isinstance(error, OtherSize) else UserError
+            raise kind(f"{where}, annotation {key}: {error}") from error
+    return require_masks(Encoded(name, pixels, encoded, empty=len(numbered) - len(encoded)), where)

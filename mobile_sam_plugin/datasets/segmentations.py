@@ -7,6 +7,7 @@ import pycocotools.mask
 from numpy.typing import NDArray
 
 from ..errors import UserError
+from .unreadable import OtherSize
 
 
 def encode_segmentation(segmentation: Any, height: int, width: int) -> dict[str, Any]:
@@ -42,7 +43,7 @@ def encode_segmentation(segmentation: Any, height: int, width: int) -> dict[str,
 def _encode_rle(segmentation: dict[str, Any], height: int, width: int) -> dict[str, Any]:
     size, counts = segmentation.get("size"), segmentation.get("counts")
     if size != [height, width]:
-        raise UserError(f"the RLE's size is {size}, but the image's {[height, width]}")
+        raise OtherSize(f"the RLE's size is {size}, but the image's {[height, width]}")
     try:
         if isinstance(counts, str):
             lengths = _run_lengths(counts)

@@ -25,6 +25,14 @@ class Unfit(UserError):
     """An item is intact, but cannot be used for its purpose."""
 
 
+class OtherSize(UserError):
+    """Masks do not have the size of their image."""
+
+
+class NoMask(UserError):
+    """An image has no mask with a pixel."""
+
+
 class Items(Protocol[ItemT]):
     """A data set whose items are read one by one.
 

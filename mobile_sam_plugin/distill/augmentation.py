@@ -35,11 +35,11 @@ def random_crop(shape: tuple[int, ...], rng: np.random.Generator) -> tuple[slice
     return kept[0], kept[1]
 
 
-def change_look(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Changes the colours of an image, and adds blur, noise and JPEG artefacts, each at random.
+def change_colors(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Changes brightness, contrast and saturation of an image, at random, or makes it gray.
 
     Args:
-        image: (H, W, 3) uint8 RGB, at the size at which the model sees it.
+        image: (H, W, 3) uint8 RGB.
         rng: the source of randomness.
 
     Returns:
@@ -48,7 +48,20 @@ def change_look(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[n
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(rng.integers(2**63)))
         pixels = _COLORS(torch.from_numpy(image).permute(2, 0, 1)).permute(1, 2, 0)
-    changed = np.ascontiguousarray(pixels.numpy())
+    return np.ascontiguousarray(pixels.numpy())
+
+
+def lower_quality(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Adds blur, noise and JPEG artefacts to an image, each at random.
+
+    Args:
+        image: (H, W, 3) uint8 RGB, at the size at which the model sees it.
+        rng: the source of randomness.
+
+    Returns:
+        An image of the same size and type.
+    """
+    changed = image
     if rng.random() < 0.25:
         changed = np.asarray(cv2.GaussianBlur(changed, (0, 0), rng.uniform(0.3, 1.2)))
     if rng.random() < 0.35:

@@ -4,7 +4,7 @@ Training draws from an endless stream of examples. The example at a position of 
 only on the seed and the position, so training can resume from any step.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import lru_cache
 
 import cv2
@@ -23,9 +23,10 @@ from ..images import load_image
 from ..inputs import preprocess
 from ..scenes.composites import Composites
 from ..scenes.scenes import Scenes
-from .augmentation import change_look, random_crop
+from .augmentation import change_colors, lower_quality, random_crop
 from .embeddings import Embeddings
 from .objectives import LOW_RES, Batch, sample_prompts
+from .options import DEFAULT_AUGMENTATION
 
 _CANDIDATES = 32  # masks of an image that are decoded, of which the prompts' are drawn
 _COARSE = 64  # pixels of the longer side at which it is decided whether a mask is part of another
@@ -34,10 +35,16 @@ _COARSE = 64  # pixels of the longer side at which it is decided whether a mask 
 class MaskExamples(Dataset[Batch]):
     """Images with masks and a first prompt for each mask, for :class:`~.objectives.Supervised`.
 
-    Half of the images are flipped left to right. Photographs and composites are cropped, and their
-    colours and quality changed, see :mod:`~.augmentation`. Half of the scenes are cropped to
-    between half and all of their width or height, so that the model sees the padding of images that
-    are not square.
+    Images are varied at random, each in a way of its own, as far as `augmentation` names it:
+
+    - ``"flip"``: half of the images are flipped left to right;
+    - ``"rotate"``: images are turned by a multiple of 90 degrees;
+    - ``"crop"``: photographs and composites are cropped, to 0.3 to 1 of their sides;
+    - ``"color"``: their brightness, contrast and saturation change, and some become gray;
+    - ``"quality"``: some of them get blur, noise or JPEG artefacts.
+
+    Whatever it names, half of the scenes are cropped to between half and all of their width or
+    height, so that the model sees the padding of images that are not square.
 
     Args:
         images: one data set or more. Scenes and composites keep their order, all others are
@@ -48,6 +55,8 @@ class MaskExamples(Dataset[Batch]):
             the prompts are for parts.
         seed: random seed of order, crops and prompts.
         weights: the share of each data set among the examples; if None, equal shares.
+        prompts: ``"point"``, ``"box"``, or ``"both"`` with equal probability.
+        augmentation: names of the variations, see above.
 
     Example:
         >>> example = MaskExamples([Scenes(1000, size=256)], 256, 8, seed=0)[0]
@@ -62,11 +71,15 @@ class MaskExamples(Dataset[Batch]):
         prompts_per_image: int,
         seed: int,
         weights: Sequence[float] | None = None,
+        prompts: str = "both",
+        augmentation: Collection[str] = DEFAULT_AUGMENTATION,
     ) -> None:
         self.images = images
         self.size = size
         self.prompts_per_image = prompts_per_image
         self.seed = seed
+        self.prompts = prompts
+        self.augmentation = augmentation
         shares = np.ones(len(images)) if weights is None else np.array(weights, float)
         self.shares = shares / shares.sum()
 
@@ -81,15 +94,19 @@ class MaskExamples(Dataset[Batch]):
         item = images[index]
         check_fit(item.image, self.size)
 
-        crop = _crop_of_scene if are_scenes else random_crop
-        rows, columns = crop(item.image.shape, rng)
+        rows = columns = slice(None)
+        if are_scenes:
+            rows, columns = _crop_of_scene(item.image.shape, rng)
+        elif "crop" in self.augmentation:
+            rows, columns = random_crop(item.image.shape, rng)
         visible = item.find_visible(rows, columns)
         too_thin = min(_resized_shape(item.image[rows, columns], self.size)) < 1
         if too_thin or not len(visible):
             rows = columns = slice(None)
             visible = item.find_visible(rows, columns)
-        step = -1 if rng.random() < 0.5 else 1
-        image = np.ascontiguousarray(item.image[rows, columns][:, ::step])
+        is_flipped = rng.random() < 0.5 and "flip" in self.augmentation
+        step = -1 if is_flipped else 1
+        image = item.image[rows, columns][:, ::step]
         count = self.prompts_per_image
         if len(visible):
             candidates = rng.permutation(visible)[: max(_CANDIDATES, count)]
@@ -98,13 +115,23 @@ class MaskExamples(Dataset[Batch]):
         else:
             masks = np.zeros((count, 1, 1), bool)
 
+        if "rotate" in self.augmentation:
+            turns = int(rng.integers(4))
+            image, masks = np.rot90(image, turns), np.rot90(masks, turns, (1, 2))
+        image = np.ascontiguousarray(image)
         height, width = _resized_shape(image, self.size)
         targets = _resize_masks(masks, (height, width), self.size)
         if not are_scenes:
             image = ResizeLongestSide(self.size).apply_image(image)
-            image = change_look(image, rng)
+            if "color" in self.augmentation:
+                image = change_colors(image, rng)
+            if "quality" in self.augmentation:
+                image = lower_quality(image, rng)
         low_res = F.avg_pool2d(targets.float(), LOW_RES) >= 0.5
         prompts = sample_prompts(targets, generator)
+        if self.prompts != "both":
+            is_box = torch.full_like(prompts.is_box, self.prompts == "box")
+            prompts = prompts._replace(is_box=is_box)
         return {
             "pixels": _as_input(image, self.size),
             **prompts._asdict(),

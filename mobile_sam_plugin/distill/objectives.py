@@ -219,22 +219,22 @@ class Objective(nn.Module):
 
     Args:
         model: the model, with its input size set.
-        parts: the parts to train: ``"encoder"``, the image encoder, and ``"decoder"``, the prompt
-            encoder and the mask decoder. The others keep their weights, and stay in eval mode.
+        parts: the parts to train, some of ``"encoder"``, ``"prompt_encoder"`` and
+            ``"mask_decoder"``. The others keep their weights, and stay in eval mode.
     """
 
     def __init__(self, model: Sam, parts: Collection[str]) -> None:
         super().__init__()
         self.model = model
         self.frozen: list[nn.Module] = []
-        for name, modules in {
-            "encoder": [model.image_encoder],
-            "decoder": [model.prompt_encoder, model.mask_decoder],
+        for name, module in {
+            "encoder": model.image_encoder,
+            "prompt_encoder": model.prompt_encoder,
+            "mask_decoder": model.mask_decoder,
         }.items():
-            for module in modules:
-                module.requires_grad_(name in parts)
-                if name not in parts:
-                    self.frozen.append(module)
+            module.requires_grad_(name in parts)
+            if name not in parts:
+                self.frozen.append(module)
 
     def train(self, mode: bool = True) -> "Objective":
         """Sets the mode of the trained parts; the others stay in eval mode."""
@@ -270,7 +270,7 @@ class Coupled(Objective):
 
     The teacher's masks come from its stored embeddings and its decoder; the student starts with a
     copy of the latter. Training the "encoder" alone is the paper's semi-coupled distillation,
-    training "encoder" and "decoder" the coupled one.
+    training all parts the coupled one.
 
     Prompts are drawn at random from the whole image, points and boxes with equal probability. The
     target of each mask of the student is the teacher's mask of the same index, and that of its

@@ -8,14 +8,17 @@ import dataclasses
 import math
 import os
 import shutil
+import signal
+import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -23,29 +26,39 @@ import torch
 from numpy.typing import NDArray
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..build import build_sam_vit_t
 from ..checkpoint import locate_checkpoint, read_checkpoint, save_checkpoint
-from ..datasets.annotated import AnnotatedImage, AnnotatedImages
+from ..datasets.annotated import AnnotatedImages
 from ..datasets.unreadable import SkipUnreadable, check_fit
 from ..errors import MissingExtra, UserError
 from ..files import remove_partials, replaced
-from ..images import list_images
 from ..mobile_sam import MobileSam, set_img_size
 from ..runs import RUN_FILE, find_run, write_settings
-from ..scenes.composites import Composites, open_cut_outs
-from ..scenes.scenes import Scenes, open_images_or_scenes
 from .batches import EmbeddedImages, EmbeddingExamples, MaskExamples, StepBatchSampler
 from .embeddings import Embeddings, fingerprint_decoder
+from .lora import add_lora, merge_lora
 from .objectives import Batch, Coupled, Decoupled, Losses, Objective, Supervised
-from .options import PARTS, TrainingOptions
+from .options import (
+    DEFAULT_EVALUATE_EVERY,
+    PARTS,
+    TrainingOptions,
+    check_warmup,
+    default_warmup,
+)
+from .sources import check_image, open_sources, open_validation
+
+if TYPE_CHECKING:
+    from ..evaluation.results import Evaluation
 
 try:
     import tensorboard  # noqa: F401, which accelerate would miss only later
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
     from accelerate.utils import (
         DistributedDataParallelKwargs,
         InitProcessGroupKwargs,
@@ -60,10 +73,19 @@ LAST_FILE = "last.safetensors"
 _STATE_FILE = "state.pt"
 _LOG_FOLDER = "log"
 
-_EVALUATED = ("click_best", "box")
-_ENDLESS = 1 << 40
+START_FOLDER = "evaluation_of_start"
+BEST_FOLDER = "evaluation_of_best"
+
+HOW_TO_GAIN = (
+    "lower learning_rate, train less (freeze, or lora with a small rank), leave out augmentation "
+    "that does not suit the images, or check that their masks are right"
+)
+"""What can be done if training makes the scores worse; for messages."""
+
+_EVALUATED = ("click", "click_best", "box", "corrective_3")
 _SKIPPED_IN_A_ROW = 10  # steps whose gradients are not finite
 _TOLD = 5  # warnings with the number of a step; further steps are only counted
+_FALLEN = 2  # evaluations below the score of the start, after which it is told
 _WAY_OUT = (
     "resume it with its own options and data, choose another folder, or start over with --restart "
     "(restart=True)"
@@ -75,7 +97,16 @@ def train(options: TrainingOptions, folder: str | os.PathLike[str], restart: boo
 
     Writes to the folder ``best.safetensors`` and ``last.safetensors``, the averaged weights that
     scored best and those of the last evaluation, which ``sam_model_registry["vit_t"]`` loads;
-    ``log``, for TensorBoard; ``run.json``, the options; and ``state.pt``, to resume from.
+    ``log``, for TensorBoard; ``run.json``, the options; and ``state.pt``, to resume from. With data
+    for validation, ``evaluation_of_best`` has the scores of the best weights, and
+    ``evaluation_of_start`` those of the checkpoint, if the run starts from one:
+    :class:`~mobile_sam_plugin.evaluation.results.Evaluation` loads them.
+
+    The best weights have the highest mean IoU of ``click_best`` and ``box``, or of the one that has
+    the prompts that are trained.
+
+    Ctrl-C, in a run of one process, lets the step end and saves the state; a second one does not
+    wait.
 
     Several processes, started by ``accelerate launch``, share the work of a step. Their number
     changes the result only through corrective clicks, which each process draws on its own, and
@@ -100,12 +131,15 @@ def train(options: TrainingOptions, folder: str | os.PathLike[str], restart: boo
         OSError: if a checkpoint or data cannot be read.
         FloatingPointError: if the loss, or the gradients of many steps, are not finite. The last
             saved state is from before.
+        MemoryError: if a step needs more memory than there is; the message names what to lower.
+        KeyboardInterrupt: at Ctrl-C, after the state is saved.
 
     Example:
         >>> options = TrainingOptions("supervised", "scenes", steps=1000, img_size=256)
         >>> sam = sam_model_registry["vit_t"](train(options, "runs/scenes"))
     """
     folder = Path(folder)
+    AcceleratorState._reset_state()  # or a second run in a process could have no other precision
     accelerator = Accelerator(
         mixed_precision=options.mixed_precision,
         log_with="tensorboard",
@@ -123,11 +157,13 @@ def train(options: TrainingOptions, folder: str | os.PathLike[str], restart: boo
         if restart:
             for name in (_STATE_FILE, RUN_FILE, BEST_FILE, LAST_FILE):
                 (folder / name).unlink(missing_ok=True)
-            shutil.rmtree(folder / _LOG_FOLDER, ignore_errors=True)
+            for name in (_LOG_FOLDER, START_FOLDER, BEST_FOLDER):
+                shutil.rmtree(folder / name, ignore_errors=True)
     accelerator.wait_for_everyone()
     try:
         run.load_state()
-        run.train()
+        with run.ending_at_interrupt():
+            run.train()
     finally:
         accelerator.end_training()
     run.warn_of_skipped()
@@ -159,16 +195,19 @@ class _Run:
         self.model = _build_student(options).to(memory_format=torch.channels_last)
         if accelerator.device.type == "cpu":
             _unfuse_attention(self.model)
-        objective, self.examples, self.sources, contents = _build_objective(options, self.model)
+        objective, self.examples, self.sources, aside, contents = _build_objective(
+            options, self.model
+        )
         _check_same(accelerator, contents)
         self.settings = dataclasses.asdict(options) | contents
+        self.steps, self.evaluate_every, warmup_steps = self._schedule()
         optimizer = torch.optim.AdamW(
             _parameter_groups(objective, options.weight_decay), options.learning_rate
         )
         self.scheduler = CosineLRScheduler(
             optimizer,
-            t_initial=options.steps,
-            warmup_t=options.warmup_steps,
+            t_initial=self.steps,
+            warmup_t=warmup_steps,
             warmup_lr_init=options.learning_rate / 100,
             t_in_epochs=False,
         )
@@ -176,24 +215,48 @@ class _Run:
         self.average = AveragedModel(
             self.model, multi_avg_fn=ramped_average(options.ema_decay), use_buffers=True
         )
-        self.evaluation_data: AnnotatedImages | None = None
-        _of_main(accelerator, self._open_evaluation_data)
+        self.validation_size: int = options.validation_size or self.model.image_encoder.img_size
+        set_img_size(self._averaged(), self.validation_size)
+        self.validation: AnnotatedImages | None = aside
+        _of_main(accelerator, self._open_validation)
         self.step = 0
         self.skipped_steps = 0
         self.skipped_in_a_row = 0
+        self.start_score: float | None = None
         self.best_score = -math.inf
+        self.evaluations_since_best = 0
         self.losses_since_evaluation = [0.0, 0]
+        self.interrupted = False
 
-    def _open_evaluation_data(self) -> None:
+    def _schedule(self) -> tuple[int, int, int]:
+        """Returns the steps of the run, those between evaluations, and those of the warm-up."""
+        options = self.options
+        steps, evaluate_every = options.steps, DEFAULT_EVALUATE_EVERY
+        if options.epochs is not None:
+            evaluate_every = math.ceil(self._epoch_length() / options.batch_size)
+            steps = options.epochs * evaluate_every
+        assert steps is not None  # or the options would have been refused
+        if options.evaluate_every is not None:
+            evaluate_every = options.evaluate_every
+        warmup_steps = options.warmup_steps
+        if warmup_steps is None:
+            warmup_steps = default_warmup(steps)
+        check_warmup(warmup_steps, steps)
+        return steps, evaluate_every, warmup_steps
+
+    def _epoch_length(self) -> int:
+        """Returns the number of images or scenes of the single data set."""
+        examples: Any = self.examples
+        (images,) = getattr(examples, "images", [getattr(examples, "embedded", None)])
+        return len(images)
+
+    def _open_validation(self) -> None:
         """Opens the data and reads an image, so that faults show at the start."""
         options = self.options
-        if options.evaluation_data is None:
-            return
-        self.evaluation_data = open_images_or_scenes(
-            options.evaluation_data, options.evaluation_images
-        )
-        check = partial(_check_image, size=self.model.image_encoder.img_size)
-        SkipUnreadable(self.evaluation_data, check=check, what="evaluation image")[0]
+        self.validation = self.validation or open_validation(options)
+        if self.validation is not None:
+            check = partial(check_image, size=self.validation_size)
+            SkipUnreadable(self.validation, check=check, what="evaluation image")[0]
 
     def warn_of_skipped(self) -> None:
         """Warns of images and steps that were skipped."""
@@ -212,22 +275,24 @@ class _Run:
         accelerator.init_trackers(
             _LOG_FOLDER, init_kwargs={"tensorboard": {"purge_step": self.step + 1}}
         )
-        batches = self._batches()
         bar = tqdm(
-            total=options.steps,
+            total=self.steps,
             initial=self.step,
             unit="step",
             disable=None if accelerator.is_main_process else True,
         )
         recent: list[Losses] = []
         with bar:
-            while self.step < options.steps:
+            if self.step == 0 and options.checkpoint is not None:
+                _of_main(accelerator, lambda: self._score_start(bar))
+            batches = self._batches()
+            while self.step < self.steps and not self._is_out_of_patience():
                 recent.append(self._update(batches))
                 self.step += 1
                 bar.update()
-                at_end = self.step == options.steps
-                evaluates = at_end or self.step % options.evaluate_every == 0
-                saves = evaluates or self.step % options.save_every == 0
+                at_end = self.step == self.steps
+                evaluates = at_end or self.step % self.evaluate_every == 0
+                saves = evaluates or self.step % options.save_every == 0 or self.interrupted
                 if saves or self.step % options.log_every == 0:
                     bar.set_postfix(loss=f"{self._log(recent):.4f}")
                     recent = []
@@ -235,12 +300,37 @@ class _Run:
                     self._evaluate(bar)
                 if saves:
                     self._save_state()
+                if self.interrupted:
+                    raise KeyboardInterrupt
+
+    def _is_out_of_patience(self) -> bool:
+        patience = self.options.patience
+        return patience is not None and self.evaluations_since_best >= patience
+
+    @contextmanager
+    def ending_at_interrupt(self) -> Iterator[None]:
+        """Lets the first Ctrl-C end the run after the current step; the next one interrupts it."""
+        in_charge = self.accelerator.num_processes == 1
+        if not in_charge or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def stop(*_: Any) -> None:
+            self.interrupted = True
+            signal.signal(signal.SIGINT, before)
+            tqdm.write("ending after this step; Ctrl-C again ends at once", file=sys.stderr)
+
+        before = signal.signal(signal.SIGINT, stop)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def _batches(self) -> Iterator[Batch]:
         options, accelerator = self.options, self.accelerator
         steps = StepBatchSampler(
             self.step,
-            options.steps,
+            self.steps,
             options.batch_size,
             options.gradient_accumulation_steps,
             accelerator.process_index,
@@ -253,7 +343,7 @@ class _Run:
                 num_workers=options.workers,
                 pin_memory=accelerator.device.type == "cuda",
                 prefetch_factor=4 if options.workers else None,
-                worker_init_fn=_use_one_thread,
+                worker_init_fn=_begin_worker,
             )
         )
 
@@ -272,8 +362,9 @@ class _Run:
                     name: value.to(accelerator.device, non_blocking=True)
                     for name, value in _next(batches).items()
                 }
-                losses = self.objective(batch)
-                accelerator.backward(losses["loss"] / count)
+                with _naming_what_to_lower(options):
+                    losses = self.objective(batch)
+                    accelerator.backward(losses["loss"] / count)
             for name, value in losses.items():
                 total[name] = total.get(name, 0) + value.detach() / count
         norm = accelerator.clip_grad_norm_(self.objective.parameters(), options.gradient_clip)
@@ -324,27 +415,85 @@ class _Run:
         """Evaluates the averaged weights, and saves them."""
         total, count = self.losses_since_evaluation
         self.losses_since_evaluation = [0.0, 0]
-        _of_main(self.accelerator, lambda: self._score(total / count, bar))
+        self.evaluations_since_best = _of_main(
+            self.accelerator, lambda: self._score(total / count, bar)
+        )
 
-    def _score(self, loss: float, bar: Any) -> None:
-        scores = {"mean training loss": loss}
-        score = -loss
-        if self.evaluation_data is not None:
-            from ..evaluation.evaluation import evaluate
+    def _score_start(self, bar: Any) -> None:
+        """Evaluates the checkpoint that the run starts from, the best weights so far."""
+        if self.validation is None:
+            return
+        evaluation = self._evaluate_model(self._averaged_model())
+        evaluation.save(self.folder / START_FOLDER)
+        self.start_score = self._mean_score(evaluation)
+        self._keep_best(self.start_score, evaluation)
+        bar.write(f"{self._place()}: {_describe_scores(evaluation)}")
 
-            evaluation = evaluate(self.average.module, self.evaluation_data, metrics=_EVALUATED)
-            scores = {name: score.mean for name, score in evaluation.scores.items()}
-            score = sum(scores.values()) / len(scores)
-            self.accelerator.log(scores, step=self.step)
-        if score > self.best_score:
-            self.best_score = score
-            self._save_weights(BEST_FILE)
+    def _score(self, loss: float, bar: Any) -> int:
+        """Scores and saves the averaged weights.
+
+        Returns:
+            The number of evaluations since the best one.
+        """
+        score, evaluation, described = -loss, None, ""
+        if self.validation is not None:
+            evaluation = self._evaluate_model(self._averaged_model())
+            score = self._mean_score(evaluation)
+            described = f", {_describe_scores(evaluation)}"
+        is_best = score > self.best_score
+        if is_best:
+            self._keep_best(score, evaluation)
+            described += ", the best so far"
         self._save_weights(LAST_FILE)
-        described = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
-        bar.write(f"step {self.step}: {described}")
+        bar.write(f"{self._place()}: mean training loss {loss:.4f}{described}")
+        since_best = 0 if is_best else self.evaluations_since_best + 1
+        if since_best == _FALLEN and self.best_score == self.start_score:
+            warnings.warn(
+                f"the score fell from {self.start_score:.4f} at the start to {score:.4f}: "
+                f"{HOW_TO_GAIN}",
+                stacklevel=2,
+            )
+        return since_best
+
+    def _place(self) -> str:
+        """Returns the step, or the epoch, for messages."""
+        epochs = self.options.epochs
+        if epochs is None:
+            return f"step {self.step}"
+        return f"epoch {self.step * epochs / self.steps:g} of {epochs}"
+
+    def _evaluate_model(self, model: MobileSam) -> "Evaluation":
+        from ..evaluation.evaluation import evaluate
+
+        assert self.validation is not None
+        _require_finite(model, self.step)
+        evaluation = evaluate(model, self.validation, metrics=_EVALUATED)
+        means = {name: score.mean for name, score in evaluation.scores.items()}
+        self.accelerator.log(means, step=self.step)
+        return evaluation
+
+    def _mean_score(self, evaluation: "Evaluation") -> float:
+        """Returns the score by which weights are chosen: for the prompts that are trained."""
+        names = {"point": ("click_best",), "box": ("box",)}
+        chosen = names.get(self.options.prompts, ("click_best", "box"))
+        return sum(evaluation.scores[name].mean for name in chosen) / len(chosen)
+
+    def _keep_best(self, score: float, evaluation: "Evaluation | None") -> None:
+        self.best_score = score
+        self._save_weights(BEST_FILE)
+        if evaluation is not None:
+            evaluation.save(self.folder / BEST_FOLDER)
+
+    def _averaged(self) -> MobileSam:
+        model: Any = self.average.module
+        return model
+
+    def _averaged_model(self) -> MobileSam:
+        """Returns the averaged weights as a model without adapters."""
+        return self._averaged() if self.options.lora is None else merge_lora(self._averaged())
 
     def _save_weights(self, name: str) -> None:
-        model = self.average.module
+        model = self._averaged_model()
         _require_finite(model, self.step)
         save_checkpoint(model.state_dict(), self.folder / name, backbone=self.model.backbone)
 
@@ -357,7 +506,9 @@ class _Run:
         scaler = self.accelerator.scaler
         state = {
             "step": self.step,
+            "start_score": self.start_score,
             "best_score": self.best_score,
+            "evaluations_since_best": self.evaluations_since_best,
             "losses_since_evaluation": self.losses_since_evaluation,
             "skipped_steps": self.skipped_steps,
             "model": self.model.state_dict(),
@@ -375,7 +526,9 @@ class _Run:
         if state is None:
             return
         self.step = state["step"]
+        self.start_score = state["start_score"]
         self.best_score = state["best_score"]
+        self.evaluations_since_best = state["evaluations_since_best"]
         self.losses_since_evaluation = state["losses_since_evaluation"]
         self.skipped_steps = state["skipped_steps"]
         self.model.load_state_dict(state["model"])
@@ -411,12 +564,29 @@ def _check_same(accelerator: Accelerator, contents: dict[str, Any]) -> None:
             )
 
 
-def _check_image(image: AnnotatedImage, size: int) -> None:
-    check_fit(image.image, size)
-
-
 def _check_embedded(embedded: tuple[NDArray[np.uint8], Tensor], size: int) -> None:
     check_fit(embedded[0], size)
+
+
+def _describe_scores(evaluation: "Evaluation") -> str:
+    return ", ".join(f"{name} {score.mean:.4f}" for name, score in evaluation.scores.items())
+
+
+@contextmanager
+def _naming_what_to_lower(options: TrainingOptions) -> Iterator[None]:
+    """Turns torch's errors for too little memory into one that says what to do."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "alloc" not in str(error):
+            raise
+        batch = options.batch_size // options.gradient_accumulation_steps
+        raise MemoryError(
+            f"a step with {batch} images of {options.img_size} x {options.img_size} pixels and "
+            f"{options.prompts_per_image} prompts each does not fit: raise "
+            f"gradient_accumulation_steps, or lower batch_size, img_size or prompts_per_image "
+            f"({str(error).partition(chr(10))[0][:200]})"
+        ) from error
 
 
 def _next(batches: Iterator[Batch]) -> Batch:
@@ -461,27 +631,19 @@ def _build_student(options: TrainingOptions) -> MobileSam:
     return student
 
 
-def _build_objective(
-    options: TrainingOptions, model: MobileSam
-) -> tuple[Objective, Dataset[Batch], list[SkipUnreadable[Any]], dict[str, Any]]:
-    """Returns the objective, its examples, their sources, and what identifies the data."""
+_Built = tuple[
+    Objective,
+    Dataset[Batch],
+    list[SkipUnreadable[Any]],
+    AnnotatedImages | None,
+    dict[str, Any],
+]
+
+
+def _build_objective(options: TrainingOptions, model: MobileSam) -> _Built:
+    """Returns the objective, its examples, their sources, those set aside, and their identity."""
     if options.objective == "supervised":
-        set_img_size(model, options.img_size)
-        images, sources = _open_images(options)
-        return (
-            Supervised(
-                model, PARTS[options.parts], options.corrective_clicks, options.mask_only_rounds
-            ),
-            MaskExamples(
-                images,
-                options.img_size,
-                options.prompts_per_image,
-                options.seed,
-                options.weights,
-            ),
-            sources,
-            {"number of images": [len(source) for source in sources]},
-        )
+        return _build_supervised(options, model)
     (folder,) = tuple(options.data)
     embeddings = Embeddings(folder, options.images)
     set_img_size(model, embeddings.img_size)
@@ -503,65 +665,48 @@ def _build_objective(
         what="image",
     )
     examples = EmbeddingExamples(readable, embeddings.img_size, options.seed)
-    contents = {"embeddings": embeddings.identity}
+    contents: dict[str, Any] = {"embeddings": embeddings.identity}
     if options.objective == "decoupled":
-        return Decoupled(model), examples, [readable], contents
-    parts = PARTS["both" if options.objective == "coupled" else "encoder"]
+        return Decoupled(model), examples, [readable], None, contents
+    parts = PARTS if options.objective == "coupled" else ["encoder"]
     # It is not part of the state.
     contents["teacher's decoder"] = fingerprint_decoder(model)
-    return Coupled(model, parts, options.prompts_per_image), examples, [readable], contents
+    coupled = Coupled(model, parts, options.prompts_per_image)
+    return coupled, examples, [readable], None, contents
 
 
-def _open_images(
-    options: TrainingOptions,
-) -> tuple[list[AnnotatedImages], list[SkipUnreadable[Any]]]:
-    """Returns the data sets to train on, and those whose unusable items are counted."""
-    texture_images = (
-        list_images(options.texture_images, recursive=True) if options.texture_images else ()
+def _build_supervised(options: TrainingOptions, model: MobileSam) -> _Built:
+    set_img_size(model, options.img_size)
+    sources = open_sources(options)
+    objective = Supervised(
+        model,
+        [part for part in PARTS if part not in options.freeze],
+        options.corrective_clicks,
+        options.mask_only_rounds,
     )
-
-    def training_scenes(count: int, size: int | tuple[int, int], seed: int) -> Scenes:
-        return Scenes(count, size, seed, texture_images, training=True, strict=options.strict)
-
-    sets: list[AnnotatedImages] = []
-    counted: list[SkipUnreadable[Any]] = []
-    for name in options.data:
-        if name == "composites":
-            assert options.objects is not None and options.photographs is not None
-            composites = Composites(
-                _ENDLESS,
-                open_cut_outs(options.objects),
-                list_images(options.photographs, recursive=True),
-                options.img_size,
-                options.seed,
-                strict=options.strict,
-            )
-            sets.append(composites)
-            counted += [composites.objects, composites.photographs]
-            continue
-        source = open_images_or_scenes(name, options.images)
-        if isinstance(source, Scenes):
-            if name == "scenes":
-                scenes = training_scenes(_ENDLESS, options.img_size, options.seed)
-            else:
-                scenes = training_scenes(source.count, source.size, source.seed)
-            sets.append(scenes)
-            counted.append(scenes.texture_images)
-        else:
-            readable = SkipUnreadable(
-                source,
-                strict=options.strict,
-                check=partial(_check_image, size=options.img_size),
-                what="image",
-            )
-            sets.append(readable)
-            counted.append(readable)
-    return sets, counted
+    if options.lora is not None:
+        add_lora(model.image_encoder, options.lora)
+        objective.frozen.append(model.image_encoder)  # but for the adapters
+    if options.fixed_batch_norms:
+        encoder = model.image_encoder
+        objective.frozen += [m for m in encoder.modules() if isinstance(m, _BatchNorm)]
+    examples = MaskExamples(
+        sources.training,
+        options.img_size,
+        options.prompts_per_image,
+        options.seed,
+        options.weights,
+        options.prompts,
+        options.augmentation,
+    )
+    contents = {"number of images": [len(source) for source in sources.counted]}
+    return objective, examples, sources.counted, sources.aside, contents
 
 
-def _use_one_thread(_: int) -> None:
-    """Makes OpenCV use one thread in a worker, as torch does: the workers keep all cores busy."""
+def _begin_worker(_: int) -> None:
+    """Makes OpenCV use one thread, as torch does, and leaves Ctrl-C to the main process."""
     cv2.setNumThreads(0)  # with 1, OpenCV waits forever for threads that a fork ended
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _unfuse_attention(model: MobileSam) -> None:

@@ -38,6 +38,7 @@ from torch import Tensor
 from ..automatic_mask_generator import SamAutomaticMaskGenerator
 from ..datasets.annotated import AnnotatedImage
 from ..everything import drop_empty
+from ..inputs import MAX_VALUE
 from ..predictor import SamPredictor
 from ..records import encode_mask
 from .metrics import average_recall, mask_iou
@@ -169,7 +170,9 @@ class Examiner:
                 add_click(prompt, *corrective_click(mask, true_mask))
                 for prompt, mask, true_mask in corrected
             ]
-            predicted = predict(self._predictor, prompts, predicted.best_logits)
+            # A model that is trained badly may exceed what predictors take.
+            logits = predicted.best_logits.clamp(-MAX_VALUE, MAX_VALUE)
+            predicted = predict(self._predictor, prompts, logits)
             ious[f"corrective_{round_ + 1}"] = mask_iou(predicted.best_masks, truth)
         return ious
 

@@ -102,6 +102,35 @@ class Evaluation:
             ]
         return "\n".join(lines)
 
+    def compare(self, other: "Evaluation") -> dict[str, Score]:
+        """Returns how much higher another evaluation of the same masks scores.
+
+        Args:
+            other: of another model, with the same data, metrics and arguments.
+
+        Returns:
+            The mean of the differences, mask by mask, for each metric that both have.
+        """
+        of_other = {image.index: image for image in other.images}
+        differences = [
+            dataclasses.replace(
+                image,
+                scores={
+                    name: [
+                        None if here is None or there is None else there - here
+                        for here, there in zip(
+                            values, of_other[image.index].scores.get(name, []), strict=False
+                        )
+                    ]
+                    for name, values in image.scores.items()
+                },
+            )
+            for image in self.images
+            if image.index in of_other
+        ]
+        names = [name for name in self.scores if name in other.scores]
+        return summarize(differences, names, self.settings["seed"])
+
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes ``evaluation.json``, ``evaluation.md``, ``scores.png`` and the scores per image.
 

@@ -142,7 +142,8 @@ class TinyVitImageEncoder(nn.Module):
         """As ``nn.Module.state_dict``, under the authors' key names and in their order."""
         state: dict[str, Any] = super().state_dict(*args, prefix=prefix, **kwargs)
         for name, upstream in self._upstream_names.items():
-            state[prefix + upstream] = state.pop(prefix + name)
+            if prefix + name in state:  # an adapter takes the place of a layer, and its names
+                state[prefix + upstream] = state.pop(prefix + name)
         return state
 
     def _load_from_state_dict(

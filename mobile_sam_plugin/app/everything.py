@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from .. import SamAutomaticMaskGenerator
+from ..annotation.proposals import Proposer
 from ..coco import records_dataset
 from ..errors import UserError
 from ..everything import drop_empty
@@ -21,10 +22,25 @@ _PROGRESS = gr.Progress()
 class EverythingTab:
     """Components and callbacks of the tab."""
 
-    def __init__(self, components: Components) -> None:
-        """Adds the tab to the page that gradio is building."""
+    def __init__(self, components: Components, propose: Proposer | None = None) -> None:
+        """Adds the tab to the page that gradio is building.
+
+        Args:
+            components: those that all tabs share.
+            propose: finds the proposals in an image; None if there is no such search.
+        """
         self.components = components
+        self._propose = propose
         gr.Markdown("Find every mask in the image, then click on one to see its area and scores.")
+        searches = [("Grid", "grid"), ("Hierarchical", "hierarchical")]
+        if propose is not None:
+            searches.append(("Proposals", "proposals"))
+        search = gr.Radio(
+            searches,
+            value="grid",
+            label="Search",
+            info="Fewer prompts than a grid's take less time, and find other masks",
+        )
         points = gr.Slider(
             2,
             64,
@@ -50,12 +66,13 @@ class EverythingTab:
         number = gr.Number(1, label="Show mask number", info="Press Enter", minimum=1, precision=0)
         download = gr.DownloadButton("Download COCO JSON", interactive=False, size="sm")
 
-        settings = [points, iou, stability, offset, area]
+        settings = [search, points, iou, stability, offset, area]
         components.run(find, self.find, settings, [*components.views, download])
         components.listen(number.submit, self.show, inputs=number, outputs=components.views)
 
     def find(
         self,
+        search: str,
         points_per_side: float,
         pred_iou_thresh: float,
         stability_score_thresh: float,
@@ -75,7 +92,12 @@ class EverythingTab:
             stability_score_offset=stability_score_offset,
             min_mask_region_area=int(min_mask_region_area),
             output_mode="coco_rle",
+            search=search,
         )
+        proposals = None
+        if search == "proposals" and self._propose is not None:
+            progress(0, desc="Looking for objects")
+            proposals = self._propose(picture.pixels, picture.name)
         progress(0, desc="Encoding the image")
 
         sessions = self.components.sessions
@@ -86,7 +108,7 @@ class EverythingTab:
             deadline.check()
             progress((done, total), desc="Looking for masks", unit="points")
 
-        generate = partial(generator.generate, picture.pixels, report, predictor)
+        generate = partial(generator.generate, picture.pixels, report, predictor, proposals)
         records = drop_empty(sessions.engine.run(generate, deadline))
         with session.lock:
             if session.picture is not picture:

@@ -5,6 +5,7 @@ from typing import Any
 
 from PIL import Image
 
+from ..annotation.proposals import Proposer
 from ..images import load_image
 from ..photographs import list_photographs
 from . import gradio as gr
@@ -63,12 +64,15 @@ _ON_LOAD = """() => {
 }"""
 
 
-def build_page(sessions: Sessions, checkpoint: str | None = None) -> gr.Blocks:
+def build_page(
+    sessions: Sessions, checkpoint: str | None = None, propose: Proposer | None = None
+) -> gr.Blocks:
     """Builds the page.
 
     Args:
         sessions: the open pages, with the model.
         checkpoint: name of the checkpoint, for the Python lines.
+        propose: finds the proposals in an image, for everything mode; None if nothing does.
     """
     # Every ten minutes uploads and results older than an hour are deleted.
     with gr.Blocks(
@@ -137,7 +141,7 @@ def build_page(sessions: Sessions, checkpoint: str | None = None) -> gr.Blocks:
             with gr.Column(scale=9, min_width=320), gr.Tabs():
                 tabs = [
                     ("Click", lambda: ClickTab(components, mode, undo, reset, checkpoint)),
-                    ("Everything", lambda: EverythingTab(components)),
+                    ("Everything", lambda: EverythingTab(components, propose)),
                     ("Text", lambda: TextTab(components)),
                     ("Remove / fill / replace", lambda: InpaintTab(components)),
                     ("Track", lambda: TrackTab(components)),

@@ -12,6 +12,7 @@ from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..annotation.proposals import Proposer
 from ..engine import Engine
 from . import gradio as gr
 from .page import STYLE, THEME, build_page
@@ -70,6 +71,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 7860,
     checkpoint: str | None = None,
+    propose: Proposer | None = None,
 ) -> Iterator[str]:
     """Serves the page as long as the context lasts.
 
@@ -78,6 +80,7 @@ def serve(
         host: IPv4 or IPv6 address to listen on; "0.0.0.0" or "::" for all of the machine's.
         port: port to listen on.
         checkpoint: name of the checkpoint, for the Python lines; None for the default one.
+        propose: finds the proposals in an image, for everything mode; None if nothing does.
 
     Yields:
         The page's address.
@@ -97,7 +100,7 @@ def serve(
         _no_fetching(),
     ):
         sessions = Sessions(engine, Path(folder) / "sessions")
-        page = build_page(sessions, checkpoint)
+        page = build_page(sessions, checkpoint, propose)
         page.queue(default_concurrency_limit=1, max_size=200)
         try:
             page.launch(

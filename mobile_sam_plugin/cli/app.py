@@ -19,6 +19,14 @@ def app(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
     embeddings: Embeddings = None,
+    proposals: Annotated[
+        str | None,
+        typer.Option(
+            metavar="JSON|NAME",
+            help="Where the tab Everything may also prompt: a COCO JSON or a detector, as for "
+            "mobile-sam everything.",
+        ),
+    ] = None,
     checkpoint: Checkpoint = None,
     device: Device = "auto",
     max_pixels: Annotated[
@@ -32,15 +40,18 @@ def app(
     check_address(host, port)
     from PIL import Image
 
+    from ..annotation.proposals import open_proposals
     from ..app.server import serve
     from ..engine import Engine, Limits, TorchBackend
 
     # Pillow's own limit must not prevent a higher one.
     Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, max_pixels)
 
-    backend = TorchBackend(load_model(checkpoint, device), embeddings)
+    model = load_model(checkpoint, device)
+    propose = None if proposals is None else open_proposals(proposals, model.device)
+    backend = TorchBackend(model, embeddings)
     engine = Engine(backend, Limits(max_pixels=max_pixels, seconds=600))
-    with serve(engine, host, port, checkpoint) as address:
+    with serve(engine, host, port, checkpoint, propose) as address:
         typer.echo(f"{address}  (Ctrl-C stops it)")
         threading.Event().wait()
 

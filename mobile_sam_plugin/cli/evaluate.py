@@ -1,11 +1,20 @@
-"""``mobile-sam evaluate``: how good a checkpoint is on a data set."""
+"""``mobile-sam evaluate``: how good a checkpoint is on a data set, and others beside it."""
 
+import json
+import re
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .inputs import Checkpoint, Device, MaxPixels, ModelType, load_sam
+
+if TYPE_CHECKING:
+    from segment_anything.modeling import Sam
+
+    from ..evaluation.predictors import Predictor
 
 
 def evaluate(
@@ -31,13 +40,31 @@ def evaluate(
         str | None, typer.Option(metavar="C", help="Also compare with this checkpoint's masks.")
     ] = None,
     teacher_type: Annotated[ModelType, typer.Option(help="Model type of --teacher.")] = "vit_h",
+    predictor: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODULE:FUNCTION",
+            help="Also evaluate the predictor that this function returns, by the same prompts: any "
+            "object with set_image and predict. Can be given several times.",
+        ),
+    ] = None,
+    boxes: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="JSON",
+            exists=True,
+            dir_okay=False,
+            help="Instead of all metrics, COCO's mask AP with a detector's boxes as prompts: a "
+            "list of COCO's results. DATA must be COCO's instances JSON.",
+        ),
+    ] = None,
     metrics: Annotated[
         str | None,
         typer.Option(
             metavar="NAME,...",
             help="click, click_best, box, pair_100 to pair_500, corrective_1 to corrective_5, "
             "recall_10, recall_100, recall_1000. Recall takes by far the most time.",
-            show_default="all",
+            show_default="all; with --predictor those of one prompt",
         ),
     ] = None,
     limit: Annotated[
@@ -73,7 +100,9 @@ def evaluate(
     """Evaluate a checkpoint's masks, with 95 % confidence intervals, and the cost of its parts.
 
     Prints a table, and writes to DIR: the table as evaluation.md, evaluation.json, scores.png,
-    worst_and_best.png, images.jsonl with the scores of each image, and run.json.
+    worst_and_best.png, images.jsonl with the scores of each image, and run.json. With --predictor
+    also comparison.md, and a folder of the same files for each predictor; with --boxes boxes.md,
+    boxes.json, and a folder of masks for each model.
     """
     from dataclasses import replace
 
@@ -82,29 +111,64 @@ def evaluate(
 
     from ..evaluation.costs import count_costs
     from ..evaluation.evaluation import evaluate as evaluate_model
-    from ..evaluation.examiner import METRICS
+    from ..evaluation.examiner import METRICS, OF_ONE_PROMPT
+    from ..evaluation.predictors import load_predictor, measure_effort
+    from ..evaluation.results import format_comparison
     from ..evaluation.worst_and_best import draw_worst_and_best, find_drawable
+    from ..files import write_file
     from ..scenes.scenes import open_images_or_scenes
 
+    others = {name: load_predictor(name) for name in predictor or []}
+    if boxes is not None:
+        if metrics is not None or teacher is not None:
+            raise typer.BadParameter(
+                "goes with neither --metrics nor --teacher", param_hint="--boxes"
+            )
+        model = load_sam(model_type, checkpoint, "--checkpoint", device)
+        _evaluate_boxes({model_type: model, **others}, data, images, boxes, limit, out)
+        return
     annotated: Any = open_images_or_scenes(data, images)
     if limit is not None and limit < len(annotated):
         annotated = Subset(annotated, range(limit))
     model = load_sam(model_type, checkpoint, "--checkpoint", device)
     reference = None if teacher is None else load_sam(teacher_type, teacher, "--teacher", device)
+    run = partial(
+        evaluate_model,
+        data=annotated,
+        metrics=[name.strip() for name in metrics.split(",")]
+        if metrics
+        else (OF_ONE_PROMPT if others else METRICS),
+        masks_per_image=masks_per_image,
+        seed=seed,
+        strict=strict,
+    )
     with tqdm(total=len(annotated), unit="image", disable=None) as bar:
-        evaluation = evaluate_model(
+        evaluation = run(
             model,
-            annotated,
             teacher=reference,
-            metrics=[name.strip() for name in metrics.split(",")] if metrics else METRICS,
-            masks_per_image=masks_per_image,
-            seed=seed,
-            strict=strict,
             folder=out,
             progress=lambda done, _: bar.update(done - bar.n),
         )
     evaluation = replace(evaluation, costs=count_costs(model))
     typer.echo(evaluation.format_table())
+    beside: dict[str, Any] = {model_type: evaluation}
+    for name, other in others.items():
+        folder = None if out is None else out / _folder_name(name)
+        with tqdm(total=len(annotated), unit="image", desc=name, disable=None) as bar:
+            found = run(other, folder=folder, progress=lambda done, _: bar.update(done - bar.n))
+        if folder is not None:
+            found.save(folder)
+        beside[name] = found
+    if others:
+        image = annotated[evaluation.images[0].index].image
+        efforts = {
+            name: measure_effort(each, image)
+            for name, each in {model_type: model, **others}.items()
+        }
+        comparison = format_comparison(beside, efforts)
+        typer.echo(comparison)
+        if out is not None:
+            write_file(out / "comparison.md", comparison.encode() + b"\n")
     if out is not None:
         evaluation.save(out)
         figure = out / "worst_and_best.png"
@@ -118,3 +182,43 @@ def evaluate(
                 err=True,
             )
         typer.echo(out / "evaluation.json")
+
+
+def _evaluate_boxes(
+    models: "dict[str, Sam | Predictor]",
+    annotations: str,
+    images: Path | None,
+    detections: Path,
+    limit: int | None,
+    out: Path | None,
+) -> None:
+    """Prints and writes COCO's AP of the models' masks, and of the boxes themselves."""
+    from tqdm import tqdm
+
+    from ..evaluation.detections import BoxPrompts, evaluate_boxes, format_boxes
+    from ..files import write_file
+
+    prompts = BoxPrompts(annotations, detections, images, limit)
+    found = [box for key in prompts.image_ids for box in prompts.boxes[key]]
+    figures = {"the boxes themselves": prompts.average_precision(found, "bbox")}
+    for name, model in models.items():
+        folder = None if out is None else out / f"boxes_{_folder_name(name)}"
+        with tqdm(total=len(prompts.image_ids), unit="image", desc=name, disable=None) as bar:
+            kinds = evaluate_boxes(
+                model,
+                prompts,
+                folder=folder,
+                progress=lambda done, _: bar.update(done - bar.n),
+            )
+        figures |= {f"{name}, {kind.replace('_', ' ')}": each for kind, each in kinds.items()}
+    table = f"{format_boxes(figures)}\n\n{len(prompts.image_ids):,} images, {len(found):,} boxes."
+    typer.echo(table)
+    if out is not None:
+        write_file(out / "boxes.md", table.encode() + b"\n")
+        content = {name: asdict(precision) for name, precision in figures.items()}
+        write_file(out / "boxes.json", json.dumps(content, indent=1).encode())
+        typer.echo(out / "boxes.json")
+
+
+def _folder_name(name: str) -> str:
+    return re.sub(r"\W+", "_", name)

@@ -12,11 +12,12 @@ from ..datasets.annotated import AnnotatedImages
 from ..datasets.unreadable import Skipped, check_fit
 from ..errors import UserError
 from .examiner import METRICS, Examiner
+from .predictors import Predictor, find_module
 from .results import Evaluation, ImageScores, Journal, summarize
 
 
 def evaluate(
-    model: Sam,
+    model: Sam | Predictor,
     data: AnnotatedImages,
     *,
     teacher: Sam | None = None,
@@ -34,11 +35,11 @@ def evaluate(
     models and metrics can be compared mask by mask.
 
     Args:
-        model: any SAM.
+        model: any SAM, or another :class:`~.predictors.Predictor`.
         data: images with masks; images without masks are skipped.
         teacher: if given, also compare with this model's masks.
         metrics: some of :data:`~.examiner.METRICS`, which that module explains. Recall takes by far
-            the most time: 1024 points per image.
+            the most time: 1024 points per image; it needs a SAM.
         masks_per_image: maximum number of masks per image to prompt for, drawn at random. Recall
             counts all masks.
         seed: random seed of masks, prompts and bootstrap.
@@ -59,7 +60,11 @@ def evaluate(
         >>> evaluation.save("evaluation")
     """
     _check_arguments(data, metrics, masks_per_image, seed)
-    sizes = {"img_size": model.image_encoder.img_size}
+    sizes = {}
+    if isinstance(model, Sam):
+        sizes["img_size"] = model.image_encoder.img_size
+    elif searching := [name for name in metrics if name.startswith("recall")]:
+        raise UserError(f"{', '.join(searching)}: everything mode needs a SAM, not any predictor")
     if teacher is not None:
         sizes["teacher_img_size"] = teacher.image_encoder.img_size
     settings: dict[str, Any] = {
@@ -67,8 +72,8 @@ def evaluate(
         "masks_per_image": masks_per_image,
         "seed": seed,
         **sizes,
-        "model": _fingerprint(model),
-        "teacher": None if teacher is None else _fingerprint(teacher),
+        "model": fingerprint_of(model),
+        "teacher": None if teacher is None else fingerprint_of(teacher),
     }
     journal = None if folder is None else Journal(Path(folder), settings)
     examiner = Examiner(model, teacher, settings["metrics"], masks_per_image, seed)
@@ -119,7 +124,12 @@ def _check_arguments(
         raise UserError("there is no image to evaluate on")
 
 
-def _fingerprint(model: Sam) -> str:
+def fingerprint_of(model: Sam | Predictor) -> str:
+    """Returns what tells models apart: the checksum of the weights, as far as they are known."""
+    if not isinstance(model, Sam):
+        network = find_module(model)
+        name = f"{type(model).__module__}.{type(model).__qualname__}"
+        return name if network is None else f"{name} {fingerprint(network.state_dict())}"
     # Files do not hold these.
     normalisation = {"pixel_mean": model.pixel_mean, "pixel_std": model.pixel_std}
     return fingerprint(model.state_dict() | normalisation)

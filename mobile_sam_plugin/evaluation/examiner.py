@@ -37,11 +37,13 @@ from torch import Tensor
 
 from ..automatic_mask_generator import SamAutomaticMaskGenerator
 from ..datasets.annotated import AnnotatedImage
+from ..errors import UserError
 from ..everything import drop_empty
 from ..inputs import MAX_VALUE
 from ..predictor import SamPredictor
 from ..records import encode_mask
 from .metrics import average_recall, mask_iou
+from .predictors import Predictor
 from .prompts import PAIR_DISTANCES, Prompt, add_click, corrective_click, make_prompt
 
 _ROUNDS = {f"corrective_{clicks}": clicks for clicks in (1, 2, 3, 4, 5)}
@@ -50,6 +52,9 @@ _PROMPTS = ("click", "box", *PAIR_DISTANCES)
 
 METRICS = ("click", "click_best", "box", *PAIR_DISTANCES, *_ROUNDS, *_RECALLS)
 """All metrics. With a teacher, ``click``, ``box`` and ``pair_...`` also give ``teacher_...``."""
+
+OF_ONE_PROMPT = ("click", "click_best", "box", *PAIR_DISTANCES)
+"""The metrics that any predictor has: no logits are handed back, and nothing is searched for."""
 
 # All masks are kept, because the ranking decides which of them count.
 _EVERYTHING: dict[str, Any] = {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
@@ -60,9 +65,9 @@ class Examiner:
     """Scores a model on one image after another.
 
     Args:
-        model: any SAM.
+        model: any SAM, or another predictor.
         teacher: if given, the model's masks are also compared with this model's.
-        metrics: some of :data:`METRICS`.
+        metrics: some of :data:`METRICS`; recall needs a SAM.
         masks_per_image: see :func:`~.evaluation.evaluate`.
         seed: random seed of masks and prompts.
 
@@ -72,15 +77,19 @@ class Examiner:
 
     def __init__(
         self,
-        model: Sam,
+        model: Sam | Predictor,
         teacher: Sam | None,
         metrics: Sequence[str],
         masks_per_image: int,
         seed: int,
     ) -> None:
-        self._predictor = SamPredictor(model)
+        self._predictor: SamPredictor | Predictor = model
+        if isinstance(model, Sam):
+            self._predictor = SamPredictor(model)
+            self._generator = SamAutomaticMaskGenerator(
+                model, output_mode="coco_rle", **_EVERYTHING
+            )
         self._teacher = None if teacher is None else SamPredictor(teacher)
-        self._generator = SamAutomaticMaskGenerator(model, output_mode="coco_rle", **_EVERYTHING)
         self._masks_per_image = masks_per_image
         self._seed = seed
         compared = _PROMPTS if teacher is not None else ()
@@ -150,6 +159,11 @@ class Examiner:
         if not prompts:
             return {kind: np.zeros(0), f"teacher_{kind}": np.zeros(0)}
         predicted = predict(self._predictor, prompts)
+        if predicted.masks.shape[-2:] != truth.shape[-2:]:
+            raise UserError(
+                f"the predictor returned masks of the shape {predicted.masks.shape[-2:]} for an "
+                f"image of {truth.shape[-2:]}"
+            )
         ious = {kind: mask_iou(predicted.best_masks, truth)}
         if self._teacher is not None:
             taught = predict(self._teacher, prompts).best_masks
@@ -199,12 +213,13 @@ class Prediction:
     Attributes:
         masks: (N, C, H, W) bool.
         best: (N,), the index of the mask with the highest predicted IoU.
-        logits: (N, C, h, w), low-resolution.
+        logits: (N, C, h, w), low-resolution, of the kind that the predictor takes as
+            ``mask_input``; None if it returned none.
     """
 
     masks: NDArray[np.bool_]
     best: NDArray[np.int64]
-    logits: Tensor
+    logits: Any
 
     @property
     def best_masks(self) -> NDArray[np.bool_]:
@@ -212,21 +227,38 @@ class Prediction:
         return self.masks[np.arange(len(self.best)), self.best]
 
     @property
-    def best_logits(self) -> Tensor:
-        """(N, 1, h, w), low-resolution."""
+    def best_logits(self) -> Any:
+        """(N, 1, h, w), low-resolution.
+
+        Raises:
+            UserError: if there are none.
+        """
+        if self.logits is None:
+            raise UserError("the predictor returned no logits: leave out the corrective metrics")
         return self.logits[np.arange(len(self.best)), self.best][:, None]
 
 
 def predict(
-    predictor: SamPredictor, prompts: Sequence[Prompt], mask_input: Tensor | None = None
+    predictor: SamPredictor | Predictor,
+    prompts: Sequence[Prompt],
+    mask_input: Any = None,
+    multimask_output: bool | None = None,
 ) -> Prediction:
-    """Predicts the masks of N prompts at once.
+    """Predicts the masks of N prompts.
 
     Args:
         predictor: with the image set.
         prompts: of one kind, with the same number of points.
         mask_input: (N, 1, h, w), low-resolution logits of earlier masks, or None.
+        multimask_output: whether to ask for several masks; for a single point alone if None.
+
+    Raises:
+        UserError: if another predictor than a SAM's returns something unsuitable.
     """
+    if multimask_output is None:
+        multimask_output = prompts[0].box is None and len(prompts[0].point_coords) == 1
+    if not isinstance(predictor, SamPredictor):
+        return _predict_each(predictor, prompts, mask_input, multimask_output)
 
     def to_device(numbers: NDArray[Any]) -> Tensor:
         return torch.as_tensor(numbers, dtype=torch.float, device=predictor.device)
@@ -245,6 +277,42 @@ def predict(
         point_labels,
         boxes,
         mask_input,
-        multimask_output=boxes is None and len(prompts[0].point_coords) == 1,
+        multimask_output,
     )
     return Prediction(masks.cpu().numpy(), scores.argmax(dim=1).cpu().numpy(), logits)
+
+
+def _predict_each(
+    predictor: Predictor, prompts: Sequence[Prompt], mask_input: Any, multimask_output: bool
+) -> Prediction:
+    """Does what :func:`predict` promises, with any predictor, one prompt after another."""
+    all_masks: list[NDArray[np.bool_]] = []
+    best, all_logits = [], []
+    for index, prompt in enumerate(prompts):
+        given: dict[str, Any] = {"multimask_output": multimask_output}
+        if prompt.box is None:
+            given["point_coords"] = prompt.point_coords.astype(np.float32)
+            given["point_labels"] = prompt.point_labels
+        else:
+            given["box"] = prompt.box.astype(np.float32)
+        if mask_input is not None:
+            given["mask_input"] = mask_input[index]
+        masks, scores, logits = predictor.predict(**given)
+        masks, scores = np.asarray(masks) > 0, np.asarray(scores)
+        if masks.ndim != 3 or scores.shape != masks.shape[:1] or not len(scores):
+            raise UserError(
+                f"the predictor {type(predictor).__name__} must return masks (C, H, W) and scores "
+                f"(C,), not of the shapes {masks.shape} and {scores.shape}"
+            )
+        if all_masks and masks.shape != all_masks[0].shape:
+            raise UserError(
+                f"the predictor {type(predictor).__name__} must return equally many masks for "
+                f"equal prompts, not {masks.shape} after {all_masks[0].shape}"
+            )
+        all_masks.append(masks)
+        best.append(int(scores.argmax()))
+        all_logits.append(logits)
+    has_logits = all(logits is not None for logits in all_logits)
+    return Prediction(
+        np.stack(all_masks), np.array(best), np.stack(all_logits) if has_logits else None
+    )

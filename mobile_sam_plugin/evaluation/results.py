@@ -4,7 +4,7 @@ import dataclasses
 import io
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from ..files import write_file
 from ..runs import RUN_FILE, claim, write_settings
 from .costs import Cost
 from .metrics import bootstrap
+from .predictors import Effort
 
 try:
     from matplotlib.figure import Figure
@@ -174,6 +175,32 @@ class Evaluation:
             left_out=summary["left_out"],
             costs={name: Cost(**cost) for name, cost in summary["costs"].items()},
         )
+
+
+def format_comparison(evaluations: Mapping[str, Evaluation], efforts: Mapping[str, Effort]) -> str:
+    """Returns the scores of several models by the same prompts, and what each takes, as Markdown.
+
+    Args:
+        evaluations: of each model, by its name.
+        efforts: of each model, by the same names.
+    """
+    first = next(iter(evaluations.values()))
+    lines = [f"| | masks | {' | '.join(evaluations)} |", "|---|---|" + "---|" * len(evaluations)]
+    for metric, of_first in first.scores.items():
+        scores = [evaluation.scores[metric] for evaluation in evaluations.values()]
+        cells = [
+            f"{score.mean:.4f} ({score.low:.4f} to {score.high:.4f})" if score.count else ""
+            for score in scores
+        ]
+        lines.append(f"| {metric} | {of_first.count:,} | {' | '.join(cells)} |")
+    taken = [efforts[name] for name in evaluations]
+    rows = {
+        "parameters": [f"{each.parameters:,}" if each.parameters else "" for each in taken],
+        "ms an image": [f"{each.image_milliseconds:.1f}" for each in taken],
+        "ms a click": [f"{each.click_milliseconds:.1f}" for each in taken],
+    }
+    lines += [f"| {name} | | {' | '.join(cells)} |" for name, cells in rows.items()]
+    return "\n".join(lines)
 
 
 def _draw_scores(evaluation: Evaluation) -> Figure:

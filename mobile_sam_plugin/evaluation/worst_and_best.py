@@ -15,6 +15,7 @@ from ..errors import UserError
 from ..predictor import SamPredictor
 from .examiner import predict
 from .metrics import mask_iou
+from .predictors import Predictor
 from .prompts import PAIR_DISTANCES, make_prompt
 from .results import Evaluation, ImageScores, save_figure
 
@@ -33,7 +34,7 @@ def find_drawable(evaluation: Evaluation) -> str | None:
 
 def draw_worst_and_best(
     evaluation: Evaluation,
-    model: Sam,
+    model: Sam | Predictor,
     data: AnnotatedImages,
     path: str | os.PathLike[str],
     count: int = 4,
@@ -70,7 +71,7 @@ def draw_worst_and_best(
     tiles = figure.subplots(rows, 6, squeeze=False)
     for tile in tiles.flat:
         tile.set_axis_off()
-    predictor = SamPredictor(model)
+    predictor = SamPredictor(model) if isinstance(model, Sam) else model
     for column, (title, found) in zip((0, 3), cases.items(), strict=True):
         for row, (iou, mask, index) in enumerate(found):
             item = data[index]

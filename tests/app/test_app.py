@@ -974,7 +974,7 @@ def test_tabs_do_not_encode_again_what_a_click_has_encoded(
             components = Components(sessions, *(gr.HTML() for _ in range(5)))
             everything, text = EverythingTab(components), pipelines.TextTab(components)
             label = pipelines.LabelTab(components)
-        everything.find(2, 0.0, 0.0, 1.0, 0, request)
+        everything.find("grid", 2, 0.0, 0.0, 1.0, 0, request)
         _, status, *_ = text.find("a cup", 0.25, 0.25, request)
         assert "Found: 1 a cup." in status
         label.label("tea, coffee", 2, 0.0, 0.0, request)

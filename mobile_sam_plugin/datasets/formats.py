@@ -304,29 +304,6 @@ def _tell_left_out(source: Path, kinds: Counter[str]) -> None:
         warnings.warn(f"left out of {str(source)!r}: {join_counts(kinds)}", stacklevel=4)
 
 
-def load_coco_image(folder: Path, image: Mapping[str, Any]) -> NDArray[np.uint8]:
-    """Reads an image of a COCO data set as its annotations have it, upright or as it is stored.
-
-    Args:
-        folder: of the images.
-        image: its entry in the JSON, with ``file_name``, ``height`` and ``width``.
-
-    Returns:
-        (H, W, 3) uint8 RGB.
-
-    Raises:
-        OSError: if the file cannot be read.
-        UserError: if the entry is incomplete, or the image has another size.
-    """
-    try:
-        size = int(image["height"]), int(image["width"])
-        return _read_image(folder / image["file_name"], size, upright=False)
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"an image of a COCO data set must have 'file_name', 'height' and 'width': {error!r}"
-        ) from error
-
-
 def _read_annotated(path: Path, folder: Path, image: Any, annotations: Any) -> AnnotatedImage:
     """Reads an image and its annotations, as COCO and SA-1B describe them."""
     try:

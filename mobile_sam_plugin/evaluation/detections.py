@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from segment_anything.modeling import Sam
 
-from ..datasets.formats import load_coco_image
+from ..datasets.reading import read_pixels
 from ..errors import UserError
 from ..files import write_file
 from ..predictor import SamPredictor
@@ -118,8 +118,21 @@ class BoxPrompts:
             raise UserError(f"{where!r} has no box in the first {len(self.image_ids)} images")
 
     def load_image(self, image_id: Any) -> NDArray[np.uint8]:
-        """Returns the pixels of an image, (H, W, 3) RGB, as its annotations have it."""
-        return load_coco_image(self._folder, self.coco.imgs[image_id])
+        """Returns the pixels of an image, (H, W, 3) RGB, as its annotations have it.
+
+        Raises:
+            OSError: if the file cannot be read.
+            UserError: if the entry is incomplete, or the image has another size.
+        """
+        image = self.coco.imgs[image_id]
+        try:
+            size = int(image["height"]), int(image["width"])
+            return read_pixels(self._folder / image["file_name"], size, upright=False)
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"the image {image_id!r} of a COCO data set must have 'file_name', 'height' and "
+                f"'width': {error!r}"
+            ) from error
 
     def average_precision(self, results: list[dict[str, Any]], kind: str) -> AveragePrecision:
         """Returns pycocotools' figures for results of a kind, ``"bbox"`` or ``"segm"``."""
@@ -166,7 +179,7 @@ def evaluate_boxes(
         settings = {"model": fingerprint_of(model), "boxes": hashlib.sha256(boxes).hexdigest()}
         claim(journal.parent, settings)
     known = {} if journal is None else _read(journal)
-    predictor = SamPredictor(model) if isinstance(model, Sam) else model
+    predictor = model if isinstance(model, Predictor) else SamPredictor(model)
     masks: dict[str, list[Any]] = {kind: [] for kind in MASKS}
     for done, image_id in enumerate(prompts.image_ids, 1):
         found = prompts.boxes[image_id]

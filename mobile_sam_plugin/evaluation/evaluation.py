@@ -61,7 +61,7 @@ def evaluate(
     """
     _check_arguments(data, metrics, masks_per_image, seed)
     sizes = {}
-    if isinstance(model, Sam):
+    if not isinstance(model, Predictor):
         sizes["img_size"] = model.image_encoder.img_size
     elif searching := [name for name in metrics if name.startswith("recall")]:
         raise UserError(f"{', '.join(searching)}: everything mode needs a SAM, not any predictor")
@@ -126,7 +126,7 @@ def _check_arguments(
 
 def fingerprint_of(model: Sam | Predictor) -> str:
     """Returns what tells models apart: the checksum of the weights, as far as they are known."""
-    if not isinstance(model, Sam):
+    if isinstance(model, Predictor):
         network = find_module(model)
         name = f"{type(model).__module__}.{type(model).__qualname__}"
         return name if network is None else f"{name} {fingerprint(network.state_dict())}"

@@ -83,8 +83,10 @@ class Examiner:
         masks_per_image: int,
         seed: int,
     ) -> None:
-        self._predictor: SamPredictor | Predictor = model
-        if isinstance(model, Sam):
+        self._predictor: SamPredictor | Predictor
+        if isinstance(model, Predictor):
+            self._predictor = model
+        else:
             self._predictor = SamPredictor(model)
             self._generator = SamAutomaticMaskGenerator(
                 model, output_mode="coco_rle", **_EVERYTHING
@@ -185,7 +187,7 @@ class Examiner:
                 for prompt, mask, true_mask in corrected
             ]
             # A model that is trained badly may exceed what predictors take.
-            logits = predicted.best_logits.clamp(-MAX_VALUE, MAX_VALUE)
+            logits = predicted.best_logits.clip(-MAX_VALUE, MAX_VALUE)
             predicted = predict(self._predictor, prompts, logits)
             ious[f"corrective_{round_ + 1}"] = mask_iou(predicted.best_masks, truth)
         return ious

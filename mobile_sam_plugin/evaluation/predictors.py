@@ -118,7 +118,7 @@ def measure_effort(model: Sam | Predictor, image: NDArray[np.uint8], runs: int =
         image: (H, W, 3) uint8 RGB.
         runs: number of runs, whose median times are taken.
     """
-    predictor = SamPredictor(model) if isinstance(model, Sam) else model
+    predictor = model if isinstance(model, Predictor) else SamPredictor(model)
     network = find_module(model)
     height, width = image.shape[:2]
     middle = np.array([[width / 2, height / 2]], dtype=np.float32)

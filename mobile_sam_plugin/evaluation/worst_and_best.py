@@ -71,7 +71,7 @@ def draw_worst_and_best(
     tiles = figure.subplots(rows, 6, squeeze=False)
     for tile in tiles.flat:
         tile.set_axis_off()
-    predictor = SamPredictor(model) if isinstance(model, Sam) else model
+    predictor = model if isinstance(model, Predictor) else SamPredictor(model)
     for column, (title, found) in zip((0, 3), cases.items(), strict=True):
         for row, (iou, mask, index) in enumerate(found):
             item = data[index]

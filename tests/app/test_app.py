@@ -981,6 +981,28 @@ def test_tabs_do_not_encode_again_what_a_click_has_encoded(
     assert session.records and encoded == [1]
 
 
+def test_everything_searches_where_it_is_told(
+    tiny_sam: MobileSam, coffee: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    sessions = Sessions(engine_of(tiny_sam), tmp_path)
+    session = sessions.get("page")
+    session.open(Picture("coffee.png", coffee))
+    request: Any = SimpleNamespace(session_hash="page")
+    asked: list[str] = []
+
+    def propose(pixels: NDArray[np.uint8], name: str) -> list[list[int]]:
+        asked.append(name)
+        return [[0, 0, 200, 200], [300, 100, 600, 400]]
+
+    with gr.Blocks():
+        everything = EverythingTab(Components(sessions, *(gr.HTML() for _ in range(5))), propose)
+    everything.find("hierarchical", 2, 0.0, 0.0, 1.0, 0, request)
+    assert asked == [] and all(record["point_coords"] for record in session.records)
+    everything.find("proposals", 2, 0.0, 0.0, 1.0, 0, request)
+    assert asked == ["coffee.png"] and 0 < len(session.records) <= 2
+    assert not any(record["point_coords"] for record in session.records)
+
+
 def test_the_first_frame_of_a_track_is_not_encoded_again(
     small_sam: MobileSam, tmp_path: Path
 ) -> None:

@@ -52,6 +52,35 @@ def serve(
             help="Requests may name images by their paths below DIR.",
         ),
     ] = None,
+    label_studio: Annotated[
+        bool,
+        typer.Option("--label-studio", help="Also speak Label Studio's ML backend protocol."),
+    ] = False,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST[:PORT]",
+            help="Fetch the images of Label Studio's tasks from this host, such as its own. Can be "
+            "given several times.",
+        ),
+    ] = None,
+    label_studio_url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            envvar="LABEL_STUDIO_URL",
+            help="Where Label Studio is, for its uploads; by default where it says that it is, if "
+            "that is an --allow-host.",
+        ),
+    ] = None,
+    label_studio_token: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            envvar="LABEL_STUDIO_API_KEY",
+            help="Token of Label Studio's API, for uploads, where legacy tokens are disabled.",
+        ),
+    ] = None,
     page: Annotated[
         int | None,
         typer.Option(
@@ -105,12 +134,15 @@ def serve(
     lines on stderr. Runs until Ctrl-C or SIGTERM, and then answers what it has begun.
     """
     check_backend(backend, onnx_dir, checkpoint, embeddings)
+    if allow_host and not label_studio:
+        raise typer.BadParameter("only for --label-studio", param_hint="--allow-host")
     if page is not None and backend != "torch":
         raise typer.BadParameter("the page needs --backend torch", param_hint="--page")
 
     from ..serve import uvicorn
     from ..serve.api import create_api
     from ..serve.gate import is_loopback
+    from ..serve.label_studio import add_label_studio
     from ..serve.telemetry import set_up_logging
 
     loopback = is_loopback(host)
@@ -151,6 +183,8 @@ def serve(
             address = stack.enter_context(serve_page(engine, port=page, checkpoint=checkpoint))
             typer.echo(f"{address}  (the page)")
         api = create_api(engine, root, token, loopback)
+        if label_studio:
+            add_label_studio(api, allow_host or (), label_studio_url, label_studio_token)
         uvicorn.run(
             api,
             host=host.removeprefix("[").removesuffix("]"),

@@ -46,7 +46,7 @@ def _encode_rle(segmentation: dict[str, Any], height: int, width: int) -> dict[s
         raise OtherSize(f"the RLE's size is {size}, but the image's {[height, width]}")
     try:
         if isinstance(counts, str):
-            lengths = _run_lengths(counts)
+            lengths = run_lengths(counts)
         else:
             lengths = np.asarray(counts, dtype=np.int64).reshape(-1)
     except (TypeError, ValueError) as error:
@@ -64,8 +64,12 @@ def _encode_rle(segmentation: dict[str, Any], height: int, width: int) -> dict[s
     return encoded
 
 
-def _run_lengths(counts: str) -> NDArray[np.int64]:
-    """Undoes COCO's compression: 5 bits per character, differences to the last but one length."""
+def run_lengths(counts: str) -> NDArray[np.int64]:
+    """Undoes COCO's compression: 5 bits per character, differences to the last but one length.
+
+    Raises:
+        ValueError: if `counts` is something else.
+    """
     codes = np.frombuffer(counts.encode("ascii"), dtype=np.uint8).astype(np.int64) - 48
     last = np.flatnonzero((codes & 32) == 0)
     if not codes.size or (codes < 0).any() or (codes > 63).any() or last[-1:] != codes.size - 1:

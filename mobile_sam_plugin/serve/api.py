@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import anyio
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic.json_schema import models_json_schema
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
@@ -25,6 +25,7 @@ from .answers import Answers, NotFound
 from .gate import Gate
 from .telemetry import LOGGER, Telemetry, Watch
 
+Model = TypeVar("Model", bound=BaseModel)
 Schema = TypeVar("Schema", bound=schemas.ImageRequest)
 
 MAX_JSON = 4 * 2**20
@@ -209,6 +210,19 @@ def _with_requests(describe: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     )
     document["components"]["schemas"].update(described["$defs"])
     return document
+
+
+async def receive_json(
+    request: Request, schema: type[Model], engine: Engine, deadline: Deadline
+) -> Model:
+    """Receives a request of JSON alone; errors as :func:`_received`."""
+    stream = _limited(request, min(engine.limits.max_bytes, MAX_JSON))
+    try:
+        with anyio.fail_after(deadline.left):
+            body = b"".join([chunk async for chunk in stream])
+    except TimeoutError as error:
+        raise HTTPException(408, _TEXTS[408]) from error
+    return schema.model_validate_json(body)
 
 
 @asynccontextmanager

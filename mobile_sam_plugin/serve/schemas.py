@@ -1,11 +1,11 @@
 """What clients send and get, as JSON."""
 
-from itertools import accumulate
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import Self
 
+from ..datasets.segmentations import run_lengths
 from ..errors import UserError
 from ..inputs import MAX_COORDINATE
 from ..mask_postprocessing import UncompressedRLE
@@ -63,39 +63,16 @@ class RunLengths(_Strict):
         Raises:
             UserError: if they are damaged, or do not add up to the size.
         """
-        counts = _expand(self.counts) if isinstance(self.counts, str) else self.counts
         height, width = self.size
+        counts = self.counts
+        if isinstance(counts, str):
+            try:
+                counts = run_lengths(counts).tolist()
+            except ValueError as error:
+                raise UserError(f"the run lengths of a mask are damaged: {error}") from error
         if min(counts, default=0) < 0 or sum(counts) != height * width:
             raise UserError(f"the run lengths do not add up to {height} x {width} pixels")
         return {"size": [height, width], "counts": counts}
-
-
-def _expand(text: str) -> list[int]:
-    """Decompresses COCO's run lengths.
-
-    Each number is written in groups of five bits, the lowest first, in characters from "0" on; the
-    sixth bit says that more follow, and the highest of all is the sign. From the fourth number on
-    the difference from the one before the last is written. Not by pycocotools, which trusts what it
-    reads.
-    """
-    numbers: list[int] = []
-    value = shift = 0
-    for character in text:
-        bits = ord(character) - 48
-        if not 0 <= bits < 64 or shift > 30:
-            raise UserError("the run lengths are damaged")
-        value |= (bits & 31) << shift
-        shift += 5
-        if not bits & 32:
-            numbers.append(value - (1 << shift) if bits & 16 else value)
-            value = shift = 0
-    if shift:
-        raise UserError("the run lengths are cut off")
-    # The first number stands alone, the third begins the sums of those at even places.
-    expanded = [0] * len(numbers)
-    expanded[0::2] = numbers[:1] + [*accumulate(numbers[2::2])]
-    expanded[1::2] = accumulate(numbers[1::2])
-    return expanded
 
 
 class Prompt(_Strict):

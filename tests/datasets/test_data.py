@@ -272,14 +272,14 @@ def test_a_broken_image_is_named(
 
 @given(arrays(bool, st.tuples(st.integers(1, 40), st.integers(1, 40))))
 def test_any_mask_survives_being_written(mask: NDArray[np.bool_]) -> None:
-    from mobile_sam_plugin.datasets.segmentations import _run_lengths, encode_segmentation
+    from mobile_sam_plugin.datasets.segmentations import encode_segmentation, run_lengths
 
     compressed = encode_mask(mask)
     for segmentation in (compressed, uncompressed(mask)):
         encoded = encode_segmentation(segmentation, *mask.shape)
         np.testing.assert_array_equal(pycocotools.mask.decode(encoded), mask)
     lengths = uncompressed(mask)["counts"]
-    np.testing.assert_array_equal(_run_lengths(compressed["counts"]), lengths)
+    np.testing.assert_array_equal(run_lengths(compressed["counts"]), lengths)
 
 
 @given(st.text(alphabet=[chr(c) for c in range(40, 120)], max_size=12))

@@ -125,15 +125,6 @@ def test_a_mask_is_refined(service: httpx.Client, coffee_id: str, predictor: Sam
         np.testing.assert_array_equal(decode_mask(found), expected[0])
 
 
-def test_compressed_run_lengths_are_those_of_pycocotools() -> None:
-    random = np.random.default_rng(0)
-    for density in (0, 0.001, 0.3, 0.999, 1):
-        compressed: Any = encode_mask(random.random((97, 230)) < density)
-        rle: Any = RunLengths(**compressed).expand()
-        again = pycocotools.mask.frPyObjects(rle, 97, 230)
-        assert again["counts"].decode() == compressed["counts"]
-
-
 def test_everything(service: httpx.Client, coffee_id: str, tiny_sam: MobileSam) -> None:
     options: dict[str, Any] = {"points_per_side": 2, "pred_iou_thresh": 0}
     options["stability_score_thresh"] = 0
@@ -243,7 +234,7 @@ def test_images_that_cannot_be_used(service: httpx.Client, image: bytes, message
         ({"prompts": [CUP], "format": "gif"}, "format: Input should be 'rle', 'polygons' or 'png'"),
         ({"prompts": [{**CUP, "mask": {"size": [4, 6], "counts": [24]}}]}, "has the size [4, 6]"),
         ({"prompts": [{**CUP, "mask": {"size": [400, 600], "counts": [7]}}]}, "do not add up"),
-        ({"prompts": [{**CUP, "mask": {"size": [400, 600], "counts": "oo"}}]}, "cut off"),
+        ({"prompts": [{**CUP, "mask": {"size": [400, 600], "counts": "oo"}}]}, "damaged"),
         ({"prompts": [{**CUP, "mask": {"size": [400, 600], "counts": "é"}}]}, "damaged"),
     ],
 )

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mobile_sam_plugin import SamPredictor
 
-NODE = Path(__file__).parents[2] / "examples" / "comfyui" / "mobile_sam.py"
+NODE = Path(__file__).parents[2] / "examples" / "comfyui" / "mobile_sam_loader.py"
 
 
 @pytest.fixture

@@ -50,11 +50,8 @@ def test_what_the_image_would_hold_serves(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    process = subprocess.Popen(
-        [environment / "bin" / "mobile-sam", "serve", "--checkpoint", "bundled"]
-        + ["--port", str(port)],
-        cwd=tmp_path,
-    )
+    command = [str(environment / "bin" / "mobile-sam"), "serve", "--checkpoint", "bundled"]
+    process = subprocess.Popen([*command, "--port", str(port)], cwd=tmp_path)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
             for _ in range(600):

@@ -189,7 +189,8 @@ def test_several_boxes_become_a_mask_each(backend: httpx.Client) -> None:
 
 def test_before_a_click_there_is_nothing(backend: httpx.Client) -> None:
     tasks = [{"id": number, "data": {"image": "a.png"}} for number in range(3)]
-    for context in (None, {}, {"result": []}):
+    contexts: list[dict[str, Any] | None] = [None, {}, {"result": []}]
+    for context in contexts:
         request = {"tasks": tasks, "label_config": CONFIGURATION, "params": {"context": context}}
         results = backend.post("/predict", json=request).json()["results"]
         assert [each["result"] for each in results] == [[], [], []]

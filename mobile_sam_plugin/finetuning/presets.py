@@ -29,7 +29,7 @@ class Preset:
 PRESETS = {
     preset.name: preset
     for preset in (
-        Preset("cpu", 448, 4, 2, "no", 3.0, "measured"),
+        Preset("cpu", 448, 4, 2, "no", 3.9, "measured"),
         # What autograd keeps of an image, 0.63 GB at 512 pixels and 2.34 GB at 1024, which is
         # measured on a CPU; 0.2 GB of weights, gradients, moments and averages; 0.5 GB of CUDA.
         Preset("4gb", 512, 8, 2, "bf16", 3.2, "computed"),

@@ -1,6 +1,8 @@
 """Images with masks in the formats that people have, whole and broken."""
 
+import base64
 import copy
+import io
 import json
 import os
 import pickle
@@ -23,7 +25,9 @@ from torch.utils.data import DataLoader, Dataset
 from mobile_sam_plugin.datasets.annotated import AnnotatedImage
 from mobile_sam_plugin.datasets.formats import open_annotated_images, write_annotated_image
 from mobile_sam_plugin.datasets.unreadable import SkipUnreadable, check_fit
+from mobile_sam_plugin.errors import UserError
 from mobile_sam_plugin.images import list_images
+from mobile_sam_plugin.polygons import Losses, labelme_content
 from mobile_sam_plugin.records import encode_mask
 from mobile_sam_plugin.scenes.scenes import Scenes
 
@@ -639,3 +643,67 @@ def test_worker_processes_count_together(partly_broken: Path) -> None:
     names = [name for batch in DataLoader(Names(data), num_workers=2) for name in batch]
     assert names == [f"sa_{i}.jpg" for i in (0, 3, 3, 3, 4, 0)]
     assert len(data.skipped) == 3
+
+
+def test_labelme(tmp_path: Path) -> None:
+    """What this package writes for labelme, and each kind of shape that labelme draws."""
+    masks = np.zeros((2, 60, 80), bool)
+    masks[0, 5:20, 10:30] = masks[0, 30:40, 10:30] = True  # of two parts
+    masks[1, 10:50, 40:70] = True
+    pixels = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
+    (tmp_path / "images").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "images" / "a.png")
+    content = labelme_content(
+        [("leaf", mask) for mask in masks], (60, 80), "..\\images\\a.png", Losses()
+    )
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.json").write_text(json.dumps(content))
+    item = open_annotated_images(tmp_path / "labels")[0]
+    assert item.name == "a" and np.array_equal(item.image, pixels)
+    assert np.array_equal(item.masks, masks)
+    moved = open_annotated_images(tmp_path / "labels", images=tmp_path / "images")[0]
+    assert moved.fingerprint() == item.fingerprint()
+
+    part = io.BytesIO()
+    Image.fromarray(masks[1, 10:50, 40:70]).save(part, "png")
+    whole = io.BytesIO()
+    Image.fromarray(pixels).save(whole, "png")
+    shapes: list[dict[str, Any]] = [
+        {"shape_type": "rectangle", "points": [[40, 10], [70, 50]]},
+        {
+            "shape_type": "mask",
+            "points": [[40, 10], [69, 49]],
+            "mask": base64.b64encode(part.getvalue()).decode(),
+        },
+        {"shape_type": "circle", "points": [[30, 30], [30, 20]]},
+        {"shape_type": "point", "points": [[1, 1]]},
+    ]
+    inside = content | {
+        "shapes": shapes,
+        "imagePath": "gone.png",
+        "imageData": base64.b64encode(whole.getvalue()).decode(),
+    }
+    (tmp_path / "labels" / "a.json").write_text(json.dumps(inside))
+    item = open_annotated_images(tmp_path / "labels")[0]
+    assert np.array_equal(item.image, pixels)
+    rectangle, mask, circle = item.masks
+    assert np.array_equal(rectangle, masks[1]) and np.array_equal(mask, masks[1])
+    assert circle.sum() == pytest.approx(np.pi * 10**2, rel=0.03) and circle[30, 30]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"imageHeight": 61}, "is 80 x 60 pixels, not 80 x 61 pixels as its masks are"),
+        ({"shapes": [{"points": []}]}, "is not labelme's JSON"),
+        ({"shapes": [{"shape_type": "star", "points": [[1, 2]]}]}, "its type is 'star'"),
+        ({"shapes": [{"shape_type": "circle", "points": [[1, 2]]}]}, "a shape cannot be read"),
+        ({"shapes": []}, "no mask has a pixel"),
+    ],
+)
+def test_labelme_that_cannot_be_read(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    Image.fromarray(np.zeros((60, 80, 3), np.uint8)).save(tmp_path / "a.png")
+    content = labelme_content([("a", np.ones((60, 80), bool))], (60, 80), "a.png", Losses())
+    (tmp_path / "a.json").write_text(json.dumps(content | change))
+    with pytest.raises(UserError, match=message):
+        open_annotated_images(tmp_path)[0]

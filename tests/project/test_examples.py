@@ -149,3 +149,16 @@ def test_unpack_training_data(
     cut_out = open_cut_outs("data/objects")[0]
     assert [part.sum() for part in cut_out.parts] == [200, 200]
     assert (cut_out.pixels[10, 10] == thing[10, 10]).all()
+
+
+@pytest.mark.parametrize("kind", ["leaves", "nuclei", "letters"])
+def test_labelled_images(scripts: Scripts, kind: str) -> None:
+    scripts.run("labelled_images.py", kind, "data", "2")
+    images = open_annotated_images(scripts.folder / "data")
+    assert len(images) == 2 and images[0].fingerprint() != images[1].fingerprint()
+    for image in (images[0], images[1]):
+        assert image.count > 8
+        contrast = np.abs(
+            image.image[image.masks.any(0)].mean(0) - image.image[~image.masks.any(0)].mean(0)
+        )
+        assert contrast.max() > 15

@@ -2,7 +2,7 @@
 
 import argparse
 
-from . import annotation, deploy, embeddings, finetuning, speed, tracking
+from . import annotation, deploy, embeddings, finetuning, search, speed, tracking
 
 BENCHMARKS = {
     "speed": speed,
@@ -10,6 +10,7 @@ BENCHMARKS = {
     "annotation": annotation,
     "tracking": tracking,
     "embeddings": embeddings,
+    "search": search,
     "finetuning": finetuning,
 }
 

@@ -102,7 +102,7 @@ def finetune(
     learning: Learning,
     learning_rate: Annotated[
         float | None,
-        typer.Option(help="Of AdamW, at its highest.", show_default="3e-4; 1e-3 with --lora"),
+        typer.Option(help="Of AdamW, at its highest.", show_default="1e-4; 3e-4 with --lora"),
     ] = None,
     seed: Annotated[
         int, typer.Option(min=0, help="Random seed of the split, order, crops and prompts.")

@@ -32,8 +32,8 @@ __all__ = ["Finetuned", "finetune"]
 
 _RUN_FOLDER = "training"
 _USED_SIZE = 1024  # of the input of a model that is loaded from a file
-_LEARNING_RATE = 3e-4
-_LORA_LEARNING_RATE = 1e-3
+_LEARNING_RATE = 1e-4
+_LORA_LEARNING_RATE = 3e-4
 
 
 @dataclass(frozen=True)

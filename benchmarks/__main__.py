@@ -2,7 +2,7 @@
 
 import argparse
 
-from . import annotation, deploy, embeddings, finetuning, search, speed, tracking
+from . import annotation, deploy, embeddings, finetuning, search, serve, speed, tracking
 
 BENCHMARKS = {
     "speed": speed,
@@ -12,6 +12,7 @@ BENCHMARKS = {
     "embeddings": embeddings,
     "search": search,
     "finetuning": finetuning,
+    "serve": serve,
 }
 
 

@@ -336,9 +336,14 @@ def label_studio(python: Path, folder: Path) -> Iterator[httpx.Client]:
         process = subprocess.Popen(
             command,
             cwd=folder,
-            env=os.environ
-            | dict.fromkeys(quiet, "0")
-            | {"LABEL_STUDIO_BASE_DATA_DIR": str(folder)},
+            env={
+                **os.environ,
+                **dict.fromkeys(quiet, "0"),
+                "LABEL_STUDIO_BASE_DATA_DIR": str(folder),
+                # Otherwise it asks no backend on loopback, and tells it of no annotations.
+                "ML_BLOCK_LOCAL_IP": "false",
+                "USE_DEFAULT_BANNED_SUBNETS": "false",
+            },
             stdout=log,
             stderr=log,
         )
@@ -372,7 +377,7 @@ def test_the_real_label_studio_gets_the_predictors_mask(
 ) -> None:
     with label_studio(label_studio_python, tmp_path) as studio:
         api = create_api(Engine(torch_backend))
-        add_label_studio(api, [f"127.0.0.1:{studio.base_url.port}"])
+        add_label_studio(api, url=str(studio.base_url))
         with serving(api) as backend:
             made = studio.post("/api/projects", json={"label_config": CONFIGURATION})
             project = made.raise_for_status().json()["id"]

@@ -35,9 +35,10 @@ SUPERVISED = $(BIN)/mobile-sam distill supervised composites $(RUNS)/data/labell
 # The C library keeps large blocks instead of fetching them from the kernel at every step.
 TUNING = GLIBC_TUNABLES=glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000:glibc.malloc.hugetlb=1
 
-# On a machine with a CUDA device: the tests that need one.
+# On a machine with a CUDA device: the tests that need one, then its speed beside the original's.
 gpu: .venv/ready-to-test
 	$(BIN)/pytest -m gpu
+	$(BIN)/python -m benchmarks gpu --profile
 
 bundled-checkpoint: .venv/ready-to-test
 	@test -f "$(PACK)" || { echo 'name the training data: make bundled-checkpoint PACK=pack.npz'; exit 2; }

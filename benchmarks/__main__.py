@@ -2,10 +2,11 @@
 
 import argparse
 
-from . import annotation, deploy, embeddings, finetuning, search, serve, speed, tracking
+from . import annotation, deploy, embeddings, finetuning, gpu, search, serve, speed, tracking
 
 BENCHMARKS = {
     "speed": speed,
+    "gpu": gpu,
     "deploy": deploy,
     "annotation": annotation,
     "tracking": tracking,

@@ -1,6 +1,6 @@
 """Everything mode with torch: upstream's records, in a fraction of the time and memory."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 import numpy as np
@@ -11,21 +11,23 @@ from PIL import Image
 from segment_anything.modeling import Sam
 from torch import Tensor
 
+from .device_postprocessing import extract_masks
 from .errors import UserError
-from .everything import MaskGenerator, Progress
+from .everything import Decoded, MaskGenerator, Progress
 from .inputs import as_pixels
-from .mask_postprocessing import FloatArray
+from .mask_postprocessing import CropMask, FloatArray, IntArray
 from .model import MaskDecoder
 from .predictor import SamPredictor, eval_mode
 from .records import Record
 
 # Indices of prompts (K,), predicted IoU (K,) and low-res logits (K, h, w) of some masks.
-Decoded = tuple[Tensor, Tensor, Tensor]
+LowRes = tuple[Tensor, Tensor, Tensor]
 
 # Points (N, 1, 2) with their labels (N, 1), or boxes (N, 4), in the frame of the model's input.
 Prompts = tuple[tuple[Tensor, Tensor] | None, Tensor | None]
 
 _PROMPTS_AT_ONCE = 8  # the fastest of upstream's decoder on a CPU
+_PROMPTS_OF_ACCELERATOR = 256  # it takes longer to start its kernels than to run them on fewer
 
 
 class SamAutomaticMaskGenerator(MaskGenerator[Sam], segment_anything.SamAutomaticMaskGenerator):
@@ -137,12 +139,17 @@ class _CropDecoder:
             # A new one: neither other threads nor a client's generator.predictor may share it.
             self._predictor = SamPredictor(model)
             self._predictor.set_image(pixels)
-        self.mask_threshold: float = model.mask_threshold
         self.upscaler = self._predictor.upscaler
+        self._on_cpu = self._predictor.device.type == "cpu"
+        self.prompts_at_once = 1 if self._on_cpu else _PROMPTS_OF_ACCELERATOR
 
     def masks_above(
-        self, prompts: NDArray[np.float64], pred_iou_thresh: float
-    ) -> Iterator[tuple[int, float, FloatArray]]:
+        self,
+        prompts: NDArray[np.float64],
+        pred_iou_thresh: float,
+        stability_score_thresh: float,
+        stability_score_offset: float,
+    ) -> Iterator[Decoded]:
         predictor = self._predictor
         are_points = prompts.shape[1] == 2
         resized = predictor.transform.apply_coords(
@@ -153,14 +160,25 @@ class _CropDecoder:
         given: Prompts = ((coords[:, None], labels), None) if are_points else (None, coords)
         decode = self._decode_by_module if self._decoder is None else self._decode
         for indices, scores, low_res_logits in decode(given, pred_iou_thresh):
-            yield from zip(
-                indices.tolist(),
-                scores.float().tolist(),
-                low_res_logits.float().cpu().numpy(),
-                strict=True,
-            )
+            logits = low_res_logits.float()
+            masks = self._extract(logits, stability_score_offset, stability_score_thresh)
+            for index, score, mask, of_mask in zip(
+                indices.tolist(), scores.float().tolist(), masks, logits, strict=True
+            ):
+                if mask is not None:
+                    yield Decoded(index, score, mask, partial(_at, of_mask))
 
-    def _decode(self, prompts: Prompts, pred_iou_thresh: float) -> Iterator[Decoded]:
+    def _extract(
+        self, logits: Tensor, stability_score_offset: float, stability_score_thresh: float
+    ) -> Iterable[CropMask | None]:
+        thresholds = self._model.mask_threshold, stability_score_offset, stability_score_thresh
+        if self._on_cpu:
+            return (self.upscaler.extract_mask(mask, *thresholds) for mask in logits.numpy())
+        predictor, img_size = self._predictor, self._model.image_encoder.img_size
+        sizes = tuple(predictor.input_size), tuple(predictor.original_size), img_size
+        return extract_masks(logits, *sizes, *thresholds)
+
+    def _decode(self, prompts: Prompts, pred_iou_thresh: float) -> Iterator[LowRes]:
         assert self._decoder is not None
         prompt_encoder = self._model.prompt_encoder
         points, boxes = prompts
@@ -174,7 +192,7 @@ class _CropDecoder:
             multimask_output=points is not None,
         )
 
-    def _decode_by_module(self, prompts: Prompts, pred_iou_thresh: float) -> Iterator[Decoded]:
+    def _decode_by_module(self, prompts: Prompts, pred_iou_thresh: float) -> Iterator[LowRes]:
         # A few prompts at a time: upstream's decoder copies the image for each.
         points, boxes = prompts
         coords, labels = points or (None, None)
@@ -192,3 +210,10 @@ class _CropDecoder:
             above = (scores > pred_iou_thresh) | (pred_iou_thresh <= 0)
             indices, masks = above.nonzero(as_tuple=True)
             yield indices + start, scores[indices, masks], logits[indices, masks]
+
+
+def _at(logits: Tensor, places: tuple[IntArray, IntArray]) -> FloatArray:
+    """Returns logits (h, w) at some rows and columns."""
+    rows, columns = (torch.from_numpy(place).to(logits.device) for place in places)
+    values: FloatArray = logits[rows, columns].cpu().numpy()
+    return values

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import cv2
 import numpy as np
@@ -21,6 +21,7 @@ from .mask_postprocessing import (
     BoolArray,
     CropMask,
     FloatArray,
+    IntArray,
     MaskUpscaler,
     UncompressedRLE,
     compress_rle,
@@ -46,24 +47,45 @@ _COARSE = 4  # of this many rows and columns of a grid one is coarse, as in Tiny
 _CONFIDENT = 0.6
 
 
+class Decoded(NamedTuple):
+    """A mask that passed the thresholds.
+
+    Attributes:
+        prompt: the index of its prompt.
+        predicted_iou: by the model.
+        mask: in the frame of its crop.
+        logits_at: returns its low-res logits at some rows and columns.
+    """
+
+    prompt: int
+    predicted_iou: float
+    mask: CropMask
+    logits_at: Callable[[tuple[IntArray, IntArray]], FloatArray]
+
+
 class CropDecoder(Protocol):
     """A model with a crop of an image set."""
 
     upscaler: MaskUpscaler
-    mask_threshold: float
+    prompts_at_once: int
+    """Fewer prompts take hardly less time."""
 
     def masks_above(
-        self, prompts: NDArray[np.float64], pred_iou_thresh: float
-    ) -> Iterator[tuple[int, float, FloatArray]]:
+        self,
+        prompts: NDArray[np.float64],
+        pred_iou_thresh: float,
+        stability_score_thresh: float,
+        stability_score_offset: float,
+    ) -> Iterator[Decoded]:
         """Decodes prompts of their own: points with three masks each, or boxes with one.
 
         Args:
             prompts: points (N, 2), XY, or boxes (N, 4), XYXY, in pixels of the crop.
-            pred_iou_thresh: only masks with a higher predicted IoU are decoded; all of them if it
-                is 0 or less.
+            pred_iou_thresh, stability_score_thresh, stability_score_offset: those of
+                :class:`MaskGenerator`.
 
         Yields:
-            For each such mask the index of its prompt, its predicted IoU and its low-res logits.
+            The masks that pass these thresholds.
         """
 
 
@@ -272,8 +294,9 @@ class MaskGenerator(Generic[Model]):
                 if len(left) < len(chosen):
                     done += len(chosen) - len(left)
                     progress(done, total)
-                for start in range(0, len(left), self.points_per_batch):
-                    few = left[start : start + self.points_per_batch]
+                step = max(self.points_per_batch, decoder.prompts_at_once)
+                for start in range(0, len(left), step):
+                    few = left[start : start + step]
                     found += self._find_at(grid, few, decoder, crop_box, (height, width), covered)
                     done += len(few)
                     progress(done, total)
@@ -325,17 +348,12 @@ class MaskGenerator(Generic[Model]):
             image_size: (H, W).
             covered: if given, it is told of these masks.
         """
-        for index, score, logits in decoder.masks_above(prompts[few], self.pred_iou_thresh):
-            mask = decoder.upscaler.extract_mask(
-                logits,
-                decoder.mask_threshold,
-                self.stability_score_offset,
-                self.stability_score_thresh,
-            )
-            if mask is None or _is_cut_off(mask.box, crop_box, image_size):
+        thresholds = self.pred_iou_thresh, self.stability_score_thresh, self.stability_score_offset
+        for index, score, mask, logits_at in decoder.masks_above(prompts[few], *thresholds):
+            if _is_cut_off(mask.box, crop_box, image_size):
                 continue
             if covered is not None:
-                covered.add(int(few[index]), score, logits)
+                covered.add(int(few[index]), score, logits_at)
             prompt = prompts[few[index]]
             points = [(prompt + crop_box[:2]).tolist()] if len(prompt) == 2 else []
             yield _Candidate(mask, score, points, crop_box)
@@ -369,11 +387,16 @@ class _Covered:
         self._cells = rows.clip(0, low_res_size[0] - 1), columns.clip(0, low_res_size[1] - 1)
         self._best: dict[int, tuple[float, BoolArray]] = {}
 
-    def add(self, point: int, predicted_iou: float, logits: FloatArray) -> None:
+    def add(
+        self,
+        point: int,
+        predicted_iou: float,
+        logits_at: Callable[[tuple[IntArray, IntArray]], FloatArray],
+    ) -> None:
         """Takes in a mask of the point with this index in the grid."""
         if point in self._best and self._best[point][0] >= predicted_iou:
             return
-        at = logits[self._cells]
+        at = logits_at(self._cells)
         self._best[point] = predicted_iou, (at > 0) & (at >= _CONFIDENT * at[point])
 
     @property

@@ -9,9 +9,8 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from ..errors import UserError
-from ..everything import MaskGenerator, Progress
+from ..everything import Decoded, MaskGenerator, Progress
 from ..inputs import as_pixels
-from ..mask_postprocessing import FloatArray
 from ..records import Record
 from .predictor import MASK_THRESHOLD, OnnxPredictor
 
@@ -77,7 +76,7 @@ class OnnxAutomaticMaskGenerator(MaskGenerator[OnnxPredictor]):
 class _CropDecoder:
     """See :class:`~mobile_sam_plugin.everything.CropDecoder`."""
 
-    mask_threshold = MASK_THRESHOLD
+    prompts_at_once = 1
 
     def __init__(
         self, graphs: OnnxPredictor, encoded: OnnxPredictor | None, pixels: NDArray[np.uint8]
@@ -91,12 +90,21 @@ class _CropDecoder:
         self.upscaler = self._predictor.upscaler
 
     def masks_above(
-        self, prompts: NDArray[np.float64], pred_iou_thresh: float
-    ) -> Iterator[tuple[int, float, FloatArray]]:
+        self,
+        prompts: NDArray[np.float64],
+        pred_iou_thresh: float,
+        stability_score_thresh: float,
+        stability_score_offset: float,
+    ) -> Iterator[Decoded]:
         predictor, start = self._predictor, 0
         decode = predictor.decode_clicks if prompts.shape[1] == 2 else predictor.decode_boxes
         for low_res_logits, scores in decode(prompts):
             for index, mask in np.argwhere((scores > pred_iou_thresh) | (pred_iou_thresh <= 0)):
-                score = float(scores[index, mask])
-                yield start + int(index), score, low_res_logits[index, mask]
+                logits = low_res_logits[index, mask]
+                found = self.upscaler.extract_mask(
+                    logits, MASK_THRESHOLD, stability_score_offset, stability_score_thresh
+                )
+                if found is not None:
+                    score = float(scores[index, mask])
+                    yield Decoded(start + int(index), score, found, logits.__getitem__)
             start += len(scores)

@@ -174,9 +174,13 @@ class _CropDecoder:
         thresholds = self._model.mask_threshold, stability_score_offset, stability_score_thresh
         if self._on_cpu:
             return (self.upscaler.extract_mask(mask, *thresholds) for mask in logits.numpy())
-        predictor, img_size = self._predictor, self._model.image_encoder.img_size
-        sizes = tuple(predictor.input_size), tuple(predictor.original_size), img_size
-        return extract_masks(logits, *sizes, *thresholds)
+        return extract_masks(
+            logits,
+            self._predictor.input_size,
+            self._predictor.original_size,
+            self._model.image_encoder.img_size,
+            *thresholds,
+        )
 
     def _decode(self, prompts: Prompts, pred_iou_thresh: float) -> Iterator[LowRes]:
         assert self._decoder is not None

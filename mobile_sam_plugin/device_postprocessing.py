@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .mask_postprocessing import CropMask
+from .model.tensors import free_bytes
 
-_UPSCALED_BYTES = 1 << 30  # at once, where the device does not tell how much memory is free
-_FREE_SHARE = 4  # at most this part of the free memory is used
+_SHARE = 4  # at most this part of the free memory is used
 
 
 def extract_masks(
@@ -86,9 +86,7 @@ def _extract(
 
 
 def _masks_at_once(device: torch.device, crop_size: tuple[int, int], img_size: int) -> int:
-    budget = _UPSCALED_BYTES
-    if device.type == "cuda":
-        budget = torch.cuda.mem_get_info(device)[0] // _FREE_SHARE
+    budget = free_bytes(device) // _SHARE
     # Logits of the input and of the crop, thresholded twice, and one index of 8 bytes a pixel at
     # the very worst.
     return max(1, budget // (4 * img_size**2 + 16 * crop_size[0] * crop_size[1]))

@@ -15,6 +15,10 @@ from .upstream import is_hooked
 # What a module computes with in addition to its tensors.
 _SETTINGS = ("eps", "approximate", "track_running_stats", "stride", "padding", "dilation", "groups")
 
+# An accelerator computes fewer images faster than it starts kernels: the modules take fewer kernels,
+# and need no comparison of weights.
+_ACCELERATOR_LEAST_IMAGES = 4
+
 # In the authors' checkpoint, but no segmentation uses it.
 _CLASSIFICATION_HEAD = ("norm_head.", "head.")
 
@@ -41,7 +45,8 @@ class TinyVitImageEncoder(nn.Module):
     In eval mode and without gradients, images go through an ``InferenceEncoder`` made of the
     weights, and made again whenever their values have changed: the same function, faster. In all
     other cases the modules themselves run: training, tracing, compiling, autocast, hooks on inner
-    modules, or inner modules that were replaced or have other settings.
+    modules, inner modules that were replaced or have other settings, or few images on an
+    accelerator.
 
     Args:
         img_size: side, in pixels, of the square image that SAM pads its input to.
@@ -97,7 +102,7 @@ class TinyVitImageEncoder(nn.Module):
         if "_is_replica" in vars(self):  # of nn.DataParallel, which shares what is prepared
             return False
         device = x.device.type
-        if device == "meta":
+        if device == "meta" or (device != "cpu" and len(x) < _ACCELERATOR_LEAST_IMAGES):
             return False
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             return False

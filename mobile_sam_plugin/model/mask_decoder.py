@@ -22,7 +22,7 @@ from segment_anything.modeling import MaskDecoder as UpstreamMaskDecoder
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
-from .tensors import all_equal, gradients_wanted, no_autocast
+from .tensors import all_equal, free_bytes, gradients_wanted, no_autocast
 from .two_way_transformer import ImageTokens, Positions, by_head, transform_
 from .upscaling import Upscaling
 from .upstream import is_hooked, is_upstreams, parts_never_called
@@ -30,7 +30,10 @@ from .upstream import is_hooked, is_upstreams, parts_never_called
 # On a CPU, first touches of fresh memory cost more than the arithmetic: a chunk of prompts works in
 # buffers that the next one uses again. An accelerator wants few large kernels instead.
 _CPU_CHUNK_BYTES = 16 << 20
-_ACCELERATOR_CHUNK_BYTES = 256 << 20
+_ACCELERATOR_CHUNK_BYTES = 1 << 30
+_ACCELERATOR_SHARE = 16  # a chunk's buffers take some times its bytes
+# Of fewer prompts, upstream's code takes a third fewer kernels, and the work hardly counts.
+_ACCELERATOR_LEAST_PROMPTS = 8
 
 _IMAGES_KEPT = 2  # enough to alternate between two
 
@@ -49,8 +52,9 @@ class MaskDecoder(UpstreamMaskDecoder):
 
     Parameters, state dict and calls are upstream's. Upstream's own code runs instead whenever
     the shortcuts do not apply: gradients are wanted, several images come in one call, a prompt has
-    very many points, the module is traced, exported or compiled, or a part that would be skipped
-    was replaced, runs other code than upstream's or carries a forward hook.
+    very many points, an accelerator gets few prompts, the module is traced, exported or compiled,
+    or a part that would be skipped was replaced, runs other code than upstream's or carries a
+    forward hook.
 
     Where a copy of segment_anything for SAM-HQ is installed, its predictors pass two more
     arguments. Its own plain decoder ignores them, and so does this one.
@@ -219,6 +223,8 @@ class MaskDecoder(UpstreamMaskDecoder):
         inputs = image, image_pe, sparse, dense
         if image.is_meta or gradients_wanted(self.modules(), inputs):
             return False
+        if image.device.type != "cpu" and len(sparse) < _ACCELERATOR_LEAST_PROMPTS:
+            return False
         channels = self.transformer_dim
         if (
             image.dim() != 4
@@ -283,7 +289,9 @@ class MaskDecoder(UpstreamMaskDecoder):
 
         channels, area = self.transformer_dim, image_embedding[0, 0].numel()
         rows = max(channels, prompt_tokens.shape[1] * self.transformer.num_heads)
-        budget = _CPU_CHUNK_BYTES if device.type == "cpu" else _ACCELERATOR_CHUNK_BYTES
+        budget = _CPU_CHUNK_BYTES
+        if device.type != "cpu":
+            budget = min(_ACCELERATOR_CHUNK_BYTES, free_bytes(device) // _ACCELERATOR_SHARE)
         step = max(1, budget // (area * rows * dtype.itemsize))
         buffer = image_embedding.new_empty(min(step, len(sparse)), area, channels, dtype=dtype)
         for start in range(0, len(sparse), step):

@@ -51,6 +51,13 @@ def no_autocast(device: torch.device) -> AbstractContextManager[None]:
     return torch.autocast(device.type, enabled=False)
 
 
+def free_bytes(device: torch.device) -> int:
+    """Returns how much memory an accelerator has left; 4 GB if it does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return 4 << 30
+
+
 def _weights(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
     for module in modules:
         for tensors in (module._parameters, module._buffers):

@@ -62,7 +62,8 @@ def test_everything_mode_by_the_path_of_an_accelerator(
     options: Any = {
         "points_per_side": 4,
         "pred_iou_thresh": 0.1,
-        "stability_score_thresh": 0.5,
+        "stability_score_thresh": 0.3,
+        "stability_score_offset": 0.3,
         "output_mode": "coco_rle",
     }
     expected = SamAutomaticMaskGenerator(small_sam, **options).generate(image)

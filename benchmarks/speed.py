@@ -26,7 +26,8 @@ import numpy as np
 import segment_anything
 import torch
 from PIL import Image
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 import mobile_sam_plugin
 from mobile_sam_plugin.checkpoint import BUNDLED_FILE, read_checkpoint, save_checkpoint
@@ -287,9 +288,32 @@ def _time(work: Callable[[], Any]) -> float:
 
 def _count(work: Callable[[], Any]) -> float:
     """Multiply-accumulates, in 1e9, of all matrix products and convolutions in some work."""
-    with FlopCounterMode(display=False) as counter:
+    with _Operations() as counter:
         work()
-    return counter.get_total_flops() / 2e9
+    return counter.count / 2e9
+
+
+class _Operations(TorchDispatchMode):
+    """Counts operations as PyTorch's ``FlopCounterMode``, without its hooks on all modules.
+
+    With hooks, a module takes no shortcuts.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = function(*args, **kwargs)
+        in_place = function._overloadpacket.__name__.removesuffix("_")
+        formula = flop_registry.get(getattr(torch.ops.aten, in_place, None))
+        if formula is not None:
+            settings = {name: value for name, value in kwargs.items() if name != "out"}
+            self.count += formula(*args, **settings, out_val=result)
+        return result
 
 
 def _matrix_product_peak() -> float:

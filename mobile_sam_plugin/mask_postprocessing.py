@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TypedDict
 
 import numpy as np
@@ -116,7 +116,7 @@ class CropMask:
         """Number of pixels in the mask."""
         return int((self.bottoms - self.tops).sum())
 
-    @property
+    @cached_property
     def box(self) -> list[int]:
         """First and last pixel indices [x0, y0, x1, y1] in the crop; zeros for an empty mask.
 

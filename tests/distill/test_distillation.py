@@ -811,7 +811,7 @@ def test_stages_of_the_bundled_checkpoint_have_scenes_of_their_own() -> None:
     makefile = (Path(__file__).parents[2] / "Makefile").read_text()
     stages = [line for line in makefile.splitlines() if "$(SUPERVISED) --out" in line]
     seeds = {line.partition("--seed ")[2].split()[0] for line in stages}
-    assert len(seeds) == len(stages) == 2
+    assert len(seeds) == len(stages) == 3
 
 
 def test_validation_are_tried_before_the_first_step(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from .upstream import is_hooked
 # What a module computes with in addition to its tensors.
 _SETTINGS = ("eps", "approximate", "track_running_stats", "stride", "padding", "dilation", "groups")
 
-# An accelerator computes fewer images faster than it starts kernels: the modules take fewer kernels,
-# and need no comparison of weights.
+# An accelerator computes fewer images faster than it starts kernels. The modules start fewer,
+# and their weights need not be compared.
 _ACCELERATOR_LEAST_IMAGES = 4
 
 # In the authors' checkpoint, but no segmentation uses it.

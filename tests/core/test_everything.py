@@ -406,7 +406,7 @@ def test_options_keep_upstreams_meaning(small_sam: MobileSam) -> None:
     ):
         settings: dict[str, Any] = {
             "pred_iou_thresh": 0.0,
-            "stability_score_thresh": 0.1,
+            "stability_score_thresh": 0.0,
             **options,
         }
         ours, theirs = (

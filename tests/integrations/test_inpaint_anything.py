@@ -84,7 +84,9 @@ def test_small_finds_are_told_of(small_sam: MobileSam, coffee: Pixels) -> None:
 
     def detect(image: Pixels, prompts: Any, box_threshold: float, _: float) -> Detections:
         thresholds.append(box_threshold)
-        boxes = np.array([[170, 10, 430, 300], [250, 60, 350, 200], [0, 399, 1, 400]], np.float32)
+        boxes = np.array(
+            [[170, 10, 430, 300], [250, 60, 350, 200], [599, 399, 600, 400]], np.float32
+        )
         return Detections(boxes, np.array([0.7, 0.6, 0.5], np.float32), ["a cup"] * 3)
 
     editor = InpaintAnything(small_sam, detector=detect)

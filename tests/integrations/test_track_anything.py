@@ -299,7 +299,6 @@ def test_the_caller_may_fill_its_buffer_anew(small_sam: MobileSam) -> None:
         (lambda t: t.track(np.zeros((9, 9, 3), np.uint8)), ValueError, "9 x 9 pixels.*64 x 48"),
         (lambda t: t.track("missing.png"), FileNotFoundError, "missing.png"),
     ],
-    ids=str,
 )
 def test_mistakes_are_named_and_change_nothing(
     tracker: TrackAnything, call: Any, error: type[Exception], message: str

@@ -117,7 +117,6 @@ def test_prompts_at_any_frame(tracker: TrackAnything, tmp_path: Path) -> None:
         ({"prompts": {8: follow_both}, "first_frame": 8}, "has 8 frames.*no frame 8"),
         ({"first_frame": -1}, "first_frame must be at least 0, not -1"),
     ],
-    ids=str,
 )
 def test_runs_that_cannot_be_write_nothing(
     tracker: TrackAnything, tmp_path: Path, arguments: Any, message: str

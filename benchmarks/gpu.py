@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
@@ -30,7 +31,7 @@ SIDES: tuple[tuple[str, Any, torch.dtype, bool], ...] = (
     ("ours, float16", mobile_sam_plugin, torch.float16, False),
 )
 PHOTOGRAPH = 3  # 640 x 427 pixels
-CLICK: dict[str, Any] = {"point_coords": [[300, 200]], "point_labels": [1]}
+CLICK: dict[str, Any] = {"point_coords": np.array([[300, 200]]), "point_labels": np.array([1])}
 
 
 class Timer:
@@ -95,8 +96,7 @@ def measure_side(
     one = torch.randn(1, 3, 1024, 1024, device=device, dtype=dtype)
     rows["encoder"] = timer.milliseconds(lambda: sam.image_encoder(one))
     rows["set_image"] = timer.milliseconds(lambda: predictor.set_image(pixels))
-    click = {name: torch.tensor(value).numpy() for name, value in CLICK.items()}
-    rows["click"] = timer.milliseconds(lambda: predictor.predict(**click))
+    rows["click"] = timer.milliseconds(lambda: predictor.predict(**CLICK))
     points = torch.rand(64, 1, 2, generator=torch.Generator().manual_seed(0)).to(device) * 600
     labels = torch.ones(64, 1, device=device)
     rows["64 clicks"] = timer.milliseconds(lambda: predictor.predict_torch(points, labels))

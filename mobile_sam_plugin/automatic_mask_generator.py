@@ -92,9 +92,10 @@ class SamAutomaticMaskGenerator(MaskGenerator[Sam], segment_anything.SamAutomati
         """
         model = self.predictor.model
         if predictor is not None:
-            image = self._check_predictor(predictor, image)
-        elif image is None:
-            raise UserError("give an image, or a predictor that has one set")
+            image = None if image is None else as_pixels(image)
+            self._check_predictor(predictor, image)
+        if image is None:
+            image = self._stand_in(predictor)
         decoder = MaskDecoder.standing_in(model.mask_decoder)
         set_crop = partial(_CropDecoder, model, decoder, predictor)
         with eval_mode(model):
@@ -102,23 +103,12 @@ class SamAutomaticMaskGenerator(MaskGenerator[Sam], segment_anything.SamAutomati
                 image, set_crop, model.image_encoder.img_size, progress, proposals
             )
 
-    def _check_predictor(
-        self, predictor: SamPredictor, image: NDArray[np.uint8] | Image.Image | None
-    ) -> NDArray[np.uint8]:
-        """Returns the pixels of the image that a predictor has set; if unknown, all 0."""
+    def _check_predictor(self, predictor: SamPredictor, pixels: NDArray[np.uint8] | None) -> None:
+        """Raises an error unless a predictor has the generator's model, and the image set."""
         if predictor.model is not self.predictor.model:
             raise UserError("the predictor must have the generator's own model")
-        if image is None:
-            predictor.get_image_embedding()  # raises RuntimeError if no image is set
-            if self.crop_n_layers:
-                raise UserError(
-                    f"crop_n_layers is {self.crop_n_layers}: give the image, to encode its crops"
-                )
-            # Only its size is used.
-            return np.broadcast_to(np.uint8(0), (*predictor.original_size, 3))
-        pixels = as_pixels(image)
-        predictor.check_image(pixels)
-        return pixels
+        if pixels is not None:
+            predictor.check_image(pixels)
 
 
 class _CropDecoder:

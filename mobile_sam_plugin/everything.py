@@ -208,6 +208,22 @@ class MaskGenerator(Generic[Model]):
         """Returns the predictor of a model, which may be one already."""
         return model
 
+    def _stand_in(self, predictor: Any) -> NDArray[np.uint8]:
+        """Returns pixels, all 0, for the image of a predictor, of which only the size is needed.
+
+        Raises:
+            RuntimeError: if the predictor has no image set.
+            UserError: if there is no predictor, or there are crops to encode.
+        """
+        if predictor is None:
+            raise UserError("give an image, or a predictor that has one set")
+        predictor.get_image_embedding()  # raises RuntimeError if no image is set
+        if self.crop_n_layers:
+            raise UserError(
+                f"crop_n_layers is {self.crop_n_layers}: give the image, to encode its crops"
+            )
+        return np.broadcast_to(np.uint8(0), (*predictor.original_size, 3))
+
     def _generate(
         self,
         image: NDArray[np.uint8] | Image.Image,

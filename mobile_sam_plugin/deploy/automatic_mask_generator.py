@@ -61,17 +61,6 @@ class OnnxAutomaticMaskGenerator(MaskGenerator[OnnxPredictor]):
         set_crop = partial(_CropDecoder, self.predictor, predictor)
         return self._generate(image, set_crop, self.predictor.img_size, progress, proposals)
 
-    def _stand_in(self, predictor: OnnxPredictor | None) -> NDArray[np.uint8]:
-        """Returns pixels for an image of which only the size is needed."""
-        if predictor is None:
-            raise UserError("give an image, or a predictor that has one set")
-        predictor.get_image_embedding()  # raises RuntimeError if no image is set
-        if self.crop_n_layers:
-            raise UserError(
-                f"crop_n_layers is {self.crop_n_layers}: give the image, to encode its crops"
-            )
-        return np.broadcast_to(np.uint8(0), (*predictor.original_size, 3))
-
 
 class _CropDecoder:
     """See :class:`~mobile_sam_plugin.everything.CropDecoder`."""

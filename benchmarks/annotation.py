@@ -8,7 +8,6 @@ image after another, with its own model. Peak memory is measured in fresh proces
 import argparse
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from mobile_sam_plugin import MobileSam, annotate, build_sam_vit_t
 from mobile_sam_plugin.records import encode_mask
 from tests.original import build_original, mobile_sam
 
+from .report import processor
 from .speed import EVERYTHING, PHOTOGRAPHS, save_for_both
 
 BOXES_PER_IMAGE = 5
@@ -157,7 +157,7 @@ def measure(count: int, many: int, points_per_side: int) -> dict[str, Any]:
         "boxes_per_image": BOXES_PER_IMAGE,
         "points_per_side": points_per_side,
         "machine": {
-            "processor": platform.processor() or platform.machine(),
+            "processor": processor(),
             "cores": os.cpu_count(),
             "threads": threads,
             "torch": torch.__version__,

@@ -17,7 +17,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from .report import put_between_marks, seconds
+from .report import processor, put_between_marks, seconds
 
 ROOT = Path(__file__).parent.parent
 PHOTOGRAPHS = ROOT / "examples" / "images"
@@ -163,9 +163,9 @@ def _run(load: str, runs: int) -> dict[str, float]:
 def format_tables(rows: list[dict[str, Any]], decoders: list[dict[str, Any]], runs: int) -> str:
     """The results as Markdown."""
     lines = [
-        f"{os.cpu_count()} cores; medians of {runs} runs on a photograph of 600 x 400 pixels. Mask "
-        "IoU is the mean over nine clicks on the first photograph. For int8: all photographs, "
-        "also used for calibration.",
+        f"{processor()}, {os.cpu_count()} cores; medians of {runs} runs on a photograph of 600 x "
+        "400 pixels. Mask IoU is the mean over nine clicks on the first photograph. For int8: all "
+        "photographs, also used for calibration.",
         "",
         "| | set_image | click | import to first mask | peak memory | mask IoU with torch |",
         "|---|---|---|---|---|---|",

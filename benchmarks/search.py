@@ -9,7 +9,6 @@ little. Proposals are the boxes of the true masks, as a detector without any err
 
 import argparse
 import json
-import platform
 import time
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from mobile_sam_plugin.evaluation.metrics import average_recall
 from mobile_sam_plugin.everything import drop_empty
 from mobile_sam_plugin.records import Record, encode_mask
 
-from .report import ROOT, put_between_marks
+from .report import ROOT, processor, put_between_marks
 
 SEARCHES: dict[str, dict[str, Any]] = {
     "grid, 32 a side": {"points_per_side": 32},
@@ -58,7 +57,7 @@ def measure(checkpoint: str, data: str, minutes: float, out: Path) -> dict[str, 
     images = open_annotated_images(data)
     order = np.random.default_rng(0).permutation(len(images)).tolist()
     results: dict[str, Any] = {
-        "processor": _processor(),
+        "processor": processor(),
         "torch": torch.__version__,
         "checkpoint": checkpoint,
         "images": [],
@@ -105,12 +104,6 @@ def _recall(records: list[Record], masks: list[Any]) -> list[float]:
 def _edges(box: Any) -> list[float]:
     x, y, width, height = box.tolist()
     return [x, y, x + width, y + height]
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def summarize(results: dict[str, Any]) -> dict[str, dict[str, float]]:

@@ -33,7 +33,7 @@ import mobile_sam_plugin
 from mobile_sam_plugin.checkpoint import BUNDLED_FILE, read_checkpoint, save_checkpoint
 from tests.original import build_original, mobile_sam
 
-from .report import quartiles, seconds, write_report
+from .report import processor, quartiles, seconds, write_report
 
 PHOTOGRAPHS = Path(__file__).parent.parent / "examples" / "images"
 SIDES = ("original", "ours")
@@ -190,7 +190,7 @@ def measure(rows: list[str], runs: int | None, path: Path, keep: bool = False) -
     """
     path.parent.mkdir(parents=True, exist_ok=True)  # before minutes of measuring
     machine: dict[str, Any] = {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -326,13 +326,6 @@ def _run_python(code: str) -> float:
     """What a fresh process prints."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return float(done.stdout)
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":")[1].strip()
-    return platform.processor()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

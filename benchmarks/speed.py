@@ -288,8 +288,11 @@ def _time(work: Callable[[], Any]) -> float:
 
 def _count(work: Callable[[], Any]) -> float:
     """Multiply-accumulates, in 1e9, of all matrix products and convolutions in some work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a mode counts in its own thread
     with _Operations() as counter:
         work()
+    torch.set_num_threads(threads)
     return counter.count / 2e9
 
 

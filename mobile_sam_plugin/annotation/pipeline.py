@@ -2,32 +2,17 @@
 
 import itertools
 import os
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack
 from typing import TypeVar
 
 import torch
 
+from ..threads import ordered_map, torch_pool
 from . import stages
 from .options import ImageResult
 
 Given = TypeVar("Given")
-Made = TypeVar("Made")
-
-
-def ordered_map(
-    function: Callable[[Given], Made], items: Iterable[Given], pool: Executor, ahead: int
-) -> Iterator[Made]:
-    """Maps in a pool, in order; takes at most ``ahead`` items more than it has yielded results."""
-    queue: deque[Future[Made]] = deque()
-    for item in items:
-        queue.append(pool.submit(function, item))
-        while queue and (len(queue) > ahead or queue[0].done()):
-            yield queue.popleft().result()
-    while queue:
-        yield queue.popleft().result()
 
 
 def run_local(
@@ -51,18 +36,9 @@ def _run_stages(
     readers = min(4 * workers, os.cpu_count() or 1)
     threads = torch.get_num_threads()
     with ExitStack() as stack:
-        stack.callback(torch.set_num_threads, threads)
-
-        def start_pool(size: int, torch_threads: int) -> ThreadPoolExecutor:
-            pool = ThreadPoolExecutor(
-                size, initializer=_set_torch_threads, initargs=(torch_threads,)
-            )
-            stack.callback(pool.shutdown, cancel_futures=True)
-            return pool
-
-        reading = start_pool(readers, 1)
-        computing = start_pool(workers, max(1, threads // workers))
-        writing = start_pool(2, 1)
+        reading = stack.enter_context(torch_pool(readers, 1))
+        computing = stack.enter_context(torch_pool(workers, max(1, threads // workers)))
+        writing = stack.enter_context(torch_pool(2, 1))
         stack.callback(segmenter.stop.set)  # runs first, so that shutdown waits for no image
 
         img_size = job.model.image_encoder.img_size
@@ -76,13 +52,6 @@ def _run_stages(
             writing,
             2,
         )
-
-
-def _set_torch_threads(count: int) -> None:
-    """Sets the number of threads that torch uses in the calling thread."""
-    # torch copies the global count on a thread's first read, so read before setting.
-    torch.get_num_threads()
-    torch.set_num_threads(count)
 
 
 def batches(items: Iterable[Given], size: int) -> Iterator[list[Given]]:

@@ -19,11 +19,12 @@ from ..errors import UserError
 from ..images import join_counts, limit_pixels
 from ..polygons import Losses
 from ..runs import refuse_other_run
+from ..threads import ordered_map
 from . import writers
 from .items import Listed, Source, read_text
 from .listing import WAY_OUT, Listing
 from .options import AnnotationOptions, ImageResult
-from .pipeline import ordered_map, run_local
+from .pipeline import run_local
 from .proposals import is_coco
 from .stages import MASKS_PER_IMAGE, Job, Segmenter, model_identity
 from .storage import RUN_FILE, Folder

@@ -59,10 +59,11 @@ def embed(
 
     from .. import SamPredictor
     from ..annotation import open_source
-    from ..annotation.pipeline import batches, ordered_map
+    from ..annotation.pipeline import batches
     from ..embeddings import SUFFIX, identify_encoder, is_embedding
     from ..inputs import input_size
     from ..runs import claim
+    from ..threads import ordered_map
 
     opened = open_source(source, exclude=out)
     predictor = SamPredictor(load_model(checkpoint, device))

@@ -13,15 +13,17 @@ Words and letters of shapes are those of that file; M is masks per prompt.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from queue import SimpleQueue
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from segment_anything.modeling import MaskDecoder as UpstreamMaskDecoder
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
+from ..threads import ordered_map, torch_pool
 from .tensors import all_equal, free_bytes, gradients_wanted, no_autocast
 from .two_way_transformer import ImageTokens, Positions, by_head, transform_
 from .upscaling import Upscaling
@@ -29,13 +31,15 @@ from .upstream import is_hooked, is_upstreams, parts_never_called
 
 # On a CPU, first touches of fresh memory cost more than the arithmetic: a chunk of prompts works in
 # buffers that the next one uses again. An accelerator wants few large kernels instead.
-_CPU_CHUNK_BYTES = 16 << 20
+_CPU_CHUNK_BYTES = 8 << 20
 _ACCELERATOR_CHUNK_BYTES = 1 << 30
 _ACCELERATOR_SHARE = 16  # a chunk's buffers take some times its bytes
 # Of fewer prompts, upstream's code takes a third fewer kernels, and the work hardly counts.
 _ACCELERATOR_LEAST_PROMPTS = 8
 
 _IMAGES_KEPT = 2  # enough to alternate between two
+
+Made = TypeVar("Made")
 
 
 class _Chunk(NamedTuple):
@@ -45,6 +49,7 @@ class _Chunk(NamedTuple):
     mask_tokens: Tensor  # (B, M, C)
     iou_predictions: Tensor  # (B, M)
     pixels: Tensor  # (B, P, C)
+    upscale: Upscaling
 
 
 class MaskDecoder(UpstreamMaskDecoder):
@@ -191,22 +196,22 @@ class MaskDecoder(UpstreamMaskDecoder):
             return
 
         masks = self._output_masks(multimask_output)
-        upscale = Upscaling(self.output_upscaling, _pixel_dtype(image_embeddings))
-        for chunk in self._transformed(*inputs):
+        height, width = image_embeddings.shape[-2:]
+
+        def finish(chunk: _Chunk) -> tuple[Tensor, Tensor, Tensor]:
             iou_predictions = chunk.iou_predictions[:, masks]
             above = _above(iou_predictions, pred_iou_thresh).cpu()
             kept = above.nonzero(as_tuple=True)
-            if len(kept[0]) == 0:
-                continue
-            height, width = image_embeddings.shape[-2:]
-            logits = image_embeddings.new_empty(
-                len(kept[0]), 4 * height, 4 * width, dtype=iou_predictions.dtype
-            )
-            with _plain_arithmetic(logits.device):
+            logits = chunk.pixels.new_empty(len(kept[0]), 4 * height, 4 * width)
+            if len(logits) > 0:
                 hypernetwork = self._hypernetwork(chunk.mask_tokens, masks).to(logits.dtype)
-                upscale.only(above, chunk.pixels, hypernetwork, logits)
+                chunk.upscale.only(above, chunk.pixels, hypernetwork, logits)
             prompts = kept[0].to(logits.device) + chunk.prompts.start
-            yield prompts, iou_predictions[kept], logits
+            return prompts, iou_predictions[kept], logits
+
+        for found in self._by_chunk(*inputs, finish):
+            if len(found[0]) > 0:
+                yield found
 
     def _output_masks(self, multimask_output: bool) -> slice:
         return slice(1, self.num_mask_tokens) if multimask_output else slice(0, 1)
@@ -263,18 +268,28 @@ class MaskDecoder(UpstreamMaskDecoder):
         dtype = _pixel_dtype(image)
         iou_predictions = image.new_empty(prompts, masks.stop - masks.start, dtype=dtype)
         logits = image.new_empty(*iou_predictions.shape, 4 * height, 4 * width, dtype=dtype)
-        upscale = Upscaling(self.output_upscaling, dtype)
-        for chunk in self._transformed(image, image_pe, sparse, dense):
+
+        def finish(chunk: _Chunk) -> None:
             iou_predictions[chunk.prompts] = chunk.iou_predictions[:, masks]
-            with _plain_arithmetic(image.device):
-                hypernetwork = self._hypernetwork(chunk.mask_tokens, masks).to(dtype)
-                upscale(chunk.pixels, hypernetwork, logits[chunk.prompts])
+            hypernetwork = self._hypernetwork(chunk.mask_tokens, masks).to(dtype)
+            chunk.upscale(chunk.pixels, hypernetwork, logits[chunk.prompts])
+
+        for _ in self._by_chunk(image, image_pe, sparse, dense, finish):
+            pass
         return logits, iou_predictions
 
-    def _transformed(
-        self, image_embedding: Tensor, image_pe: Tensor, sparse: Tensor, dense: Tensor
-    ) -> Iterator[_Chunk]:
-        """Runs the transformer on a few prompts at a time."""
+    def _by_chunk(
+        self,
+        image_embedding: Tensor,
+        image_pe: Tensor,
+        sparse: Tensor,
+        dense: Tensor,
+        finish: Callable[[_Chunk], Made],
+    ) -> Iterator[Made]:
+        """Runs the transformer and ``finish`` on a few prompts at a time.
+
+        On a CPU every thread takes prompts of its own: products this small gain less from several.
+        """
         device = image_embedding.device
         dtype = _pixel_dtype(image_embedding)
         # Axes that were expanded hold one value: without mask prompts, one vector remains.
@@ -293,19 +308,37 @@ class MaskDecoder(UpstreamMaskDecoder):
         if device.type != "cpu":
             budget = min(_ACCELERATOR_CHUNK_BYTES, free_bytes(device) // _ACCELERATOR_SHARE)
         step = max(1, budget // (area * rows * dtype.itemsize))
-        buffer = image_embedding.new_empty(min(step, len(sparse)), area, channels, dtype=dtype)
-        for start in range(0, len(sparse), step):
-            prompts = slice(start, start + step)
-            pixels = buffer[: len(sparse[prompts])]
-            with _plain_arithmetic(device):
-                if image is None:
-                    _write_pixels(image_embedding, dense[prompts], pixels)
-                tokens = transform_(
-                    self.transformer, prompt_tokens[prompts], positions, image, pixels
-                )
-                iou_predictions = self.iou_prediction_head(tokens[:, 0]).to(dtype)
-            mask_tokens = tokens[:, 1 : 1 + self.num_mask_tokens]
-            yield _Chunk(prompts, mask_tokens, iou_predictions, pixels)
+        chunks = [slice(start, start + step) for start in range(0, len(sparse), step)]
+        threads = torch.get_num_threads() if device.type == "cpu" else 1
+        workers = min(threads, len(chunks))
+        # Memory that a chunk works in, and that the next one uses again.
+        free: SimpleQueue[tuple[Tensor, Upscaling]] = SimpleQueue()
+        for _ in range(workers):
+            buffer = image_embedding.new_empty(min(step, len(sparse)), area, channels, dtype=dtype)
+            free.put((buffer, Upscaling(self.output_upscaling, dtype)))
+        inference = torch.is_inference_mode_enabled()
+
+        def compute(prompts: slice) -> Made:
+            buffer, upscale = workspace = free.get()
+            try:
+                with torch.inference_mode(inference), _plain_arithmetic(device):
+                    pixels = buffer[: len(sparse[prompts])]
+                    if image is None:
+                        _write_pixels(image_embedding, dense[prompts], pixels)
+                    tokens = transform_(
+                        self.transformer, prompt_tokens[prompts], positions, image, pixels
+                    )
+                    iou_predictions = self.iou_prediction_head(tokens[:, 0]).to(dtype)
+                    mask_tokens = tokens[:, 1 : 1 + self.num_mask_tokens]
+                    return finish(_Chunk(prompts, mask_tokens, iou_predictions, pixels, upscale))
+            finally:
+                free.put(workspace)
+
+        if workers == 1:
+            yield from map(compute, chunks)
+            return
+        with torch_pool(workers, threads // workers) as pool:
+            yield from ordered_map(compute, chunks, pool, 2 * workers)
 
     def _hypernetwork(self, mask_tokens: Tensor, masks: slice) -> Tensor:
         """Maps mask tokens (B, all, C) to the weights of some masks on upscaled channels."""

@@ -8,7 +8,8 @@ import io
 import pickle
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -538,6 +539,49 @@ def test_threads_share_a_decoder(default: Case) -> None:
     for thread in threads:
         thread.join()
     assert max(worst) < 1e-3
+
+
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("autocast", [False, True], ids=["plain", "autocast"])
+@pytest.mark.parametrize("masks", [False, True], ids=["shared", "masks"])
+def test_prompts_in_threads_of_their_own(
+    default: Case, three_threads: None, mode: Any, autocast: bool, masks: bool
+) -> None:
+    inputs = default.inputs(prompts=17, masks=masks)
+    with mode(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        in_threads = default.ours(*inputs, True)
+        found = default.ours.predict_masks_above(*inputs, 0.0)
+        above = [torch.cat(part) for part in zip(*found, strict=True)]
+        torch.set_num_threads(1)
+        alone = default.ours(*inputs, True)
+    torch.testing.assert_close(in_threads, alone, atol=1e-5, rtol=0)
+    torch.testing.assert_close(above[2], alone[0].flatten(0, 1), atol=1e-5, rtol=0)
+    assert above[0].tolist() == torch.arange(17).repeat_interleave(3).tolist()
+
+
+@torch.no_grad()
+def test_threads_leave_nothing_behind(
+    default: Case, three_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = threading.active_count()
+    found = default.ours.predict_masks_above(*default.inputs(prompts=17), 0.0)
+    next(found)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == 3  # not that of the decoder's threads
+    found.close()
+    assert threading.active_count() == running
+    monkeypatch.setattr(mask_decoder, "transform_", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        default.ours(*default.inputs(prompts=17), True)
+    assert threading.active_count() == running
 
 
 @torch.no_grad()

@@ -1,5 +1,8 @@
 # make demo: sets up the base package, then segments a photograph by a point and a box.
 # make test: sets up all extras and tools, then runs ruff, mypy and all tests, a file a core.
+# make docs: builds the documentation into site/; a broken link or name ends it.
+# make coverage: runs the tests and says which lines none of them runs.
+# make release-check: builds the package as a release is built, installs it afresh, and tries it.
 # make benchmark: measures the speed beside the original MobileSAM's; ten minutes on two cores.
 # make bundled-checkpoint PACK=pack.npz: trains the weights in the package and measures them; hours on
 #	two cores. Run it again to resume.
@@ -8,7 +11,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test chromium benchmark gpu bundled-checkpoint clean
+.PHONY: demo test docs coverage release-check chromium benchmark gpu bundled-checkpoint clean
 
 demo: .venv/ready
 	$(BIN)/mobile-sam segment examples/images/coffee.png --point 300,130 --box 170,10,430,300 \
@@ -19,6 +22,19 @@ test: .venv/ready-to-test chromium
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+docs: .venv/ready-to-test
+	$(BIN)/python tools/command_pages.py
+	$(BIN)/zensical build --strict --clean
+
+coverage: .venv/ready-to-test
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
+		--cov --cov-report term:skip-covered --cov-report html
+
+# RANGE are the ends of the range of Pythons; the script skips those that are not here, and says so.
+RANGE ?= python3.10 python3.13
+release-check:
+	PYTHON=$(PYTHON) sh tools/release_check.sh $(RANGE)
 
 benchmark: .venv/ready-to-test
 	$(BIN)/python -m benchmarks speed
@@ -59,7 +75,7 @@ bundled-checkpoint: .venv/ready-to-test
 	cp $(RUNS)/mobile_sam.safetensors mobile_sam_plugin/weights/
 
 clean:
-	rm -rf .venv demo
+	rm -rf .venv demo dist htmlcov site
 
 # Debian's browser for the tests of the web pages, which are skipped where it cannot be had: without
 # root, apt-get or a network.

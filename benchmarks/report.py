@@ -27,7 +27,8 @@ def write_report(path: Path, pages: bool = False) -> None:
 
     Args:
         path: the file that ``python -m benchmarks speed`` wrote.
-        pages: whether to update ``docs/speed.md``, its picture, and the short table of README.md.
+        pages: whether to update ``docs/measurements/speed.md``, its picture, and the short table of
+            README.md.
 
     Raises:
         ValueError: if a page has no marks for the table, or a row of the short one is missing.
@@ -37,7 +38,7 @@ def write_report(path: Path, pages: bool = False) -> None:
     print(table)
     draw(results, path.with_suffix(".png"))
     if pages:
-        put_between_marks(ROOT / "docs" / "speed.md", table)
+        put_between_marks(ROOT / "docs" / "measurements" / "speed.md", table)
         draw(results, ROOT / "docs" / "images" / "speed.png")
         put_between_marks(ROOT / "README.md", format_short_table(results))
 

@@ -183,7 +183,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", default="bundled")
     parser.add_argument("--minutes", type=float, default=15, help="of processor time")
     parser.add_argument("--out", type=Path, default=Path("search.json"))
-    parser.add_argument("--pages", action="store_true", help="update docs/search.md")
+    parser.add_argument("--pages", action="store_true", help="update docs/measurements/search.md")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -193,5 +193,5 @@ def run(arguments: argparse.Namespace) -> None:
     print(table)
     draw(results, arguments.out.with_suffix(".png"))
     if arguments.pages:
-        put_between_marks(ROOT / "docs" / "search.md", table)
+        put_between_marks(ROOT / "docs" / "measurements" / "search.md", table)
         draw(results, ROOT / "docs" / "images" / "search.png")

@@ -357,7 +357,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--report", action="store_true", help="only table and picture, of an earlier --out"
     )
     parser.add_argument(
-        "--pages", action="store_true", help="update README.md, docs/speed.md and its picture"
+        "--pages",
+        action="store_true",
+        help="update README.md, docs/measurements/speed.md and its picture",
     )
 
 

@@ -50,7 +50,7 @@ class CvatFunction:
     Attributes:
         spec: the labels.
 
-    Example:
+    Examples:
         >>> function = CvatFunction(build_sam_vit_t(), text="dog, red car")
         >>> cvat_sdk.auto_annotation.annotate_task(client, 137, function)
     """

@@ -70,7 +70,7 @@ class TransformersDetector:
     ``AutoModelForZeroShotObjectDetection`` loads it. With Grounding DINO, a box belongs to the text
     of its best word, and its phrase has no words of other texts.
 
-    Example:
+    Examples:
         >>> detector = TransformersDetector("google/owlv2-base-patch16-ensemble", "cuda")
         >>> GroundedMobileSam(sam, detector).predict("dog.jpg", ["a photo of a dog"], 0.1)
     """
@@ -193,7 +193,7 @@ class ClassAgnosticDetector:
     Grounding DINO, with the text "object"; RT-DETR, D-FINE and others of fixed classes with all of
     them.
 
-    Example:
+    Examples:
         >>> propose = ClassAgnosticDetector("google/owlv2-base-patch16-ensemble", "cuda")
         >>> generator = SamAutomaticMaskGenerator(sam, search="proposals")
         >>> masks = generator.generate(pixels, proposals=propose(pixels))
@@ -264,7 +264,7 @@ class GroundingDinoDetector:
 
     The package ``rf-groundingdino`` installs it without compiling anything.
 
-    Example:
+    Examples:
         >>> from groundingdino.util.inference import Model
         >>> model = Model("GroundingDINO_SwinT_OGC.py", "groundingdino_swint_ogc.pth", "cpu")
         >>> GroundedMobileSam(sam, GroundingDinoDetector(model)).predict("dog.jpg", "a dog")

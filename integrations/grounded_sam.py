@@ -31,7 +31,7 @@ _BOXES_PER_BATCH = 8
 class GroundedMobileSam:
     """Segments the objects that a text names.
 
-    Example:
+    Examples:
         >>> grounded = GroundedMobileSam(sam_model_registry["vit_t"]())
         >>> objects = grounded.predict("street.jpg", "a dog. the red car.")
         >>> objects.boxes, objects.labels, objects.scores, objects.masks

@@ -90,7 +90,7 @@ class Inpainting:
 class InpaintAnything:
     """Removes, fills and replaces the objects that MobileSAM, or any other SAM, segments.
 
-    Example:
+    Examples:
         >>> editor = InpaintAnything(sam_model_registry["vit_t"]())
         >>> dog = editor.segment("dog.jpg", point_coords=[[320, 240]])
         >>> editor.remove("dog.jpg", dog).save("out")
@@ -248,7 +248,7 @@ class InpaintAnything:
             UserError: if the video cannot be decoded or its size changes, or the numbers of frames
                 and of selections differ; or as in :meth:`remove`.
 
-        Example:
+        Examples:
             >>> masks = (tracked.objects for tracked in track)
             >>> frames = editor.remove_video("street.mp4", masks)
             >>> write_video("empty_street.mp4", frames, Video("street.mp4").frame_rate)
@@ -364,7 +364,7 @@ def predict_masks_with_sam(
     Raises:
         UserError: if ``model_type`` is unknown, or as in ``SamPredictor.predict``.
 
-    Example:
+    Examples:
         >>> masks, _, _ = predict_masks_with_sam(
         ...     img, [[200, 450]], [1], model_type="vit_t", ckpt_p="mobile_sam.pt", device="cpu"
         ... )

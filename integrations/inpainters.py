@@ -26,7 +26,7 @@ STABLE_DIFFUSION = "stable-diffusion-v1-5/stable-diffusion-inpainting"
 class Inpainter(Protocol):
     """Paints a hole in an image. A function with these arguments is also an inpainter.
 
-    Example:
+    Examples:
         >>> def gray(image, mask, prompt):
         ...     return np.full_like(image, 128)
         >>> InpaintAnything(sam, gray).remove("street.jpg", mask).save("out")
@@ -78,7 +78,7 @@ class LamaInpainter:
 
     The model sees a square around the hole, at full resolution if the hole is small enough.
 
-    Example:
+    Examples:
         >>> InpaintAnything(sam, LamaInpainter()).remove("street.jpg", car).save("out")
     """
 
@@ -161,7 +161,7 @@ class DiffusersInpainter:
 
     The model sees a square around the hole, scaled to its training size.
 
-    Example:
+    Examples:
         >>> painter = DiffusersInpainter(device="cuda", seed=0, num_inference_steps=30)
         >>> InpaintAnything(sam, painter).fill("dog.jpg", dog, "a cat on a bench").save("out")
     """

@@ -93,7 +93,7 @@ class Instances:
         classes: names of the classes or the phrases that were requested.
         image_path: path of the image, if it came from a file.
 
-    Example:
+    Examples:
         >>> objects = GroundedMobileSam(sam).predict("street.jpg", "a dog. the red car.")
         >>> objects.save("out")
         >>> objects[objects.class_ids == 0].overlay()  # the dogs only

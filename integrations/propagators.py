@@ -112,7 +112,7 @@ class TransformersPropagator:
     The model starts from MobileSAM's masks of the first frame or of corrections, and keeps a memory
     of some frames. Older frames are dropped, so memory does not grow with the video.
 
-    Example:
+    Examples:
         >>> propagator = TransformersPropagator("facebook/sam2.1-hiera-tiny", "cuda")
         >>> tracker = TrackAnything(sam, propagator)
     """

@@ -33,7 +33,7 @@ class BaseSegmenter:
     It always builds MobileSAM: for ``"vit_t"`` from the given checkpoint, for other model types
     from the default one, as :func:`~mobile_sam_plugin.replace` does.
 
-    Example:
+    Examples:
         >>> segmenter = BaseSegmenter("mobile_sam.pt", "vit_t", device="cpu")
         >>> segmenter.set_image(image)
         >>> prompts = {"point_coords": np.array([[500, 375]]), "point_labels": np.array([1])}
@@ -97,7 +97,7 @@ class Segmentor:
 
     The model is built as in :class:`BaseSegmenter`.
 
-    Example:
+    Examples:
         >>> segmentor = Segmentor({"sam_checkpoint": "mobile_sam.pt", "model_type": "vit_t",
         ...     "generator_args": {"points_per_side": 16}, "gpu_id": "cpu"})
         >>> mask = segmentor.segment_with_click(frame, np.array([[320, 240]]), np.array([1]))

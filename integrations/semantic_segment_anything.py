@@ -117,7 +117,7 @@ class SemanticInstances(Instances):
 class SemanticMobileSam:
     """Segments everything in an image, and classifies the masks.
 
-    Example:
+    Examples:
         >>> semantic = SemanticMobileSam(sam_model_registry["vit_t"]())
         >>> found = semantic.predict("street.jpg", ["road", "car", "tree", "sky"])
         >>> found.labels, found.semantic_map()
@@ -307,7 +307,7 @@ class SemanticMobileSam:
 class ClipClassifier:
     """CLIP, or another model of transformers that embeds images and texts in one space.
 
-    Example:
+    Examples:
         >>> classifier = ClipClassifier("openai/clip-vit-large-patch14", "cuda")
         >>> SemanticMobileSam(sam, classifier).predict("dog.jpg", ["dog", "grass"])
     """

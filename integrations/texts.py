@@ -25,7 +25,7 @@ def split_text(text: str | Iterable[str]) -> list[str]:
     In a text, full stops, commas, semicolons and line ends of any script separate phrases; a full
     stop between digits does not. Each item of a list is one phrase, whatever it contains.
 
-    Example:
+    Examples:
         >>> split_text("a dog. the red car, a 3.5 inch disk")
         ['a dog', 'the red car', 'a 3.5 inch disk']
         >>> split_text(["a St. Bernard", "a cat."])

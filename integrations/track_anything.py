@@ -53,7 +53,7 @@ def everything_detector(
         model: a ``Sam``, or a predictor that holds one.
         options: of :class:`~mobile_sam_plugin.SamAutomaticMaskGenerator`, except ``output_mode``.
 
-    Example:
+    Examples:
         >>> detector = everything_detector(sam, points_per_side=16)
         >>> tracker = TrackAnything(sam, detector=detector)
     """
@@ -73,7 +73,7 @@ class TrackAnything:
             reason: ``"small"`` (fewer than ``min_area`` pixels) and ``"many"`` (beyond 255
             objects). Detections of objects that are followed already do not count.
 
-    Example:
+    Examples:
         >>> tracker = TrackAnything(sam_model_registry["vit_t"]())
         >>> frames = iter(Video("street.mp4"))
         >>> tracker.start(next(frames))

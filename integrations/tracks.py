@@ -92,7 +92,7 @@ class TrackWriter:
         folder: the folder.
         done: numbers of the frames that an earlier run has written.
 
-    Example:
+    Examples:
         >>> with TrackWriter("out", Video("street.mp4")) as writer:
         ...     for frame in Video("street.mp4"):
         ...         writer.write(frame, tracker.track(frame))

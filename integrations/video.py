@@ -43,7 +43,7 @@ class Video:
         image_size: (height, width) of the frames; None if unknown before one is read.
         path: path of the file or folder; None for an iterable.
 
-    Example:
+    Examples:
         >>> for frame in Video("street.mp4"):
         ...     print(frame.shape, frame.dtype)
         (720, 1280, 3) uint8
@@ -145,7 +145,7 @@ class MaskFolder(Mapping[int, NDArray[np.bool_]]):
     Attributes:
         paths: paths of the masks by frame number, without the frames that have no mask.
 
-    Example:
+    Examples:
         >>> video = Video("street.mp4")
         >>> masks = MaskFolder("out/street/masks", video)
         >>> frames = InpaintAnything(None).remove_video(video, masks)
@@ -229,7 +229,7 @@ class VideoWriter:
         path: path of the file.
         length: number of frames so far.
 
-    Example:
+    Examples:
         >>> with VideoWriter("out.mp4", 25) as video:
         ...     for frame in frames:
         ...         video.write(frame)

@@ -41,7 +41,7 @@ class SamAutomaticMaskGenerator(MaskGenerator[Sam], segment_anything.SamAutomati
     decoder is called as a module, which takes longer: one that is adapted, compiled or patched, or
     has forward hooks.
 
-    Example:
+    Examples:
         >>> generator = SamAutomaticMaskGenerator(sam_model_registry["vit_t"]("mobile_sam.pt"))
         >>> masks = generator.generate(Image.open("dog.jpg"))
         >>> masks[0]["segmentation"], masks[0]["predicted_iou"]
@@ -84,7 +84,7 @@ class SamAutomaticMaskGenerator(MaskGenerator[Sam], segment_anything.SamAutomati
                 image where one is needed; or if proposals are malformed, or are missing or given
                 against ``search``.
 
-        Example:
+        Examples:
             >>> predictor.load_embedding("dog.safetensors")
             >>> masks = generator.generate(None, predictor=predictor)
             >>> generator = SamAutomaticMaskGenerator(sam, search="proposals")

@@ -37,7 +37,7 @@ def build_sam_vit_t(
         UserError: if the file does not hold a complete and finite MobileSAM, or names a backbone
             that the installed timm does not have.
 
-    Example:
+    Examples:
         >>> predictor = SamPredictor(build_sam_vit_t("mobile_sam.pt"))
     """
     # Late: this module is imported while segment_anything is, to register this function.

@@ -43,7 +43,7 @@ _MOST_POINTS = 10_000  # per side; more would take days
 _EDGE = 20  # pixels; a mask this close to the edge of a crop counts as cut off
 _COARSE = 4  # of this many rows and columns of a grid one is coarse, as in TinySAM
 # TinySAM takes logits above 8.5, which fits its own weights. A share of the logit at the point that
-# was asked fits any: measured in docs/search.md.
+# was asked fits any: measured in docs/measurements/search.md.
 _CONFIDENT = 0.6
 
 

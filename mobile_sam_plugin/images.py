@@ -206,7 +206,7 @@ def describe_skipped(names: Iterable[str]) -> str:
 
     Hidden files count if they have the suffix of an image.
 
-    Example:
+    Examples:
         >>> describe_skipped(["a.jpg", "b.HEIC", "notes.txt", "._a.jpg"])
         '3 files are left out: 1 .heic (...), 1 hidden, 1 .txt'
     """

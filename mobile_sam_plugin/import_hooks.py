@@ -56,7 +56,7 @@ def provide(package: str, hide_installed: bool = False) -> ExitStack:
         UserError: if another package is asked for, or the original is to be hidden and has been
             imported already.
 
-    Example:
+    Examples:
         >>> provide("mobile_sam")
         >>> from mobile_sam import SamPredictor, sam_model_registry
         >>> predictor = SamPredictor(sam_model_registry["vit_t"](checkpoint="mobile_sam.pt"))

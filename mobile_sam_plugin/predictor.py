@@ -54,7 +54,7 @@ class SamPredictor(segment_anything.SamPredictor):
     images, explains invalid inputs, and computes in eval mode even if the model was left in
     training mode, whose batch norms would change the masks.
 
-    Example:
+    Examples:
         >>> predictor = SamPredictor(sam_model_registry["vit_t"](checkpoint="mobile_sam.pt"))
         >>> predictor.set_image(Image.open("dog.jpg"))
         >>> masks, scores, logits = predictor.predict(np.array([[320, 240]]), np.array([1]))
@@ -134,7 +134,7 @@ class SamPredictor(segment_anything.SamPredictor):
         Raises:
             TypeError, UserError: if :meth:`set_image` would reject an image; the first one counts.
 
-        Example:
+        Examples:
             >>> for each in predictor.set_image_batch([Image.open("a.jpg"), Image.open("b.jpg")]):
             ...     masks, scores, logits = each.predict(box=[10, 10, 200, 150])
         """
@@ -231,7 +231,7 @@ class SamPredictor(segment_anything.SamPredictor):
             UserError: if the path has another suffix, the dtype is not float32, float16 or
                 bfloat16, or a value is not finite in it.
 
-        Example:
+        Examples:
             >>> predictor.set_image(Image.open("dog.jpg"))
             >>> predictor.save_embedding("dog.safetensors")
         """
@@ -276,7 +276,7 @@ class SamPredictor(segment_anything.SamPredictor):
                 it is of another image; or if it is damaged or holds something else.
             TypeError: as :meth:`set_image`.
 
-        Example:
+        Examples:
             >>> predictor.load_embedding("dog.safetensors")
             >>> masks, scores, logits = predictor.predict(np.array([[320, 240]]), np.array([1]))
         """
@@ -472,7 +472,7 @@ class SamPredictor(segment_anything.SamPredictor):
         Returns:
             Low-res logits (B, C, 256, 256) and predicted IoU (B, C), both float32.
 
-        Example:
+        Examples:
             >>> boxes = predictor.transform.apply_boxes_torch(boxes, predictor.original_size)
             >>> logits, scores = predictor.predict_low_res_torch(None, None, boxes)
         """

@@ -45,7 +45,7 @@ def register(module: ModuleType, override: bool = False) -> None:
     Raises:
         TypeError: if the module has no such dict.
 
-    Example:
+    Examples:
         >>> import sam.segment_anything
         >>> register(sam.segment_anything)
     """
@@ -92,7 +92,7 @@ def replace(
             are both `checkpoint` and `by_checkpoint`.
         TypeError: if the module has no such registry.
 
-    Example:
+    Examples:
         >>> with replace("vit_h", checkpoint="mobile_sam.pt"):
         ...     sam = segment_anything.sam_model_registry["vit_h"]("sam_vit_h_4b8939.pth")
         >>> with replace(by_checkpoint=True):

@@ -70,7 +70,7 @@ def annotate(
         mode: "everything"; "boxes", the boxes of the COCO JSON file; or "text", the objects that
             ``text`` describes.
         formats: any of "coco", "parquet", "ids", "yolo", "labelme" and "overlay"; see
-            docs/annotate.md. "sa1b" is always written.
+            docs/reference/data_sets.md. "sa1b" is always written.
         images: the folder of a COCO data set's images; that of the JSON file if None.
         text: for mode text, what to find: a list, or one string separated by full stops or commas.
         detector, box_threshold, text_threshold, nms_thresh: for mode text, see :class:`~
@@ -99,7 +99,7 @@ def annotate(
         MissingExtra: if a format or a mode needs a package that is not installed.
         OSError: while iterating, if the disk is full. What was done is kept.
 
-    Example:
+    Examples:
         >>> for result in annotate("photos", "out", formats=["coco", "overlay"]):
         ...     print(result.key, len(result.records))
     """

@@ -50,7 +50,7 @@ def open_proposals(source: ProposalSource, device: str | torch.device = "cpu") -
         FileNotFoundError, UserError: if the JSON cannot be read.
         Exception: as :func:`~mobile_sam_plugin.integrations.pretrained.load_pretrained`.
 
-    Example:
+    Examples:
         >>> propose = open_proposals("instances_val2017.json")
         >>> generator = SamAutomaticMaskGenerator(sam, search="proposals")
         >>> generator.generate(pixels, proposals=propose(pixels, "000000000139.jpg"))

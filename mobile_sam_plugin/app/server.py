@@ -88,7 +88,7 @@ def serve(
     Raises:
         OSError: if the port is taken.
 
-    Example:
+    Examples:
         >>> with serve(Engine(TorchBackend(build_sam_vit_t()))) as address:
         ...     input(address)
     """

@@ -235,7 +235,7 @@ class Sessions:
         engine: encodes their images and decodes their prompts; its backend is torch.
         model: the engine's.
 
-    Example:
+    Examples:
         >>> sessions = Sessions(Engine(TorchBackend(sam)), Path("files"))
         >>> session = sessions.get("a page's name")
         >>> session.open(Picture("dog.jpg", pixels))

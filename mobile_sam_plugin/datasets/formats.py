@@ -66,7 +66,7 @@ def open_annotated_images(
         FileNotFoundError: if there is no such source or folder of images.
         ValueError: if the JSON file is not JSON or not COCO's, or if no image has a mask.
 
-    Example:
+    Examples:
         >>> data = open_annotated_images("annotations/instances_val2017.json", images="val2017")
         >>> first = data[0]
         >>> first.name, first.image.shape, first.masks.shape

@@ -111,7 +111,7 @@ class Skipped:
     def describe(self) -> str:
         """Returns the numbers of skipped items, by kind, and of skipped masks; "" if none was.
 
-        Example:
+        Examples:
             >>> skipped.describe()
             '3 of 110,000 images are left out: 2 not readable, 1 missing'
         """
@@ -143,7 +143,7 @@ class SkipUnreadable(Generic[ItemT]):
     Attributes:
         skipped (Skipped): the broken items found so far, in all processes.
 
-    Example:
+    Examples:
         >>> data = SkipUnreadable(open_annotated_images("images"))
         >>> for index in range(len(data)):
         ...     train_on(data[index])

@@ -20,7 +20,7 @@ class OnnxAutomaticMaskGenerator(MaskGenerator[OnnxPredictor]):
 
     Same options and records. ``points_per_batch`` is how often progress is reported.
 
-    Example:
+    Examples:
         >>> predictor = OnnxPredictor("mobile_sam_encoder.onnx", "mobile_sam_decoder.onnx")
         >>> masks = OnnxAutomaticMaskGenerator(predictor).generate(Image.open("dog.jpg"))
         >>> masks[0]["segmentation"], masks[0]["predicted_iou"]

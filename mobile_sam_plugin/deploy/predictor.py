@@ -52,7 +52,7 @@ class OnnxPredictor:
         encoder: graph of the image encoder.
         decoder: graph of the prompt encoder and mask decoder.
 
-    Example:
+    Examples:
         >>> predictor = OnnxPredictor("mobile_sam_encoder.onnx", "mobile_sam_decoder.onnx")
         >>> predictor.set_image(Image.open("dog.jpg"))
         >>> masks, scores, logits = predictor.predict([[320, 240]], [1])
@@ -375,7 +375,7 @@ class OnnxPredictor:
 class OpenVinoPredictor(OnnxPredictor):
     """:class:`OnnxPredictor` on OpenVINO, from the same two files.
 
-    Example:
+    Examples:
         >>> predictor = OpenVinoPredictor("mobile_sam_encoder.onnx", "mobile_sam_decoder.onnx")
     """
 

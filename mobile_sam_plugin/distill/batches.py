@@ -58,7 +58,7 @@ class MaskExamples(Dataset[Batch]):
         prompts: ``"point"``, ``"box"``, or ``"both"`` with equal probability.
         augmentation: names of the variations, see above.
 
-    Example:
+    Examples:
         >>> example = MaskExamples([Scenes(1000, size=256)], 256, 8, seed=0)[0]
         >>> example["pixels"].shape, example["masks"].shape
         (torch.Size([3, 256, 256]), torch.Size([8, 64, 64]))

@@ -98,7 +98,7 @@ def embed(
             `strict`, if an image cannot be read.
         MissingExtra: if accelerate is not installed.
 
-    Example:
+    Examples:
         >>> teacher = sam_model_registry["vit_h"]("sam_vit_h_4b8939.pth").cuda()
         >>> embed(teacher, "sa1b", "embeddings", batch_size=4)
         >>> path, size, embedding = Embeddings("embeddings")[0]

@@ -68,7 +68,7 @@ class Embeddings:
         FileNotFoundError: if the folder holds no embeddings.
         ValueError: if some are not computed yet, or if files are damaged or of another store.
 
-    Example:
+    Examples:
         >>> embeddings = Embeddings("embeddings", images="/data/sa1b")
         >>> path, (height, width), embedding = embeddings[0]
     """

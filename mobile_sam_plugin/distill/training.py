@@ -134,7 +134,7 @@ def train(options: TrainingOptions, folder: str | os.PathLike[str], restart: boo
         MemoryError: if a step needs more memory than there is; the message names what to lower.
         KeyboardInterrupt: at Ctrl-C, after the state is saved.
 
-    Example:
+    Examples:
         >>> options = TrainingOptions("supervised", "scenes", steps=1000, img_size=256)
         >>> sam = sam_model_registry["vit_t"](train(options, "runs/scenes"))
     """

@@ -63,7 +63,7 @@ class Engine:
         decoders: the workers that decode prompts.
         encoder: the worker that encodes images, one at a time.
 
-    Example:
+    Examples:
         >>> engine = Engine(TorchBackend(build_sam_vit_t()))
         >>> predictor = engine.predictor(digest_image(pixels), pixels)
         >>> masks, scores, _ = engine.run(lambda: predictor.predict([[320, 240]], [1]))

@@ -128,7 +128,7 @@ class Backend(Protocol):
 class TorchBackend:
     """A SAM in torch; see :class:`Backend`.
 
-    Example:
+    Examples:
         >>> backend = TorchBackend(build_sam_vit_t())
     """
 
@@ -217,7 +217,7 @@ class TorchBackend:
 class OnnxBackend:
     """The files of ``mobile-sam export`` in onnxruntime or OpenVINO; see :class:`Backend`.
 
-    Example:
+    Examples:
         >>> predictor = OnnxPredictor("encoder.onnx", "decoder.onnx")
         >>> backend = OnnxBackend("onnx", predictor, "encoder.onnx")
     """

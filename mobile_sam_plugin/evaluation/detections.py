@@ -169,7 +169,7 @@ def evaluate_boxes(
         UserError: if the folder holds another run; or as :func:`~.examiner.predict`.
         OSError: if an image cannot be read.
 
-    Example:
+    Examples:
         >>> prompts = BoxPrompts("instances_val2017.json", "vitdet.json", "val2017")
         >>> evaluate_boxes(sam, prompts)["single"].all
     """

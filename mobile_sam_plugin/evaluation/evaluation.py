@@ -54,7 +54,7 @@ def evaluate(
             are unusable; or, with `strict`, if one is.
         OSError: with `strict`, if an image cannot be read.
 
-    Example:
+    Examples:
         >>> evaluation = evaluate(sam, open_annotated_images("val"), metrics=["click"])
         >>> evaluation.scores["click"].mean
         >>> evaluation.save("evaluation")

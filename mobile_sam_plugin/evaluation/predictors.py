@@ -21,7 +21,7 @@ class Predictor(Protocol):
     """A model that segments an image by prompts, as ``segment_anything.SamPredictor`` does.
 
     That of SAM 2, ``SAM2ImagePredictor``, is one. For others a class of ten lines will do, see
-    docs/evaluation.md. If it is, or has as its attribute ``model``, an ``nn.Module``, its
+    docs/how-to/compare.md. If it is, or has as its attribute ``model``, an ``nn.Module``, its
     parameters are counted.
     """
 

@@ -111,7 +111,7 @@ def finetune(
         MemoryError: if a step does not fit into memory; the message names what to lower.
         FloatingPointError: if the training diverges.
 
-    Example:
+    Examples:
         >>> finetuned = finetune("leaves", "leaves-sam")
         >>> print(finetuned.format_table())
         >>> predictor = SamPredictor(sam_model_registry["vit_t"](finetuned.path))

@@ -42,7 +42,7 @@ class BackboneImageEncoder(nn.Module):
         UserError: if timm does not have the network, or its requested pretrained weights, or gives
             no feature map of it that is fine enough.
 
-    Example:
+    Examples:
         >>> encoder = BackboneImageEncoder("resnet18")
         >>> encoder(torch.zeros(1, 3, 1024, 1024)).shape
         torch.Size([1, 256, 64, 64])

@@ -158,7 +158,7 @@ class Composites:
     Attributes:
         objects, photographs: the usable ones, and a count of the others.
 
-    Example:
+    Examples:
         >>> composites = Composites(1000, open_cut_outs("cut_outs"), list_images("photographs"))
         >>> composites[0].image.shape, composites[0].masks.dtype
         ((448, 512, 3), dtype('bool'))

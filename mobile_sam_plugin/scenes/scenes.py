@@ -48,7 +48,7 @@ def make_scene(
     Raises:
         ValueError: if `seed` is negative, `size` too small, or a texture image unreadable.
 
-    Example:
+    Examples:
         >>> scene = make_scene(seed=7, size=512)
         >>> scene.image.shape, scene.masks.dtype
         ((512, 512, 3), dtype('bool'))

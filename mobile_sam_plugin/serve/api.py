@@ -64,7 +64,7 @@ def create_api(
             under loopback's names alone.
         closes_engine: whether the engine ends with the service.
 
-    Example:
+    Examples:
         >>> uvicorn.run(create_api(Engine(TorchBackend(build_sam_vit_t()))))
     """
     telemetry = Telemetry(engine)

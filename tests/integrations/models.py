@@ -73,6 +73,24 @@ def save_owl_detector(folder: Path, kind: str) -> None:
 SIDE = 128  # of the small models' images; the real ones' are 1024
 
 
+def save_clip(folder: Path) -> None:
+    """A CLIP with random weights that sees 32 x 32 pixels."""
+    save_clip_tokenizer(folder, max_length=40)
+    torch.manual_seed(0)
+    config = transformers.CLIPConfig(
+        text_config=clip_text_config(40),
+        vision_config={"image_size": 32, "patch_size": 8, **SMALL_LAYER},
+        projection_dim=16,
+    )
+    transformers.CLIPModel(config).save_pretrained(folder)
+    transformers.CLIPProcessor(
+        transformers.CLIPImageProcessor(
+            size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+        ),
+        transformers.AutoTokenizer.from_pretrained(folder),
+    ).save_pretrained(folder)
+
+
 def save_video_model(folder: Path, kind: str) -> Path:
     """A small SAM 2 or EdgeTAM with random weights, in the form that the Hub's have."""
     stages = [8, 16, 32, 64]

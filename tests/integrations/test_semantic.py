@@ -28,7 +28,8 @@ from mobile_sam_plugin.integrations.semantic_segment_anything import (
 )
 
 from ..hub import Client, Cut, Hub
-from .vocabularies import SMALL_LAYER, clip_text_config, save_clip_tokenizer
+from .models import save_clip
+from .vocabularies import SMALL_LAYER
 
 Pixels = NDArray[np.uint8]
 COLORS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 50, 220)}
@@ -53,20 +54,7 @@ def compare_colors(images: Iterable[Pixels], texts: Sequence[str]) -> NDArray[np
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved CLIP, as a user has it."""
     folder = tmp_path_factory.mktemp("clip")
-    save_clip_tokenizer(folder, max_length=40)
-    torch.manual_seed(0)
-    config = transformers.CLIPConfig(
-        text_config=clip_text_config(40),
-        vision_config={"image_size": 32, "patch_size": 8, **SMALL_LAYER},
-        projection_dim=16,
-    )
-    transformers.CLIPModel(config).save_pretrained(folder)
-    transformers.CLIPProcessor(
-        transformers.CLIPImageProcessor(
-            size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
-        ),
-        transformers.AutoTokenizer.from_pretrained(folder),
-    ).save_pretrained(folder)
+    save_clip(folder)
     return folder
 
 

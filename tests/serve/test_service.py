@@ -34,7 +34,7 @@ from mobile_sam_plugin.serve.schemas import RunLengths
 from ..conftest import PHOTOGRAPHS
 from .conftest import serving
 
-PAGE = Path(__file__).parents[2] / "docs" / "serve.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "serve.md"
 COFFEE = (PHOTOGRAPHS / "coffee.png").read_bytes()
 CUP: dict[str, Any] = {"points": [[300, 130]], "labels": [1]}
 

@@ -8,12 +8,20 @@ import typer
 from .inputs import Checkpoint, MaxPixels, load_model
 
 Precision = Literal["fp32", "fp16", "int8"]
+Target = Literal[
+    "samexporter",
+    "anylabeling",
+    "x-anylabeling",
+    "isat",
+    "label-studio",
+    "sam-web-demo",
+    "transformers.js",
+    "upstream",
+]
 
 
 def export(
-    out: Annotated[
-        Path, typer.Option(metavar="DIR", file_okay=False, help="Output folder of the two files.")
-    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", file_okay=False, help="Output folder.")],
     precision: Annotated[
         Precision,
         typer.Option(help="fp16 for GPUs and phones; int8 for a faster encoder on a CPU."),
@@ -40,6 +48,16 @@ def export(
             show_default="this package's photographs",
         ),
     ] = None,
+    for_: Annotated[
+        Target | None,
+        typer.Option(
+            "--for",
+            help="Write the files that this program loads instead, with the names, inputs and "
+            "outputs that it expects, and its configuration. 'upstream' is the file of SAM's own "
+            "export script.",
+            show_default="this package's predictors",
+        ),
+    ] = None,
     force: Annotated[
         bool,
         typer.Option(
@@ -49,17 +67,18 @@ def export(
     checkpoint: Checkpoint = None,
     max_pixels: MaxPixels = None,
 ) -> None:
-    """Export MobileSAM to ONNX, for machines without torch.
+    """Export MobileSAM to ONNX, for machines without torch and for other programs.
 
     Writes mobile_sam_encoder.onnx and mobile_sam_decoder.onnx, and prints how they compare with
-    torch. The decoder has the inputs and outputs of segment-anything's own export.
+    torch. The decoder has the inputs and outputs of segment-anything's own export. With --for,
+    writes what another program loads.
     """
     from ..deploy import export as export_model
     from ..images import list_images
     from ..photographs import list_photographs
 
     paths = list_images(images, recursive=True) if images else list_photographs()
-    encoder, decoder = export_model(
+    exported = export_model(
         load_model(checkpoint, "cpu"),
         out,
         paths,
@@ -67,11 +86,13 @@ def export(
         opset,
         with_preprocessing,
         force,
+        for_,
     )
-    for found, value in ((encoder, "embeddings"), (decoder, "low-res logits")):
+    values = ("embeddings", "low-res logits")[-len(exported) :]  # a decoder may be alone
+    for found, value in zip(exported, values, strict=True):
         typer.echo(
             f"{found.path}  {found.megabytes:.1f} MB  {value} within "
             f"{found.largest_difference:.2g} of torch  {found.seconds:.3f} s "
             f"(torch {found.torch_seconds:.3f} s)"
         )
-    typer.echo(f"mask IoU with torch {encoder.mask_iou:.4f}")
+    typer.echo(f"mask IoU with torch {exported[0].mask_iou:.4f}")

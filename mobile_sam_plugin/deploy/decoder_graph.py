@@ -10,8 +10,8 @@ M masks a prompt.
 """
 
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -24,13 +24,56 @@ from torch import Tensor, nn
 class DecoderGraph(SamOnnxModel):
     """Prompt encoder, mask decoder and upscaling of a SAM; inputs and outputs are upstream's.
 
-    Unlike upstream's it takes several prompts at once, and its sizes do not freeze when traced.
+    Unlike upstream's it takes several prompts at once, each for an image of its own or all for one,
+    and its sizes do not freeze when traced.
+
+    Args:
+        sam: the model.
+        best_only: whether to give the best of a prompt's masks alone, chosen as by upstream's
+            ``return_single_mask``: the first for three points or more, padding included, else that
+            of the highest predicted IoU.
+
+    Attributes:
+        outputs: names of the outputs.
+        logits: name of the output of low-res logits.
+        dynamic_axes: names of the sizes that are not fixed, by input or output and axis.
     """
 
-    def __init__(self, sam: Sam) -> None:
-        super().__init__(sam, return_single_mask=False)
-        positions = sam.prompt_encoder.get_dense_pe().flatten(2).transpose(1, 2)
-        self.register_buffer("positions", positions.detach().contiguous())  # (1, P, C)
+    outputs: ClassVar[Sequence[str]] = ("masks", "iou_predictions", "low_res_masks")
+    logits: ClassVar[str] = "low_res_masks"
+    dynamic_axes: ClassVar[Mapping[str, Mapping[int, str]]] = {
+        "image_embeddings": {0: "images"},
+        "point_coords": {0: "prompts", 1: "points"},
+        "point_labels": {0: "prompts", 1: "points"},
+        "mask_input": {0: "mask_prompts"},
+        "masks": {0: "prompts", 2: "height", 3: "width"},
+        "iou_predictions": {0: "prompts"},
+        "low_res_masks": {0: "prompts"},
+    }
+
+    def __init__(self, sam: Sam, best_only: bool = False) -> None:
+        super().__init__(sam, return_single_mask=best_only)
+        positions = sam.prompt_encoder.get_dense_pe()  # (1, C, h, w)
+        self.register_buffer("positions", positions.detach().contiguous())
+
+    def feeds(self, image_embeddings: Tensor, points: Tensor, size: Tensor) -> dict[str, Tensor]:
+        """Returns the inputs by name, as clients make them of clicks on an object.
+
+        Args:
+            image_embeddings: (1 or B, C, h, w) float32.
+            points: (B, N, 2) float32, XY in the frame of the resized image.
+            size: (2,) float32, height and width of the image in pixels.
+        """
+        coords, labels = pad_points(points, torch.ones(points.shape[:2]))
+        height, width = image_embeddings.shape[-2:]
+        return {
+            "image_embeddings": image_embeddings,
+            "point_coords": coords,
+            "point_labels": labels,
+            "mask_input": torch.zeros(1, 1, 4 * height, 4 * width),
+            "has_mask_input": torch.zeros(1),
+            "orig_im_size": size,
+        }
 
     @torch.no_grad()
     def forward(
@@ -45,7 +88,7 @@ class DecoderGraph(SamOnnxModel):
         """Decodes prompts.
 
         Args:
-            image_embeddings: (1, C, h, w) float32.
+            image_embeddings: (1 or B, C, h, w) float32.
             point_coords: (B, N, 2) float32, XY in the frame of the resized image.
             point_labels: (B, N) float32: 1 object, 0 background, -1 padding, 2 and 3 the top left
                 and bottom right corner of a box.
@@ -55,11 +98,14 @@ class DecoderGraph(SamOnnxModel):
 
         Returns:
             Logits (B, M, height, width) of all mask tokens, the first of which is for unambiguous
-            prompts; their predicted IoU (B, M); low-res logits (B, M, 4h, 4w).
+            prompts, or (B, 1, height, width) of the best; their predicted IoU (B, M); low-res
+            logits (B, M, 4h, 4w).
         """
         low_res_masks, scores = self.decode(
             image_embeddings, point_coords, point_labels, mask_input, has_mask_input
         )
+        if self.return_single_mask:
+            low_res_masks, scores = self.select_masks(low_res_masks, scores, point_coords.shape[1])
         return self.mask_postprocessing(low_res_masks, orig_im_size), scores, low_res_masks
 
     def decode(
@@ -71,11 +117,21 @@ class DecoderGraph(SamOnnxModel):
         has_mask_input: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """As :meth:`forward`, without the upscaling: low-res logits and predicted IoU."""
+        return self._decode_tokens(
+            image_embeddings + self._embed_masks(mask_input, has_mask_input),
+            self.positions,
+            self._embed_points(point_coords, point_labels),
+        )
+
+    def _decode_tokens(
+        self, embeddings: Tensor, positions: Tensor, sparse: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Decodes embedded prompts (B, N, C), for embeddings (1 or B, C, h, w) and positions."""
         decoder = self.mask_decoder
         transformer = decoder.transformer
-        sparse = self._embed_points(point_coords, point_labels)
-        dense = self._embed_masks(mask_input, has_mask_input)
-        pixels = (image_embeddings + dense).flatten(2).transpose(1, 2)
+        size = embeddings.shape[-2:]
+        pixels = embeddings.flatten(2).transpose(1, 2)
+        positions = positions.flatten(2).transpose(1, 2)
         output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
         output_tokens = output_tokens.unsqueeze(0).expand(sparse.shape[0], -1, -1)
         prompts = tokens = torch.cat([output_tokens, sparse], dim=1)
@@ -86,7 +142,7 @@ class DecoderGraph(SamOnnxModel):
                 placed = tokens + prompts
                 tokens = tokens + layer.self_attn(q=placed, k=placed, v=tokens)
             tokens = layer.norm1(tokens)
-            placed_pixels = pixels + self.positions
+            placed_pixels = pixels + positions
             attended = _attend_to_pixels(
                 layer.cross_attn_token_to_image, tokens + prompts, placed_pixels, pixels
             )
@@ -99,7 +155,7 @@ class DecoderGraph(SamOnnxModel):
         attended = _attend_to_pixels(
             transformer.final_attn_token_to_image,
             tokens + prompts,
-            pixels + self.positions,
+            pixels + positions,
             pixels,
         )
         tokens = transformer.norm_final_attn(tokens + attended)
@@ -111,8 +167,18 @@ class DecoderGraph(SamOnnxModel):
             ],
             dim=1,
         )
-        size = image_embeddings.shape[-2:]
         return _upscale(decoder.output_upscaling, pixels, weights, size), scores
+
+    def select_masks(
+        self, masks: Tensor, iou_preds: Tensor, num_points: int
+    ) -> tuple[Tensor, Tensor]:
+        """As upstream's, which makes a constant of the number of prompts."""
+        first = torch.zeros_like(iou_preds)
+        first[:, 0] = 1000
+        best = (iou_preds + (num_points - 2.5) * first).argmax(dim=1, keepdim=True)
+        size = masks.shape[-2:]
+        chosen = masks.gather(1, best[..., None, None].expand(-1, -1, *size))
+        return chosen, iou_preds.gather(1, best)
 
     def mask_postprocessing(self, masks: Tensor, orig_im_size: Tensor) -> Tensor:
         """As upstream's, where ``int()`` makes constants of the sizes of the traced image."""
@@ -123,6 +189,131 @@ class DecoderGraph(SamOnnxModel):
         # Tensors, which stay dynamic where torch traces.
         size: Any = tuple(orig_im_size.to(torch.int64).unbind())
         return F.interpolate(masks, size=size, mode="bilinear", align_corners=False)
+
+
+class EdgeSamGraph(DecoderGraph):
+    """The same with the inputs and outputs of EdgeSAM's export, for clients that pad no prompt."""
+
+    outputs: ClassVar[Sequence[str]] = ("scores", "masks")
+    logits: ClassVar[str] = "masks"
+    dynamic_axes: ClassVar[Mapping[str, Mapping[int, str]]] = {
+        "image_embeddings": {0: "images"},
+        "point_coords": {0: "prompts", 1: "points"},
+        "point_labels": {0: "prompts", 1: "points"},
+        "scores": {0: "prompts"},
+        "masks": {0: "prompts"},
+    }
+
+    def feeds(self, image_embeddings: Tensor, points: Tensor, size: Tensor) -> dict[str, Tensor]:
+        return {
+            "image_embeddings": image_embeddings,
+            "point_coords": points,
+            "point_labels": torch.ones(points.shape[:2]),
+        }
+
+    @torch.no_grad()
+    def forward(  # type: ignore[override]
+        self, image_embeddings: Tensor, point_coords: Tensor, point_labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """As :meth:`DecoderGraph.forward`, but the scores come first, and then low-res logits."""
+        no_mask = self.model.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
+        masks, scores = self._decode_tokens(
+            image_embeddings + no_mask,
+            self.positions,
+            self._embed_points(*pad_points(point_coords, point_labels)),
+        )
+        return scores, masks
+
+
+class TransformersGraph(DecoderGraph):
+    """The same with the inputs and outputs of ``SamModel`` in transformers' own ONNX export.
+
+    A box is two points, of the labels 2 and 3.
+    """
+
+    outputs: ClassVar[Sequence[str]] = ("iou_scores", "pred_masks")
+    logits: ClassVar[str] = "pred_masks"
+    dynamic_axes: ClassVar[Mapping[str, Mapping[int, str]]] = {
+        "image_embeddings": {0: "batch_size"},
+        "image_positional_embeddings": {0: "batch_size"},
+        "input_points": {0: "batch_size", 1: "point_batch_size", 2: "nb_points_per_image"},
+        "input_labels": {0: "batch_size", 1: "point_batch_size", 2: "nb_points_per_image"},
+        "iou_scores": {0: "batch_size", 1: "point_batch_size"},
+        "pred_masks": {0: "batch_size", 1: "point_batch_size"},
+    }
+
+    def feeds(self, image_embeddings: Tensor, points: Tensor, size: Tensor) -> dict[str, Tensor]:
+        points = points.unflatten(0, (len(image_embeddings), -1))
+        return {
+            "image_embeddings": image_embeddings,
+            "image_positional_embeddings": self.positions.expand_as(image_embeddings),
+            "input_points": points,
+            "input_labels": torch.ones(points.shape[:3], dtype=torch.int64),
+        }
+
+    @torch.no_grad()
+    def forward(  # type: ignore[override]
+        self,
+        image_embeddings: Tensor,
+        image_positional_embeddings: Tensor,
+        input_points: Tensor,
+        input_labels: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Decodes P prompts of N points for each of B images.
+
+        Args:
+            image_embeddings: (B, C, h, w) float32.
+            image_positional_embeddings: (B, C, h, w) float32.
+            input_points: (B, P, N, 2) float32, XY in the frame of the resized image.
+            input_labels: (B, P, N) int64, as in :class:`DecoderGraph`; and -10 for a point that
+                counts for nothing.
+
+        Returns:
+            Predicted IoU (B, P, 3) and low-res logits (B, P, 3, 4h, 4w) of the candidates.
+        """
+        images, prompts = input_labels.shape[:2]
+        labels = input_labels.flatten(0, 1)
+        coords, labels = pad_points(input_points.flatten(0, 1), labels.to(input_points.dtype))
+        sparse = self._embed_points(coords, labels) * (labels != -10).unsqueeze(2)
+        no_mask = self.model.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
+        embeddings, positions = (
+            each.unsqueeze(1).expand(-1, prompts, -1, -1, -1).flatten(0, 1)
+            for each in (image_embeddings + no_mask, image_positional_embeddings)
+        )
+        masks, scores = self._decode_tokens(embeddings, positions, sparse)
+        by_image = images, prompts
+        return scores[:, 1:].unflatten(0, by_image), masks[:, 1:].unflatten(0, by_image)
+
+
+class EncoderGraph(nn.Module):
+    """The image encoder of a SAM, with the outputs of ``SamModel.get_image_embeddings``."""
+
+    def __init__(self, sam: Sam) -> None:
+        super().__init__()
+        self.image_encoder = sam.image_encoder
+        self.register_buffer("positions", sam.prompt_encoder.get_dense_pe().detach())
+
+    @torch.no_grad()
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """Encodes images (B, 3, H, W): embeddings and positional embeddings, (B, C, h, w)."""
+        embeddings = self.image_encoder(pixel_values)
+        return embeddings, self.positions.expand(embeddings.shape[0], -1, -1, -1)
+
+
+def pad_points(coords: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Adds the point of the label -1 that SAM adds to prompts without a box.
+
+    Args:
+        coords: (B, N, 2) float32.
+        labels: (B, N) float32; a corner, 2 or 3, in any prompt is a box in each.
+
+    Returns:
+        The same with N or N + 1 points.
+    """
+    points = labels.shape[1] + 1 - (labels >= 2).any().to(torch.int64)
+    coords = torch.cat([coords, torch.zeros_like(coords[:, :1])], dim=1)
+    labels = torch.cat([labels, -torch.ones_like(labels[:, :1])], dim=1)
+    return coords[:, :points], labels[:, :points]
 
 
 def _attend_to_pixels(

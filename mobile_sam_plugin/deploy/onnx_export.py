@@ -5,7 +5,7 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -17,14 +17,17 @@ from numpy.typing import NDArray
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
+from ..checkpoint import save_checkpoint
 from ..errors import MissingExtra, UserError
 from ..images import load_image, open_image
 from ..inputs import PIXEL_MEAN, PIXEL_STD, input_size, preprocess
 from ..mask_postprocessing import MaskUpscaler
+from ..mobile_sam import MobileSam
 from ..model import MaskDecoder
 from ..predictor import SamPredictor, eval_mode
-from .decoder_graph import DecoderGraph
-from .predictor import OnnxPredictor
+from .clients import CLIENTS, PLUGIN, Client
+from .decoder_graph import EncoderGraph
+from .runtimes import OnnxRuntime
 
 try:
     import onnx
@@ -34,10 +37,9 @@ try:
 except ImportError as error:
     raise MissingExtra.of("onnx and onnxruntime", "onnx") from error
 
-ENCODER_FILE = "mobile_sam_encoder.onnx"
-DECODER_FILE = "mobile_sam_decoder.onnx"
 PRECISIONS = ("fp32", "fp16", "int8")
 MINIMUM_IOU = 0.90
+_CPU = ("CPUExecutionProvider",)
 LARGEST_FILE = 2 * 10**9  # bytes; protobuf's limit is 2^31
 # In 20 GELU is one operator. In earlier ones it is five, which onnxruntime fuses into one, but not
 # between operators in 8 bits: the encoder then takes a quarter longer, and more memory.
@@ -48,12 +50,13 @@ _OPSETS = {"fp32": 18, "fp16": 18, "int8": 20}
 # OpenVINO inverts a constant's quotient here. Up to 5000 pixels the sizes are the same either way.
 _PREPROCESSING = """
 <ir_version: 8, opset_import: ["" : {opset}]>
-preprocessing (uint8[height, width, 3] picture) => (float[1, 3, {size}, {size}] normalised)
+preprocessing ({dtype}[height, width, 3] picture) => (float[1, 3, {size}, {size}] normalised)
 <float[1, 3, 1, 1] mean = {{{mean}}}, float[1, 3, 1, 1] std = {{{std}}},
  int64[1] zero = {{0}}, int64[1] two = {{2}}, int64[2] batch = {{1, 3}},
  int64[6] before = {{0, 0, 0, 0, 0, 0}}, int64[2] whole = {{{size}, {size}}},
  double long_side = {{{size}}}, double half = {{0.5}}>
 {{
+    pixels = Cast <to = 2> (picture)
     shape = Shape (picture)
     sides = Slice (shape, zero, two)
     real_sides = Cast <to = 11> (sides)
@@ -63,7 +66,7 @@ preprocessing (uint8[height, width, 3] picture) => (float[1, 3, {size}, {size}] 
     shifted = Add (scaled, half)
     rounded = Floor (shifted)
     resized_sides = Cast <to = 7> (rounded)
-    channels_first = Transpose <perm = [2, 0, 1]> (picture)
+    channels_first = Transpose <perm = [2, 0, 1]> (pixels)
     batched = Unsqueeze (channels_first, zero)
     sizes = Concat <axis = 0> (batch, resized_sides)
     resized = Resize <mode = "linear", antialias = 1> (batched, , , sizes)
@@ -79,7 +82,7 @@ preprocessing (uint8[height, width, 3] picture) => (float[1, 3, {size}, {size}] 
 
 @dataclass(frozen=True)
 class Export:
-    """One of the two files, compared with torch.
+    """One of the files, compared with torch.
 
     Attributes:
         path: path of the file.
@@ -108,16 +111,19 @@ def export(
     opset: int | None = None,
     with_preprocessing: bool = False,
     force: bool = False,
+    client: str | None = None,
 ) -> list[Export]:
-    """Writes ``mobile_sam_encoder.onnx`` and ``mobile_sam_decoder.onnx``, checked against torch.
+    """Writes a SAM as ONNX files, checked against torch.
 
-    The decoder has the inputs and outputs of segment-anything's ``SamOnnxModel``, for any number of
-    prompts and points. The encoder takes the preprocessed image, (1, 3, 1024, 1024) float32.
+    Without a client these are ``mobile_sam_encoder.onnx`` and ``mobile_sam_decoder.onnx``, for this
+    package's predictors. The decoder has the inputs and outputs of segment-anything's
+    ``SamOnnxModel``, for any number of prompts and points. The encoder takes preprocessed images,
+    (B, 3, 1024, 1024) float32.
 
     Args:
         model: SAM in float32 on the CPU.
-        folder: output folder, created if missing; files of these names are replaced. Weights above
-            2 GB, the limit of an ONNX file, go into a second file with the suffix ``.data``.
+        folder: output folder, created if missing; files of the same names are replaced. Weights
+            above 2 GB, the limit of an ONNX file, go into a second file with the suffix ``.data``.
         images: paths of images. The files are checked on the first; for int8 the encoder is
             calibrated and checked on all.
         precision: ``"fp32"``; ``"fp16"``, weights and arithmetic of both in half precision, inputs
@@ -126,24 +132,42 @@ def export(
         opset: ONNX opset, 17 to 20; if None 18, and 20 for int8, because that is faster.
         with_preprocessing: whether the encoder takes an image, (H, W, 3) uint8 RGB, instead.
         force: whether to write the files even if their masks differ from those of torch.
+        client: the program that is to load the files, a key of ``clients.CLIENTS``: its names,
+            inputs and outputs, and its configuration; None for this package's predictors.
 
     Returns:
-        Size, time and agreement with torch of the encoder and of the decoder.
+        Size, time and agreement with torch of the encoder, if there is one, and of the decoder.
 
     Raises:
         MissingExtra: if onnx or onnxruntime is not installed.
         FileNotFoundError: if there is no such image.
-        UserError: if the precision is unknown, the opset is unsupported or too old for
-            preprocessing, there is no image, the model is not float32 on the CPU or its mask
-            decoder is adapted; or if the mean mask IoU with torch is below 0.9, without ``force``.
+        UserError: if the precision or the client is unknown, the opset is unsupported or too old
+            for preprocessing, there is no image, the client has no use for int8 or preprocessing,
+            the model is not one that it loads, not float32 on the CPU or its mask decoder is
+            adapted; or if the mean mask IoU with torch is below 0.9, without ``force``.
     """
     if precision not in PRECISIONS:
         raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+    if client is not None and client not in CLIENTS:
+        raise UserError(f"client must be one of {', '.join(CLIENTS)}, not {client!r}")
+    target = PLUGIN if client is None else CLIENTS[client]
+    if with_preprocessing:
+        if client is not None:
+            raise UserError(
+                f"with_preprocessing is for this package's predictors: what the encoder takes for "
+                f"{client} is settled"
+            )
+        target = replace(target, picture="uint8")
+    if precision == "int8" and target.encoder is None:
+        raise UserError(
+            f"precision 'int8' is for the image encoder, and {client} loads the mask decoder "
+            "alone: choose fp32 or fp16"
+        )
     if opset is None:
         opset = _OPSETS[precision]
     if not 17 <= opset <= 20:
         raise UserError(f"opset must be 17 to 20, not {opset}")
-    if with_preprocessing and opset < 18:
+    if target.picture and opset < 18:
         raise UserError(f"preprocessing needs opset 18 or later, not {opset}")
     if not images:
         raise UserError("images must hold at least one path, to check the files on")
@@ -157,36 +181,47 @@ def export(
             "the mask decoder is not SAM's own: it or a part of it runs other code or has hooks, "
             "which the exported graph would lack"
         )
+    if target.checkpoint and not (isinstance(model, MobileSam) and model.backbone is None):
+        raise UserError(f"{client} loads no SAM but MobileSAM, with TinyViT as its image encoder")
     needed = images if precision == "int8" else images[:1]
     for image in needed:  # opened one after the other below, since they may be many
         with open_image(image, os.fspath(image)) as picture:
             input_size(picture.height, picture.width, _size(model))
     os.makedirs(folder, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as name, eval_mode(model):
-        encoder, decoder = Path(name, ENCODER_FILE), Path(name, DECODER_FILE)
-        _write_encoder(model, encoder, opset)
-        _write_decoder(model, decoder, opset)
-        if precision == "int8":
+        encoder, decoder = (file and Path(name, file) for file in target.files(precision))
+        for path in filter(None, (encoder, decoder)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        if encoder:
+            _write_encoder(model, encoder, opset, target)
+        _write_decoder(model, decoder, opset, target)
+        if encoder and precision == "int8":
             _quantise(encoder, (preprocess(load_image(each), _size(model)) for each in needed))
         elif precision == "fp16":
-            for path in (encoder, decoder):
+            for path in filter(None, (encoder, decoder)):
                 _halve(path)
-        if with_preprocessing:
-            _add_preprocessing(encoder, _size(model), opset)
-        found = _compare(model, encoder, decoder, needed)
+        if encoder and target.picture:
+            _add_preprocessing(encoder, _size(model), opset, target.picture)
+        found = _compare(model, encoder, decoder, target, needed)
         if not found[0].mask_iou >= MINIMUM_IOU and not force:
             raise UserError(
                 f"in {precision} the masks have an IoU of {found[0].mask_iou:.3f} with those of "
                 f"torch, below {MINIMUM_IOU}: nothing was written; choose another precision, "
                 "or pass --force (force=True)"
             )
-        for path in (encoder, decoder):
-            for file in (_data_of(path), path):
-                if file.exists():
-                    os.replace(file, Path(folder, file.name))
-                else:  # of an earlier, larger export
-                    Path(folder, file.name).unlink(missing_ok=True)
-    return [replace(each, path=Path(folder, each.path.name)) for each in found]
+        if target.checkpoint:
+            save_checkpoint(model.state_dict(), Path(name, target.checkpoint), for_upstream=True)
+        for file, text in target.configs(_size(model), precision).items():
+            Path(name, file).write_text(text, encoding="utf-8")
+        written = [path for path in Path(name).rglob("*") if path.is_file()]
+        # Weights before the graphs that refer to them.
+        for path in sorted(written, key=lambda path: path.suffix != ".data"):
+            whole = Path(folder, path.relative_to(name))
+            whole.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, whole)
+            if path.suffix == ".onnx" and _data_of(path) not in written:
+                _data_of(whole).unlink(missing_ok=True)  # of an earlier, larger export
+        return [replace(each, path=Path(folder, each.path.relative_to(name))) for each in found]
 
 
 def _size(sam: Sam) -> int:
@@ -194,44 +229,31 @@ def _size(sam: Sam) -> int:
     return size
 
 
-def _write_encoder(sam: Sam, path: Path, opset: int) -> None:
-    image = torch.zeros(1, 3, _size(sam), _size(sam))
-    _trace(sam.image_encoder, (image,), path, opset, ["input_image"], ["image_embeddings"], {})
+def _write_encoder(sam: Sam, path: Path, opset: int, client: Client = PLUGIN) -> None:
+    image = torch.zeros(2, 3, _size(sam), _size(sam))
+    outputs = ["image_embeddings", *["image_positional_embeddings"] * client.positions]
+    names = [client.image, *outputs]
+    module = EncoderGraph(sam) if client.positions else sam.image_encoder
+    axes = {name: {0: "images"} for name in names}
+    _trace(module, (image,), path, opset, names[:1], outputs, axes)
 
 
-def _write_decoder(sam: Sam, path: Path, opset: int) -> None:
-    prompts = {0: "prompts"}
-    points = {0: "prompts", 1: "points"}
-    _trace(
-        DecoderGraph(sam).eval(),
-        tuple(_decoder_inputs(sam, prompts=2, points=3).values()),
-        path,
-        opset,
-        list(_decoder_inputs(sam, 1, 1)),
-        ["masks", "iou_predictions", "low_res_masks"],
-        {
-            "point_coords": points,
-            "point_labels": points,
-            "mask_input": {0: "mask_prompts"},
-            "masks": {**prompts, 2: "height", 3: "width"},
-            "iou_predictions": prompts,
-            "low_res_masks": prompts,
-        },
-    )
-
-
-def _decoder_inputs(sam: Sam, prompts: int, points: int) -> dict[str, Tensor]:
-    """Returns inputs of the decoder's graph by name, for an image of 600 x 400 pixels."""
+def _write_decoder(sam: Sam, path: Path, opset: int, client: Client = PLUGIN) -> None:
+    graph = client.graph(sam).eval()
     side = _size(sam) // 16
     generator = torch.Generator().manual_seed(0)
-    return {
-        "image_embeddings": torch.randn(1, 256, side, side, generator=generator),
-        "point_coords": torch.rand(prompts, points, 2, generator=generator) * _size(sam),
-        "point_labels": torch.ones(prompts, points),
-        "mask_input": torch.zeros(1, 1, 4 * side, 4 * side),
-        "has_mask_input": torch.zeros(1),
-        "orig_im_size": torch.tensor([400.0, 600.0]),
-    }
+    embeddings = torch.randn(2, 256, side, side, generator=generator)
+    points = torch.rand(2, 3, 2, generator=generator) * _size(sam)
+    feeds = graph.feeds(embeddings, points, torch.tensor([400.0, 600.0]))
+    _trace(
+        graph,
+        tuple(feeds.values()),
+        path,
+        opset,
+        list(feeds),
+        list(graph.outputs),
+        graph.dynamic_axes,
+    )
 
 
 def _trace(
@@ -241,7 +263,7 @@ def _trace(
     opset: int,
     input_names: list[str],
     output_names: list[str],
-    dynamic_axes: dict[str, dict[int, str]],
+    dynamic_axes: Mapping[str, Mapping[int, str]],
 ) -> None:
     # The exporter by tracing: torch.export's gives mask prompts and prompts one number, and a
     # larger encoder, and before torch 2.6 it knows none of these modules.
@@ -284,11 +306,13 @@ def _data_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.data")
 
 
-def _add_preprocessing(path: Path, size: int, opset: int) -> None:
+def _add_preprocessing(path: Path, size: int, opset: int, dtype: str = "uint8") -> None:
     mean, std = (", ".join(map(str, values)) for values in (PIXEL_MEAN, PIXEL_STD))
     encoder = onnx.load(path)
     before = onnx.parser.parse_model(
-        _PREPROCESSING.format(opset=opset, size=size, mean=mean, std=std)
+        _PREPROCESSING.format(
+            opset=opset, size=size, mean=mean, std=std, dtype=dtype.replace("float32", "float")
+        )
     )
     before.ir_version = encoder.ir_version
     # Quantising adds a domain of its own, and both must know it.
@@ -340,12 +364,12 @@ def _nodes_between(graph: onnx.GraphProto, start: str, ends: Container[str]) -> 
 class _Calibration:
     """Calibration reader of onnxruntime: a dict of inputs per image, then None."""
 
-    def __init__(self, images: Iterable[NDArray[np.float32]]) -> None:
-        self._images = iter(images)
+    def __init__(self, name: str, images: Iterable[NDArray[np.float32]]) -> None:
+        self._name, self._images = name, iter(images)
 
     def get_next(self) -> dict[str, NDArray[np.float32]] | None:
         image = next(self._images, None)
-        return None if image is None else {"input_image": image}
+        return None if image is None else {self._name: image}
 
 
 def _quantise(path: Path, images: Iterable[NDArray[np.float32]]) -> None:
@@ -358,7 +382,7 @@ def _quantise(path: Path, images: Iterable[NDArray[np.float32]]) -> None:
     quantize_static(
         str(prepared),
         str(path),
-        _Calibration(images),
+        _Calibration(onnx.load(prepared).graph.input[0].name, images),
         quant_format=QuantFormat.QDQ,
         op_types_to_quantize=["Conv", "MatMul"],
         per_channel=True,
@@ -373,65 +397,110 @@ def _quantise(path: Path, images: Iterable[NDArray[np.float32]]) -> None:
 
 
 def _compare(
-    sam: Sam, encoder: Path, decoder: Path, images: Sequence[str | os.PathLike[str]]
+    sam: Sam,
+    encoder: Path | None,
+    decoder: Path,
+    client: Client,
+    images: Sequence[str | os.PathLike[str]],
 ) -> list[Export]:
-    """Compares both files with torch: their masks on all images, the rest on the first."""
-    ours, theirs = OnnxPredictor(encoder, decoder), SamPredictor(sam)
+    """Compares the files with torch: their masks on all images, the rest on the first."""
+    ours, theirs = _Graphs(sam, encoder, decoder, client), SamPredictor(sam)
     overlaps = []
     for picture in map(load_image, images):
-        ours.set_image(picture)
         theirs.set_image(picture)
-        overlaps += _mask_overlaps(ours, theirs, _clicks(picture))
-    mask_iou = min(float(np.mean(overlaps)), _upscaled_overlap(sam, ours))
+        features = ours.encode(picture) if encoder else theirs.features
+        for click in _clicks(picture):
+            feeds = ours.feeds(theirs, click)
+            expected = ours.logits_in_torch(feeds)
+            logits = ours.logits({**feeds, "image_embeddings": features})
+            overlaps += [_overlap(*each) for each in zip(logits > 0, expected > 0, strict=True)]
+    mask_iou = float(np.mean(overlaps))
 
     picture = load_image(images[0])
-    click = _clicks(picture)[:1]
-    seconds, torch_seconds = (_time(partial(each.set_image, picture)) for each in (ours, theirs))
-    embedding = theirs.get_image_embedding().numpy()
-    difference = float(np.abs(ours.features - embedding).max())
-    found = [Export(encoder, _megabytes(encoder), difference, seconds, torch_seconds, mask_iou)]
+    theirs.set_image(picture)
+    click = _clicks(picture)[0]
+    feeds = ours.feeds(theirs, click)
+    if "orig_im_size" in feeds:
+        mask_iou = min(mask_iou, ours.upscaled_overlap(feeds))
+    found = []
+    if encoder:
+        seconds, torch_seconds = (
+            _time(partial(work, picture)) for work in (ours.encode, theirs.set_image)
+        )
+        difference = float((ours.encode(picture) - theirs.features).abs().max())
+        figures = (difference, seconds, torch_seconds, mask_iou)
+        found.append(Export(encoder, _megabytes(encoder), *figures))
+    seconds = _time(partial(ours.decode, feeds))
+    torch_seconds = _time(partial(theirs.predict, click[None], np.ones(1)))
+    difference = float(np.abs(ours.logits(feeds) - ours.logits_in_torch(feeds)).max())
+    found.append(Export(decoder, _megabytes(decoder), difference, seconds, torch_seconds, mask_iou))
+    return found
 
-    ours.features = embedding  # so that the decoders are given the same
-    seconds, torch_seconds = (_time(partial(each.predict, click, [1])) for each in (ours, theirs))
-    (_, _, logits), (_, _, expected) = (each.predict(click, [1]) for each in (ours, theirs))
-    difference = float(np.abs(logits - expected).max())
-    size = _megabytes(decoder)
-    return [*found, Export(decoder, size, difference, seconds, torch_seconds, mask_iou)]
+
+class _Graphs:
+    """The files of a client in onnxruntime, and its decoder in torch."""
+
+    def __init__(self, sam: Sam, encoder: Path | None, decoder: Path, client: Client) -> None:
+        self._size, self._picture = _size(sam), client.picture
+        self._graph = client.graph(sam).eval()
+        self._encoder = OnnxRuntime(encoder, _CPU) if encoder else None
+        self._decoder = OnnxRuntime(decoder, _CPU)
+
+    def encode(self, picture: NDArray[np.uint8]) -> Tensor:
+        """Returns the embeddings (1, 256, 64, 64) of an image."""
+        assert self._encoder is not None
+        given: NDArray[np.generic] = (
+            picture.astype(self._picture) if self._picture else preprocess(picture, self._size)
+        )
+        (name,) = self._encoder.inputs
+        return torch.from_numpy(self._encoder.run(["image_embeddings"], {name: given})[0])
+
+    def feeds(self, predictor: SamPredictor, click: NDArray[np.float64]) -> dict[str, Tensor]:
+        """Returns the decoder's inputs for a click (2,), XY in pixels, on a predictor's image."""
+        size = predictor.original_size
+        point = torch.from_numpy(predictor.transform.apply_coords(click[None], size)).float()
+        return self._graph.feeds(predictor.features, point[None], torch.tensor(size).float())
+
+    def decode(
+        self, feeds: Mapping[str, Tensor], outputs: Sequence[str] | None = None
+    ) -> list[NDArray[np.float32]]:
+        """Runs the decoder; by default for all outputs."""
+        numpys = {name: value.numpy() for name, value in feeds.items()}
+        return self._decoder.run(outputs or self._graph.outputs, numpys)
+
+    def logits(self, feeds: Mapping[str, Tensor]) -> NDArray[np.float32]:
+        """Returns low-res logits of the candidates for one prompt, (M, 256, 256)."""
+        (logits,) = self.decode(feeds, [self._graph.logits])
+        return logits.reshape(-1, *logits.shape[-2:])[-3:]
+
+    def logits_in_torch(self, feeds: Mapping[str, Tensor]) -> NDArray[np.float32]:
+        """As :meth:`logits`, from torch."""
+        outputs = dict(zip(self._graph.outputs, self._graph(**feeds), strict=True))
+        logits = outputs[self._graph.logits].numpy()
+        return logits.reshape(-1, *logits.shape[-2:])[-3:]
+
+    def upscaled_overlap(self, feeds: Mapping[str, Tensor]) -> float:
+        """Returns the IoU of the masks that the graph upscales with those of its low-res logits.
+
+        For an image size that half precision cannot represent.
+        """
+        size = 2001, 3001
+        feeds = {**feeds, "orig_im_size": torch.tensor(size).float()}
+        (masks,), (low_res_logits,) = self.decode(feeds, ["masks", "low_res_masks"])
+        if masks.shape[1:] != size:
+            return 0.0
+        shape = low_res_logits.shape[1:]
+        upscaler = MaskUpscaler(input_size(*size, self._size), size, shape, self._size)
+        pairs = zip(masks, low_res_logits, strict=True)
+        return float(
+            np.mean([_overlap(mask > 0, upscaler.binary_mask(low)) for mask, low in pairs])
+        )
 
 
 def _clicks(picture: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Returns clicks all over an image, (9, 2), XY in pixels, the centre first."""
     places = sorted(product((0.25, 0.5, 0.75), repeat=2), key=lambda place: place != (0.5, 0.5))
     return np.array(places) * picture.shape[1::-1]
-
-
-def _mask_overlaps(
-    ours: OnnxPredictor, theirs: SamPredictor, clicks: NDArray[np.float64]
-) -> list[float]:
-    """Returns the IoU of each click's masks with torch's, at the decoder's resolution."""
-    overlaps = []
-    for click in clicks:
-        masks, others = (each.predict(click[None], [1])[2] > 0 for each in (ours, theirs))
-        for mask, other in zip(masks, others, strict=True):
-            overlaps.append(_overlap(mask, other))
-    return overlaps
-
-
-def _upscaled_overlap(sam: Sam, ours: OnnxPredictor) -> float:
-    """Returns the IoU of the masks that the graph upscales with those of its low-res logits.
-
-    For a random prompt, and an image size that half precision cannot represent.
-    """
-    size = 2001, 3001
-    feeds = {name: value.numpy() for name, value in _decoder_inputs(sam, 1, points=2).items()}
-    feeds |= {"image_embeddings": ours.features, "orig_im_size": np.array(size, np.float32)}
-    (masks,), (low_res_logits,) = ours.decoder.run(["masks", "low_res_masks"], feeds)
-    if masks.shape[1:] != size:
-        return 0.0
-    shape = low_res_logits.shape[1:]
-    upscaler = MaskUpscaler(input_size(*size, _size(sam)), size, shape, _size(sam))
-    pairs = zip(masks, low_res_logits, strict=True)
-    return float(np.mean([_overlap(mask > 0, upscaler.binary_mask(low)) for mask, low in pairs]))
 
 
 def _overlap(mask: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:

@@ -1,8 +1,9 @@
 """``SamPredictor`` on exported ONNX files, without torch."""
 
+import copy
 import os
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,6 +21,9 @@ from ..inputs import (
 )
 from ..mask_postprocessing import FloatArray, MaskUpscaler, cached_upscaler
 from .runtimes import OnnxRuntime, OpenVino, Providers, Runtime
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 MASK_THRESHOLD = 0.0
 
@@ -98,7 +102,7 @@ class OnnxPredictor:
         _check_encoder(encoder, os.fspath(encoder_path))
         _check_decoder(decoder, os.fspath(decoder_path))
         (embedding,), wanted = encoder.outputs.values(), decoder.inputs["image_embeddings"]
-        if embedding.shape != wanted.shape:
+        if embedding.shape[1:] != wanted.shape[1:]:
             raise UserError(
                 f"{os.fspath(decoder_path)!r} needs embeddings of the shape {wanted.shape}, but "
                 f"{os.fspath(encoder_path)!r} gives {embedding.shape}: use files of the same export"
@@ -121,22 +125,46 @@ class OnnxPredictor:
 
         Arguments and errors are those of :meth:`~mobile_sam_plugin.SamPredictor.set_image`.
         """
+        (predictor,) = self.set_image_batch([image], image_format)
+        self.__dict__.update(vars(predictor))
+
+    def set_image_batch(
+        self, images: Sequence[NDArray[np.uint8] | Image.Image], image_format: str = "RGB"
+    ) -> "list[Self]":
+        """Computes the embeddings of several images in one run of the encoder.
+
+        An encoder with preprocessing in it takes them one at a time.
+
+        Arguments, results and errors are those of
+        :meth:`~mobile_sam_plugin.SamPredictor.set_image_batch`.
+        """
         if image_format not in ("RGB", "BGR"):
             raise UserError(f"image_format must be 'RGB' or 'BGR', not {image_format!r}")
-        pixels = as_pixels(image)
-        if image_format == "BGR" and not isinstance(image, Image.Image):
-            pixels = pixels[..., ::-1]
-        height, width = pixels.shape[:2]
-        size = input_size(height, width, self.img_size)
-        if len(self.encoder.inputs[self._image_input].shape) == 3:
-            network_input: NDArray[Any] = np.ascontiguousarray(pixels)
-        else:
-            network_input = preprocess(pixels, self.img_size)
-        (self.features,) = self.encoder.run(
-            [self._embedding_output], {self._image_input: network_input}
-        )
-        self.original_size, self.input_size = (height, width), size
-        self.is_image_set = True
+        network_inputs: list[NDArray[Any]] = []
+        predictors = []
+        shape = self.encoder.inputs[self._image_input].shape
+        for image in images:
+            pixels = as_pixels(image)
+            if image_format == "BGR" and not isinstance(image, Image.Image):
+                pixels = pixels[..., ::-1]
+            predictor = copy.copy(self)
+            predictor.original_size = pixels.shape[0], pixels.shape[1]
+            predictor.input_size = input_size(*predictor.original_size, self.img_size)
+            predictors.append(predictor)
+            network_inputs.append(
+                np.ascontiguousarray(pixels)
+                if len(shape) == 3
+                else preprocess(pixels, self.img_size)
+            )
+        if predictors and len(shape) == 4:
+            network_inputs = [np.concatenate(network_inputs)]
+        embeddings: list[FloatArray] = []
+        for given in network_inputs:
+            (found,) = self.encoder.run([self._embedding_output], {self._image_input: given})
+            embeddings += [found[index, None].copy() for index in range(len(found))]
+        for predictor, predictor.features in zip(predictors, embeddings, strict=True):
+            predictor.is_image_set = True
+        return predictors
 
     def get_image_embedding(self) -> FloatArray:
         """Returns the image embedding, (1, 256, 64, 64) float32.
@@ -160,6 +188,18 @@ class OnnxPredictor:
 
         Arguments, results and errors are those of :meth:`~mobile_sam_plugin.SamPredictor.predict`.
         """
+        prompt = self._one_prompt(point_coords, point_labels, box, mask_input)
+        low_res_logits, scores = self._decode(*prompt, multimask_output)
+        return self._upscale(low_res_logits[0], return_logits), scores[0], low_res_logits[0]
+
+    def _one_prompt(
+        self,
+        point_coords: ArrayLike | None,
+        point_labels: ArrayLike | None,
+        box: ArrayLike | None,
+        mask_input: ArrayLike | None,
+    ) -> tuple[FloatArray, FloatArray, NDArray[Any] | None]:
+        """Checks a prompt and makes a batch of it: points, labels and low-res logits."""
         self._require_image()
         coords = labels = corners = logits = None
         if point_coords is not None or point_labels is not None:
@@ -169,9 +209,82 @@ class OnnxPredictor:
         if mask_input is not None:
             sizes = self.low_res_size, self.original_size, self.input_size
             logits = check_mask(mask_input, *sizes)[None]
-        prompts = self._as_points(coords, labels, corners)
-        low_res_logits, scores = self._decode(*prompts, logits, multimask_output)
-        return self._upscale(low_res_logits[0], return_logits), scores[0], low_res_logits[0]
+        return *self._as_points(coords, labels, corners), logits
+
+    @staticmethod
+    def predict_image_batch(
+        predictors: "Sequence[OnnxPredictor]",
+        point_coords: Sequence[ArrayLike] | None = None,
+        point_labels: Sequence[ArrayLike] | None = None,
+        boxes: Sequence[ArrayLike] | None = None,
+        mask_input: Sequence[ArrayLike] | None = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+    ) -> list[tuple[NDArray[Any], FloatArray, FloatArray]]:
+        """Predicts masks for one prompt of each image, in one run of the decoder.
+
+        Args:
+            predictors: one per image, as :meth:`set_image_batch` gives them.
+            point_coords: per image (N, 2), XY in its pixels; N is the same for all.
+            point_labels: per image (N,), 1, 0 or -1.
+            boxes: per image 4 numbers, XYXY in its pixels.
+            mask_input: per image a mask or low-res logits, as :meth:`predict` takes them.
+            multimask_output: whether to return three masks per prompt instead of one.
+            return_logits: whether to return logits instead of boolean masks.
+
+        Returns:
+            What :meth:`predict` does, per image.
+
+        Raises:
+            RuntimeError: if a predictor has no image set.
+            UserError: if the predictors run different graphs, or the prompts are not one per image
+                or of different kinds; or as :meth:`predict`.
+
+        Example:
+            >>> predictors = predictor.set_image_batch([first, second])
+            >>> results = predictor.predict_image_batch(predictors, boxes=[[9, 9, 80, 60]] * 2)
+        """
+        if not predictors:
+            return []
+        first = predictors[0]
+        if any(each.decoder is not first.decoder for each in predictors):
+            raise UserError("predictors must share one decoder: make them by one set_image_batch")
+        given = {
+            "point_coords": point_coords,
+            "point_labels": point_labels,
+            "boxes": boxes,
+            "mask_input": mask_input,
+        }
+        for name, values in given.items():
+            if values is not None and len(values) != len(predictors):
+                raise UserError(
+                    f"{name} must hold one prompt per image, {len(predictors)}, not {len(values)}"
+                )
+        each_image = (
+            [None] * len(predictors) if values is None else values for values in given.values()
+        )
+        prompts = [
+            predictor._one_prompt(*prompt)
+            for predictor, *prompt in zip(predictors, *each_image, strict=True)
+        ]
+        numbers = sorted({coords.shape[1] for coords, _, _ in prompts})
+        if len(numbers) > 1:
+            raise UserError(
+                f"point_coords must hold equally many points for each image, not {numbers}"
+            )
+        coords, labels, logits = (
+            None if parts[0] is None else np.concatenate(parts)
+            for parts in zip(*prompts, strict=True)
+        )
+        features = np.concatenate([each.features for each in predictors])
+        masks = slice(1, None) if multimask_output else slice(0, 1)
+        low_res_logits, scores = first._run_decoder(features, coords, labels, logits, masks)
+        return [
+            (each._upscale(logits_of_image, return_logits), scores_of_image, logits_of_image)
+            for each, logits_of_image, scores_of_image in zip(
+                predictors, low_res_logits, scores, strict=True
+            )
+        ]
 
     def predict_batch(
         self,
@@ -312,23 +425,33 @@ class OnnxPredictor:
         masks: slice,
     ) -> Iterator[tuple[FloatArray, FloatArray]]:
         """Yields low-res logits and predicted IoU of a few prompts at a time."""
-        no_mask = np.zeros((1, 1, *self.low_res_size), np.float32)
         for start in range(0, len(coords), _PROMPTS_AT_ONCE):
             some = slice(start, start + _PROMPTS_AT_ONCE)
-            scores, logits = self.decoder.run(
-                ["iou_predictions", "low_res_masks"],
-                {
-                    "image_embeddings": self.features,
-                    "point_coords": coords[some],
-                    "point_labels": labels[some],
-                    "mask_input": no_mask
-                    if mask_input is None
-                    else mask_input[some].astype(np.float32),
-                    "has_mask_input": np.array([mask_input is not None], np.float32),
-                    "orig_im_size": np.array(self.original_size, np.float32),
-                },
-            )
-            yield logits[:, masks], scores[:, masks]
+            logits = None if mask_input is None else mask_input[some]
+            yield self._run_decoder(self.features, coords[some], labels[some], logits, masks)
+
+    def _run_decoder(
+        self,
+        features: FloatArray,
+        coords: FloatArray,
+        labels: FloatArray,
+        mask_input: NDArray[Any] | None,
+        masks: slice,
+    ) -> tuple[FloatArray, FloatArray]:
+        """Returns low-res logits and predicted IoU of B prompts for one image or for B."""
+        no_mask = np.zeros((1, 1, *self.low_res_size), np.float32)
+        scores, logits = self.decoder.run(
+            ["iou_predictions", "low_res_masks"],
+            {
+                "image_embeddings": features,
+                "point_coords": coords,
+                "point_labels": labels,
+                "mask_input": no_mask if mask_input is None else mask_input.astype(np.float32),
+                "has_mask_input": np.array([mask_input is not None], np.float32),
+                "orig_im_size": np.array(self.original_size, np.float32),
+            },
+        )
+        return logits[:, masks], scores[:, masks]
 
     def _upscale(self, low_res_logits: FloatArray, return_logits: bool) -> NDArray[Any]:
         """Upscales low-res logits (C, 256, 256) to masks or logits (C, H, W)."""

@@ -5,12 +5,8 @@ from pathlib import Path
 import pytest
 
 from mobile_sam_plugin import MobileSam
-from mobile_sam_plugin.deploy.onnx_export import (
-    DECODER_FILE,
-    ENCODER_FILE,
-    _write_decoder,
-    _write_encoder,
-)
+from mobile_sam_plugin.deploy.clients import DECODER_FILE, ENCODER_FILE
+from mobile_sam_plugin.deploy.onnx_export import _write_decoder, _write_encoder
 
 Files = tuple[Path, Path]
 

@@ -95,4 +95,6 @@ def export(
             f"{found.largest_difference:.2g} of torch  {found.seconds:.3f} s "
             f"(torch {found.torch_seconds:.3f} s)"
         )
+        if found.kept:
+            typer.echo(f"  kept in float32: {', '.join(found.kept)}")
     typer.echo(f"mask IoU with torch {exported[0].mask_iou:.4f}")

@@ -5,7 +5,7 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -26,7 +26,8 @@ from ..mobile_sam import MobileSam
 from ..model import MaskDecoder
 from ..predictor import SamPredictor, eval_mode
 from .clients import CLIENTS, PLUGIN, Client
-from .decoder_graph import EncoderGraph
+from .decoder_graph import DecoderGraph, EncoderGraph
+from .half_precision import Samples, find_unsafe_nodes, rounding_model
 from .runtimes import OnnxRuntime
 
 try:
@@ -38,7 +39,8 @@ except ImportError as error:
     raise MissingExtra.of("onnx and onnxruntime", "onnx") from error
 
 PRECISIONS = ("fp32", "fp16", "int8")
-MINIMUM_IOU = 0.90
+# Of the masks with those of torch. Whatever falls short in half precision is more than rounding.
+MINIMUM_IOU = {"fp32": 0.98, "fp16": 0.98, "int8": 0.90}
 _CPU = ("CPUExecutionProvider",)
 LARGEST_FILE = 2 * 10**9  # bytes; protobuf's limit is 2^31
 # In 20 GELU is one operator. In earlier ones it is five, which onnxruntime fuses into one, but not
@@ -89,10 +91,12 @@ class Export:
         megabytes: size in 10^6 bytes.
         largest_difference: largest absolute difference on the first image: of the embeddings, or
             of the decoder's low-res logits for the same embeddings.
-        seconds: time of ``set_image`` or of a click in onnxruntime on this machine's CPU.
-        torch_seconds: the same in torch.
-        mask_iou: mean IoU of the masks that both files together make with those of torch, over nine
-            clicks per image; or of the masks that the decoder upscales itself, if that is lower.
+        seconds: time of an image or of a click in onnxruntime on this machine's CPU.
+        torch_seconds: the same of ``SamPredictor``.
+        mask_iou: mean IoU of the masks that the files make, together if there are two, with those
+            of torch, over nine clicks per image; or of the masks that the decoder upscales itself,
+            if that is lower.
+        kept: names of the nodes that :mod:`.half_precision` kept in float32.
     """
 
     path: Path
@@ -101,6 +105,7 @@ class Export:
     seconds: float
     torch_seconds: float
     mask_iou: float
+    kept: tuple[str, ...] = ()
 
 
 def export(
@@ -124,11 +129,12 @@ def export(
         model: SAM in float32 on the CPU.
         folder: output folder, created if missing; files of the same names are replaced. Weights
             above 2 GB, the limit of an ONNX file, go into a second file with the suffix ``.data``.
-        images: paths of images. The files are checked on the first; for int8 the encoder is
-            calibrated and checked on all.
-        precision: ``"fp32"``; ``"fp16"``, weights and arithmetic of both in half precision, inputs
-            and outputs in float32; or ``"int8"``, the encoder's matrix products and convolutions in
-            8 bits, the decoder in float32.
+        images: paths of images. In fp32 the files are checked on the first. In fp16 they are
+            searched for what overflows and checked on all; in int8 the encoder is calibrated and
+            checked on all.
+        precision: ``"fp32"``; ``"fp16"``, weights and arithmetic of both in half precision but for
+            what overflows or loses too much, inputs and outputs in float32; or ``"int8"``, the
+            encoder's matrix products and convolutions in 8 bits, the decoder in float32.
         opset: ONNX opset, 17 to 20; if None 18, and 20 for int8, because that is faster.
         with_preprocessing: whether the encoder takes an image, (H, W, 3) uint8 RGB, instead.
         force: whether to write the files even if their masks differ from those of torch.
@@ -144,7 +150,8 @@ def export(
         UserError: if the precision or the client is unknown, the opset is unsupported or too old
             for preprocessing, there is no image, the client has no use for int8 or preprocessing,
             the model is not one that it loads, not float32 on the CPU or its mask decoder is
-            adapted; or if the mean mask IoU with torch is below 0.9, without ``force``.
+            adapted; or if the mean mask IoU with torch is below 0.98, or 0.9 for int8, without
+            ``force``.
     """
     if precision not in PRECISIONS:
         raise UserError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
@@ -183,37 +190,41 @@ def export(
         )
     if target.checkpoint and not (isinstance(model, MobileSam) and model.backbone is None):
         raise UserError(f"{client} loads no SAM but MobileSAM, with TinyViT as its image encoder")
-    needed = images if precision == "int8" else images[:1]
+    needed = images[:1] if precision == "fp32" else images
     for image in needed:  # opened one after the other below, since they may be many
         with open_image(image, os.fspath(image)) as picture:
             input_size(picture.height, picture.width, _size(model))
     os.makedirs(folder, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as name, eval_mode(model):
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as scratch, eval_mode(model):
+        name = Path(scratch, "files")
         encoder, decoder = (file and Path(name, file) for file in target.files(precision))
         for path in filter(None, (encoder, decoder)):
             path.parent.mkdir(parents=True, exist_ok=True)
+        kept: dict[Path, list[str]] = {}
         if encoder:
             _write_encoder(model, encoder, opset, target)
         _write_decoder(model, decoder, opset, target)
         if encoder and precision == "int8":
             _quantise(encoder, (preprocess(load_image(each), _size(model)) for each in needed))
         elif precision == "fp16":
-            for path in filter(None, (encoder, decoder)):
-                _halve(path)
+            if encoder:
+                kept[encoder] = _halve(encoder, partial(_encoder_samples, model, target, needed))
+            kept[decoder] = _halve(decoder, partial(_decoder_samples, model, target, needed))
         if encoder and target.picture:
             _add_preprocessing(encoder, _size(model), opset, target.picture)
         found = _compare(model, encoder, decoder, target, needed)
-        if not found[0].mask_iou >= MINIMUM_IOU and not force:
+        mask_iou, least = found[0].mask_iou, MINIMUM_IOU[precision]
+        if not mask_iou >= least and not force:
             raise UserError(
-                f"in {precision} the masks have an IoU of {found[0].mask_iou:.3f} with those of "
-                f"torch, below {MINIMUM_IOU}: nothing was written; choose another precision, "
-                "or pass --force (force=True)"
+                f"in {precision} the masks have an IoU of {mask_iou:.3f} with those of torch, "
+                f"below {least}: nothing was written; choose another precision, or pass --force "
+                "(force=True)"
             )
         if target.checkpoint:
             save_checkpoint(model.state_dict(), Path(name, target.checkpoint), for_upstream=True)
         for file, text in target.configs(_size(model), precision).items():
             Path(name, file).write_text(text, encoding="utf-8")
-        written = [path for path in Path(name).rglob("*") if path.is_file()]
+        written = [path for path in name.rglob("*") if path.is_file()]
         # Weights before the graphs that refer to them.
         for path in sorted(written, key=lambda path: path.suffix != ".data"):
             whole = Path(folder, path.relative_to(name))
@@ -221,7 +232,14 @@ def export(
             os.replace(path, whole)
             if path.suffix == ".onnx" and _data_of(path) not in written:
                 _data_of(whole).unlink(missing_ok=True)  # of an earlier, larger export
-        return [replace(each, path=Path(folder, each.path.relative_to(name))) for each in found]
+        return [
+            replace(
+                each,
+                path=Path(folder, each.path.relative_to(name)),
+                kept=tuple(kept.get(each.path, ())),
+            )
+            for each in found
+        ]
 
 
 def _size(sam: Sam) -> int:
@@ -322,7 +340,26 @@ def _add_preprocessing(path: Path, size: int, opset: int, dtype: str = "uint8") 
     _save(onnx.compose.merge_models(before, encoder, io_map), path)
 
 
-def _halve(path: Path) -> None:
+def _encoder_samples(
+    sam: Sam, client: Client, images: Sequence[str | os.PathLike[str]]
+) -> Iterator[dict[str, NDArray[np.float32]]]:
+    for image in images:
+        yield {client.image: preprocess(load_image(image), _size(sam))}
+
+
+def _decoder_samples(
+    sam: Sam, client: Client, images: Sequence[str | os.PathLike[str]]
+) -> Iterator[dict[str, NDArray[np.float32]]]:
+    graph, predictor = client.graph(sam).eval(), SamPredictor(sam)
+    for image in images:
+        picture = load_image(image)
+        predictor.set_image(picture)
+        feeds = _feeds(graph, predictor, _clicks(picture)[0])
+        yield {name: value.numpy() for name, value in feeds.items()}
+
+
+def _halve(path: Path, samples: Samples) -> list[str]:
+    """Makes a file's graph one in half precision; returns the nodes kept in float32 for safety."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
     from onnxruntime.transformers.onnx_model import OnnxModel
 
@@ -331,7 +368,11 @@ def _halve(path: Path) -> None:
     # odd numbers, and between 512 and 1024 nothing finer than half a pixel.
     places = _nodes_between(whole.graph, "point_coords", ("Sin", "Cos"))
     sizes = _nodes_between(whole.graph, "orig_im_size", ("Resize",))
-    halved = convert_float_to_float16(whole, keep_io_types=True, node_block_list=[*places, *sizes])
+    unsafe = find_unsafe_nodes(whole, samples, [*places, *sizes])
+    _save(rounding_model(whole, [*places, *sizes, *unsafe]), _rounding_of(path))
+    halved = convert_float_to_float16(
+        whole, keep_io_types=True, node_block_list=[*places, *sizes, *unsafe]
+    )
     # It halves what goes in and out of each of those, too, before it casts it back: undone here.
     casts = [node for node in halved.graph.node if node.op_type == "Cast"]
     target = {node.output[0]: node.attribute[0].i for node in casts}
@@ -346,6 +387,12 @@ def _halve(path: Path) -> None:
     # It puts the casts of the inputs last, which onnxruntime takes, but no checker.
     OnnxModel.graph_topological_sort(halved.graph)
     _save(halved, path)
+    return unsafe
+
+
+def _rounding_of(path: Path) -> Path:
+    """Where the graph lies that computes as a half-precision one does, while it is compared."""
+    return path.with_suffix(".rounding")
 
 
 def _nodes_between(graph: onnx.GraphProto, start: str, ends: Container[str]) -> list[str]:
@@ -403,16 +450,26 @@ def _compare(
     client: Client,
     images: Sequence[str | os.PathLike[str]],
 ) -> list[Export]:
-    """Compares the files with torch: their masks on all images, the rest on the first."""
+    """Compares the files with torch: their masks on all images, the rest on the first.
+
+    The masks of half precision are those of the graphs that round, which are then removed.
+    """
     ours, theirs = _Graphs(sam, encoder, decoder, client), SamPredictor(sam)
+    judged = ours
+    if _rounding_of(decoder).exists():
+        rounding = encoder and _rounding_of(encoder), _rounding_of(decoder)
+        judged = _Graphs(sam, *rounding, replace(client, picture=None))
+        for path in filter(None, rounding):
+            path.unlink()
+            _data_of(path).unlink(missing_ok=True)
     overlaps = []
     for picture in map(load_image, images):
         theirs.set_image(picture)
-        features = ours.encode(picture) if encoder else theirs.features
+        features = judged.encode(picture) if encoder else theirs.features
         for click in _clicks(picture):
-            feeds = ours.feeds(theirs, click)
-            expected = ours.logits_in_torch(feeds)
-            logits = ours.logits({**feeds, "image_embeddings": features})
+            feeds = judged.feeds(theirs, click)
+            expected = judged.logits_in_torch(feeds)
+            logits = judged.logits({**feeds, "image_embeddings": features})
             overlaps += [_overlap(*each) for each in zip(logits > 0, expected > 0, strict=True)]
     mask_iou = float(np.mean(overlaps))
 
@@ -456,10 +513,8 @@ class _Graphs:
         return torch.from_numpy(self._encoder.run(["image_embeddings"], {name: given})[0])
 
     def feeds(self, predictor: SamPredictor, click: NDArray[np.float64]) -> dict[str, Tensor]:
-        """Returns the decoder's inputs for a click (2,), XY in pixels, on a predictor's image."""
-        size = predictor.original_size
-        point = torch.from_numpy(predictor.transform.apply_coords(click[None], size)).float()
-        return self._graph.feeds(predictor.features, point[None], torch.tensor(size).float())
+        """Returns the decoder's inputs; see :func:`_feeds`."""
+        return _feeds(self._graph, predictor, click)
 
     def decode(
         self, feeds: Mapping[str, Tensor], outputs: Sequence[str] | None = None
@@ -495,6 +550,15 @@ class _Graphs:
         return float(
             np.mean([_overlap(mask > 0, upscaler.binary_mask(low)) for mask, low in pairs])
         )
+
+
+def _feeds(
+    graph: DecoderGraph, predictor: SamPredictor, click: NDArray[np.float64]
+) -> dict[str, Tensor]:
+    """Returns a decoder's inputs for a click (2,), XY in pixels, on a predictor's image."""
+    size = predictor.original_size
+    point = torch.from_numpy(predictor.transform.apply_coords(click[None], size)).float()
+    return graph.feeds(predictor.features, point[None], torch.tensor(size).float())
 
 
 def _clicks(picture: NDArray[np.uint8]) -> NDArray[np.float64]:

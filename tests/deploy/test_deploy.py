@@ -39,6 +39,7 @@ from mobile_sam_plugin.deploy import (
     onnx_export,
 )
 from mobile_sam_plugin.deploy.decoder_graph import DecoderGraph
+from mobile_sam_plugin.deploy.half_precision import find_unsafe_nodes
 from mobile_sam_plugin.deploy.onnx_export import _add_preprocessing, _halve
 from mobile_sam_plugin.images import load_image
 from mobile_sam_plugin.inputs import input_size, mask_to_logits, preprocess
@@ -51,7 +52,7 @@ from .conftest import Files, named, write_files
 Pixels = NDArray[np.uint8]
 
 DECODER_INPUTS = {
-    "image_embeddings": ["tensor(float)", [1, 256, 64, 64]],
+    "image_embeddings": ["tensor(float)", ["images", 256, 64, 64]],
     "point_coords": ["tensor(float)", ["prompts", "points", 2]],
     "point_labels": ["tensor(float)", ["prompts", "points"]],
     "mask_input": ["tensor(float)", ["mask_prompts", 1, 256, 256]],
@@ -188,9 +189,9 @@ def test_names_and_shapes_are_upstreams(files: Files) -> None:
         onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]) for path in files
     )
     (image,) = encoder.get_inputs()
-    assert (image.type, image.shape) == ("tensor(float)", [1, 3, 1024, 1024])
+    assert (image.type, image.shape) == ("tensor(float)", ["images", 3, 1024, 1024])
     (embeddings,) = encoder.get_outputs()
-    assert (embeddings.name, embeddings.shape) == ("image_embeddings", [1, 256, 64, 64])
+    assert (embeddings.name, embeddings.shape) == ("image_embeddings", ["images", 256, 64, 64])
     assert {each.name: [each.type, each.shape] for each in decoder.get_inputs()} == DECODER_INPUTS
     assert [each.name for each in decoder.get_outputs()] == [
         "masks",
@@ -261,6 +262,48 @@ def test_batches(
     assert_same(ours, tuple(each.numpy() for each in theirs))
     none = predictor.predict_batch(boxes=np.empty((0, 4)))
     assert [each.shape for each in none] == [(0, 3, 400, 600), (0, 3), (0, 3, 56, 56)]
+
+
+def test_batches_of_images(
+    small_predictor: OnnxPredictor, small_reference: SamPredictor, coffee: Pixels
+) -> None:
+    pictures = [coffee, photograph("china.jpg", (427, 1100)), photograph("camera.png", (300, 301))]
+    predictors = small_predictor.set_image_batch(pictures)
+    assert [each.original_size for each in predictors] == [(400, 600), (1100, 427), (301, 300)]
+    prompts: list[dict[str, Any]] = [
+        {"point_coords": [[[250, 180]], [[200, 500]], [[9, 9]]], "point_labels": [[1], [1], [0]]},
+        {"boxes": np.array([[60, 40, 280, 250], [9, 300, 400, 900], [50, 60, 200, 290]])},
+    ]
+    earlier = [each.predict(box=[60, 40, 280, 250])[2][:1] for each in predictors]
+    prompts.append({**prompts[0], "mask_input": earlier, "multimask_output": False})
+    prompts.append({**prompts[1], **prompts[0], "return_logits": True})
+    for prompt in prompts:
+        found = small_predictor.predict_image_batch(predictors, **prompt)
+        for index, picture in enumerate(pictures):
+            small_reference.set_image(picture)
+            one = {
+                name.replace("boxes", "box"): value if isinstance(value, bool) else value[index]
+                for name, value in prompt.items()
+            }
+            theirs = small_reference.predict(**one)
+            if "return_logits" in prompt:
+                np.testing.assert_allclose(found[index][0], theirs[0], rtol=0, atol=1e-3)
+            else:
+                assert_same(found[index], theirs)
+    assert small_predictor.set_image_batch([]) == []
+    assert small_predictor.predict_image_batch([]) == []
+    for options, message in (
+        ({"boxes": [[1, 2, 3, 4]]}, "boxes must hold one prompt per image, 3, not 1"),
+        (
+            {
+                "point_coords": [[[1, 2]], [[1, 2]], [[1, 2], [3, 4]]],
+                "point_labels": [[1], [1], [1, 1]],
+            },
+            r"equally many points for each image, not \[2, 3\]",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            small_predictor.predict_image_batch(predictors, **options)  # type: ignore[arg-type]
 
 
 def test_the_oldest_opset(tiny_files: Files) -> None:
@@ -539,6 +582,18 @@ def test_smaller_files(
     assert {"fp16": "FLOAT16", "int8": "INT8"}[precision] in weights
 
 
+def half_feeds(size: tuple[int, int]) -> dict[str, NDArray[np.float32]]:
+    feeds: dict[str, Any] = {
+        "image_embeddings": np.random.default_rng(0).normal(size=(1, 256, 14, 14)) * 0.2,
+        "point_coords": [[[150.3, 100.7], [2.0**24, -(2.0**24)]]],
+        "point_labels": [[1, 0]],
+        "mask_input": np.zeros((1, 1, 56, 56)),
+        "has_mask_input": np.zeros(1),
+        "orig_im_size": size,
+    }
+    return {name: np.array(value, np.float32) for name, value in feeds.items()}
+
+
 @pytest.mark.parametrize("size", [(400, 600), (2001, 3001), (1365, 2049), (3023, 4031)])
 def test_half_precision_keeps_sizes_and_places(
     half_decoder: Files, small_sam: MobileSam, size: tuple[int, int]
@@ -548,15 +603,7 @@ def test_half_precision_keeps_sizes_and_places(
         onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         for path in half_decoder
     )
-    feeds = {
-        "image_embeddings": np.random.default_rng(0).normal(size=(1, 256, 14, 14)) * 0.2,
-        "point_coords": [[[150.3, 100.7], [2.0**24, -(2.0**24)]]],
-        "point_labels": [[1, 0]],
-        "mask_input": np.zeros((1, 1, 56, 56)),
-        "has_mask_input": np.zeros(1),
-        "orig_im_size": size,
-    }
-    given = {name: np.array(value, np.float32) for name, value in feeds.items()}
+    given = half_feeds(size)
     masks, scores, logits = half.run(None, given)
     _, expected_scores, expected = whole.run(None, given)
     np.testing.assert_allclose(scores, expected_scores, rtol=0, atol=5e-3)
@@ -572,8 +619,47 @@ def half_decoder(small_files: Files, tmp_path_factory: pytest.TempPathFactory) -
     """The decoder, and in half precision."""
     half = tmp_path_factory.mktemp("half") / "decoder.onnx"
     shutil.copy(small_files[1], half)
-    _halve(half)
+    feeds = half_feeds((400, 600))
+    assert _halve(half, lambda: [feeds]) == [], "the bundled weights are safe"
     return small_files[1], half
+
+
+@pytest.mark.parametrize("scale", [30, 3000])
+def test_half_precision_keeps_in_float32_what_overflows(
+    small_sam: MobileSam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scale: float
+) -> None:
+    """A norm takes the scale out again, so the embeddings stay as they are."""
+    sam = copy.deepcopy(small_sam)
+    with torch.no_grad():
+        sam.image_encoder.neck[0].weight.mul_(scale)
+    arguments: Any = [sam, tmp_path, [PHOTOGRAPHS / "coffee.png"], "fp16"]
+    encoder, decoder = export(*arguments)
+    assert {"/neck/neck.1/Pow", "/neck/neck.1/ReduceMean_1"} <= set(encoder.kept)
+    assert ("/neck/neck.0/Conv" in encoder.kept) == (scale == 3000)
+    assert all(name.startswith(("/neck/", "/stages/stages.3/")) for name in encoder.kept)
+    assert decoder.kept == () and encoder.mask_iou > 0.98
+    predictor, reference = OnnxPredictor(*named(tmp_path)), SamPredictor(sam)
+    for each in (predictor, reference):
+        each.set_image(photograph("coffee.png"))
+    np.testing.assert_allclose(predictor.features, reference.features, rtol=0, atol=0.05)
+    monkeypatch.setattr(onnx_export, "find_unsafe_nodes", lambda *_: [])
+    with pytest.raises(ValueError, match=r"in fp16 the masks have an IoU of 0\.\d+ with"):
+        export(*arguments)
+    assert export(*arguments, force=True)[0].kept == ()
+
+
+def test_half_precision_keeps_a_softmax_of_large_scores_in_float32(tmp_path: Path) -> None:
+    """At 2048 half precision tells whole numbers apart at best; softmax makes ratios of them."""
+    graph = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 18]>
+        scores (float[1, 4] x, float[4, 4] w) => (float[1, 4] y) {
+            [product] s = MatMul (x, w)
+            [softmax] y = Softmax (s)
+        }"""
+    )
+    x, w = np.array([[2048.3, 2047.6, 2046.9, 2047]], np.float32), np.eye(4, dtype=np.float32)
+    assert find_unsafe_nodes(graph, lambda: [{"x": x, "w": w}], []) == ["product", "softmax"]
+    assert find_unsafe_nodes(graph, lambda: [{"x": x / 2048, "w": w}], []) == []
 
 
 def test_export_checks_the_masks_that_the_graph_upscales(

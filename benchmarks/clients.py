@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +87,8 @@ def marks(points: Any = None, labels: Any = None, box: Any = None) -> list[dict[
 
 
 def open_samexporter(folder: Path) -> Any:
-    from samexporter.sam_onnx import SegmentAnythingONNX
 
-    model = SegmentAnythingONNX(
+    model = import_module("samexporter.sam_onnx").SegmentAnythingONNX(
         str(folder / "mobile_sam_encoder.onnx"), str(folder / "mobile_sam_decoder.onnx")
     )
 
@@ -102,11 +102,12 @@ def open_samexporter(folder: Path) -> Any:
 def open_labeling(folder: Path) -> Any:
     """Both AnyLabelings: the class that their windows load from a config.yaml, and its model."""
     import yaml
-    from anylabeling.services.auto_labeling.segment_anything import SegmentAnything
 
     config = yaml.safe_load((folder / "config.yaml").read_text())
     config["config_file"] = str(folder / "config.yaml")  # as their manager of models does
-    program = SegmentAnything(config, on_message=print)
+    program = import_module("anylabeling.services.auto_labeling.segment_anything").SegmentAnything(
+        config, on_message=print
+    )
 
     def encode(pixels: Pixels) -> Callable[..., Mask]:
         embedding = program.model.encode(pixels)
@@ -125,9 +126,7 @@ def open_labeling(folder: Path) -> Any:
 
 def open_isat(folder: Path) -> Any:
     """The class for ONNX files, which ISAT's window does not use."""
-    from ISAT.segment_any.edge_sam.onnx import SamPredictorONNX
-
-    model = SamPredictorONNX(
+    model = import_module("ISAT.segment_any.edge_sam.onnx").SamPredictorONNX(
         str(folder / "mobile_sam_encoder.onnx"), str(folder / "mobile_sam_decoder.onnx")
     )
 
@@ -149,9 +148,9 @@ def open_isat(folder: Path) -> Any:
 
 def open_isat_checkpoint(folder: Path) -> Any:
     """What ISAT's window uses, in torch."""
-    from ISAT.segment_any.segment_any import SegAny
-
-    model = SegAny(str(folder / "mobile_sam.pt"), use_bfloat16=False)
+    model = import_module("ISAT.segment_any.segment_any").SegAny(
+        str(folder / "mobile_sam.pt"), use_bfloat16=False
+    )
 
     def encode(pixels: Pixels) -> Callable[..., Mask]:
         model.set_image(pixels)
@@ -168,9 +167,8 @@ def open_label_studio(folder: Path) -> Any:
     """The backend with SAM_CHOICE=ONNX; its image encoder is torch's, of a registry with vit_h."""
     mobile_sam_plugin.replace()
     os.environ["ONNX_CHECKPOINT"] = str(folder / "sam_onnx_quantized_example.onnx")
-    from sam_predictor import SAMPredictor
 
-    model = SAMPredictor("ONNX")
+    model = import_module("sam_predictor").SAMPredictor("ONNX")
 
     def encode(pixels: Pixels) -> Callable[..., Mask]:
         path = folder / "image.png"

@@ -288,9 +288,11 @@ class TransformersGraph(DecoderGraph):
 class EncoderGraph(nn.Module):
     """The image encoder of a SAM, with the outputs of ``SamModel.get_image_embeddings``."""
 
+    positions: Tensor
+
     def __init__(self, sam: Sam) -> None:
         super().__init__()
-        self.image_encoder = sam.image_encoder
+        self.image_encoder: nn.Module = sam.image_encoder
         self.register_buffer("positions", sam.prompt_encoder.get_dense_pe().detach())
 
     @torch.no_grad()

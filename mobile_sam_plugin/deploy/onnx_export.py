@@ -197,7 +197,9 @@ def export(
     os.makedirs(folder, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as scratch, eval_mode(model):
         name = Path(scratch, "files")
-        encoder, decoder = (file and Path(name, file) for file in target.files(precision))
+        encoder_name, decoder_name = target.files(precision)
+        encoder = name / encoder_name if encoder_name else None
+        decoder = name / decoder_name
         for path in filter(None, (encoder, decoder)):
             path.parent.mkdir(parents=True, exist_ok=True)
         kept: dict[Path, list[str]] = {}

@@ -272,10 +272,9 @@ class OnnxPredictor:
             raise UserError(
                 f"point_coords must hold equally many points for each image, not {numbers}"
             )
-        coords, labels, logits = (
-            None if parts[0] is None else np.concatenate(parts)
-            for parts in zip(*prompts, strict=True)
-        )
+        coords, labels = (np.concatenate([prompt[part] for prompt in prompts]) for part in (0, 1))
+        masks_given = [logits for _, _, logits in prompts if logits is not None]
+        logits = np.concatenate(masks_given) if masks_given else None
         features = np.concatenate([each.features for each in predictors])
         masks = slice(1, None) if multimask_output else slice(0, 1)
         low_res_logits, scores = first._run_decoder(features, coords, labels, logits, masks)

@@ -162,8 +162,8 @@ def test_isat(folder: Path, bundled_sam: MobileSam, coffee: NDArray[np.uint8], p
     image = ((resized - mean) / deviation).transpose(2, 0, 1)[None]
     image = np.pad(image, ((0, 0), (0, 0), (0, 341), (0, 0))).astype(np.float32)
     embeddings = encoder.run(None, {"image": image})[0]
-    click = {"point_coords": [POINT], "point_labels": [1]}
-    box = {"box": [200, 60, 430, 300]}
+    click: dict[str, Any] = {"point_coords": [POINT], "point_labels": [1]}
+    box: dict[str, Any] = {"box": [200, 60, 430, 300]}
     points, labels, expected = {
         "click": ([POINT], [1], predictor.predict(**click)),
         "box": ([[200, 60], [430, 300]], [2, 3], predictor.predict(**box)),
@@ -328,13 +328,14 @@ def test_precisions_of_transformers_js_share_a_folder(sam: MobileSam, tmp_path: 
 
 def test_contradictions_are_refused(sam: MobileSam, tmp_path: Path) -> None:
     photographs = [PHOTOGRAPHS / "coffee.png"]
-    for options, message in (
+    refusals: list[tuple[dict[str, Any], str]] = [
         ({"client": "photoshop"}, "client must be one of samexporter, .* not 'photoshop'"),
         ({"client": "upstream", "precision": "int8"}, "upstream loads the mask decoder alone"),
         ({"client": "isat", "with_preprocessing": True}, "the encoder takes for isat is settled"),
         ({"client": "samexporter", "opset": 17}, "preprocessing needs opset 18"),
         ({"client": "isat"}, "isat loads no SAM but MobileSAM, with TinyViT"),
-    ):
+    ]
+    for options, message in refusals:
         with pytest.raises(ValueError, match=message):
-            export(sam, tmp_path / "out", photographs, **options)  # type: ignore[arg-type]
+            export(sam, tmp_path / "out", photographs, **options)
     assert not (tmp_path / "out").exists()

@@ -292,7 +292,7 @@ def test_batches_of_images(
                 assert_same(found[index], theirs)
     assert small_predictor.set_image_batch([]) == []
     assert small_predictor.predict_image_batch([]) == []
-    for options, message in (
+    refusals: list[tuple[dict[str, Any], str]] = [
         ({"boxes": [[1, 2, 3, 4]]}, "boxes must hold one prompt per image, 3, not 1"),
         (
             {
@@ -301,9 +301,10 @@ def test_batches_of_images(
             },
             r"equally many points for each image, not \[2, 3\]",
         ),
-    ):
+    ]
+    for options, message in refusals:
         with pytest.raises(ValueError, match=message):
-            small_predictor.predict_image_batch(predictors, **options)  # type: ignore[arg-type]
+            small_predictor.predict_image_batch(predictors, **options)
 
 
 def test_the_oldest_opset(tiny_files: Files) -> None:
@@ -632,8 +633,13 @@ def test_half_precision_keeps_in_float32_what_overflows(
     sam = copy.deepcopy(small_sam)
     with torch.no_grad():
         sam.image_encoder.neck[0].weight.mul_(scale)
-    arguments: Any = [sam, tmp_path, [PHOTOGRAPHS / "coffee.png"], "fp16"]
-    encoder, decoder = export(*arguments)
+    arguments: dict[str, Any] = {
+        "model": sam,
+        "folder": tmp_path,
+        "images": [PHOTOGRAPHS / "coffee.png"],
+        "precision": "fp16",
+    }
+    encoder, decoder = export(**arguments)
     assert {"/neck/neck.1/Pow", "/neck/neck.1/ReduceMean_1"} <= set(encoder.kept)
     assert ("/neck/neck.0/Conv" in encoder.kept) == (scale == 3000)
     assert all(name.startswith(("/neck/", "/stages/stages.3/")) for name in encoder.kept)
@@ -644,8 +650,8 @@ def test_half_precision_keeps_in_float32_what_overflows(
     np.testing.assert_allclose(predictor.features, reference.features, rtol=0, atol=0.05)
     monkeypatch.setattr(onnx_export, "find_unsafe_nodes", lambda *_: [])
     with pytest.raises(ValueError, match=r"in fp16 the masks have an IoU of 0\.\d+ with"):
-        export(*arguments)
-    assert export(*arguments, force=True)[0].kept == ()
+        export(**arguments)
+    assert export(**arguments, force=True)[0].kept == ()
 
 
 def test_half_precision_keeps_a_softmax_of_large_scores_in_float32(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 // Needs in this folder: "dist" of the npm package onnxruntime-web, renamed to onnxruntime-web, and the
-// files of `mobile-sam export --with-preprocessing`; see docs/deploy.md.
+// files of `mobile-sam export --with-preprocessing`; see docs/how-to/browser.md.
 import * as ort from "./onnxruntime-web/ort.wasm.min.mjs";
 
 const LONG_SIDE = 1024; // side of the model's input in pixels

@@ -726,7 +726,7 @@ def test_photographs_are_checked_first_and_held_one_at_a_time(
 def test_decoder_without_the_upscaling(
     small_files: Files, small_predictor: OnnxPredictor, coffee: Pixels, tmp_path: Path
 ) -> None:
-    """As docs/deploy.md cuts it for TensorRT."""
+    """As docs/how-to/tensorrt.md cuts it."""
     names = list(DECODER_INPUTS)[:-1]
     cut = tmp_path / "mobile_sam_decoder_low_res.onnx"
     onnx.utils.extract_model(
@@ -747,7 +747,7 @@ def test_decoder_without_the_upscaling(
 
 
 def test_torch_export_takes_both_halves(small_sam: MobileSam) -> None:
-    """The programs that docs/deploy.md hands to coremltools."""
+    """The programs that docs/how-to/coreml.md hands to coremltools."""
 
     class Decoder(DecoderGraph):
         forward = DecoderGraph.decode  # type: ignore[assignment]

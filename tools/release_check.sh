@@ -20,14 +20,18 @@ for python in "$@"; do
 		echo "release-check: $python is not on this machine, so it was NOT tried" >&2
 		continue
 	fi
-	"$python" -m venv "$work/$python"
-	"$work/$python/bin/python" -m pip install --quiet --disable-pip-version-check dist/*.whl
-	"$work/$python/bin/python" -m pip check
-	image=$("$work/$python/bin/python" -c 'from mobile_sam_plugin.photographs import list_photographs as l
-print(next(str(p) for p in l() if p.name == "coffee.png"))')
-	(cd "$work" && "$work/$python/bin/mobile-sam" segment "$image" --point 300,130 \
-		--checkpoint bundled --out "$work/out-$python" && test -s "$work/out-$python/coffee/overlay.png")
-	echo "release-check: $python passes"
+	rm -rf "$work/new"
+	"$python" -m venv "$work/new"
+	bin=$work/new/bin
+	"$bin/python" -m pip install --quiet --disable-pip-version-check dist/*.whl
+	"$bin/python" -m pip check
+	cd "$work"  # where no checkout is in the way
+	image=$("$bin/python" -c 'from mobile_sam_plugin.photographs import list_photographs
+print(next(path for path in list_photographs() if path.name == "coffee.png"))')
+	"$bin/mobile-sam" segment "$image" --point 300,130 --checkpoint bundled --out new/out
+	test -s new/out/coffee/overlay.png
+	cd - >/dev/null
+	echo "release-check: $("$bin/python" --version) passes"
 	tried=$((tried + 1))
 done
 test "$tried" -gt 0

@@ -1,7 +1,6 @@
 """``mobile-sam evaluate``: how good a checkpoint is on a data set, and others beside it."""
 
 import json
-import re
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .inputs import Checkpoint, Device, MaxPixels, ModelType, load_sam
+from .robustness import AttackName, GoalName, folder_name, run_attacks, run_corruptions
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
@@ -58,13 +58,52 @@ def evaluate(
             "list of COCO's results. DATA must be COCO's instances JSON.",
         ),
     ] = None,
+    corruption: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[:SEVERITY]|all",
+            help="Instead, how masks change in corrupted images: a corruption of ImageNet-C, or "
+            "occlusion; at a severity of 1 to 5, or at all. Can be given several times.",
+        ),
+    ] = None,
+    attack: Annotated[
+        AttackName | None,
+        typer.Option(
+            help="Instead, how far an attacker can move masks, by one step or by several along the "
+            "gradient of a SAM. Every SAM is attacked, and its images are shown to all."
+        ),
+    ] = None,
+    epsilon: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=255,
+            help="How far --attack may change a value of the image, of 255.",
+            show_default="8",
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=2, help="Steps of --attack pgd.", show_default="10")
+    ] = None,
+    goal: Annotated[
+        GoalName | None,
+        typer.Option(
+            help="What --attack wants: no mask, one of the whole image, or that of another object.",
+            show_default="remove",
+        ),
+    ] = None,
+    save_images: Annotated[
+        bool, typer.Option("--save-images", help="Write the attacked images to DIR as well.")
+    ] = False,
     metrics: Annotated[
         str | None,
         typer.Option(
             metavar="NAME,...",
             help="click, click_best, box, pair_100 to pair_500, corrective_1 to corrective_5, "
-            "recall_10, recall_100, recall_1000. Recall takes by far the most time.",
-            show_default="all; with --predictor those of one prompt",
+            "recall_10, recall_100, recall_1000. Recall takes by far the most time. With "
+            "--corruption or --attack click, box and pairs.",
+            show_default="all; with --predictor those of one prompt, with --corruption click,box, "
+            "with --attack click",
         ),
     ] = None,
     limit: Annotated[
@@ -102,7 +141,9 @@ def evaluate(
     Prints a table, and writes to DIR: the table as evaluation.md, evaluation.json, scores.png,
     worst_and_best.png, images.jsonl with the scores of each image, and run.json. With --predictor
     also comparison.md, and a folder of the same files for each predictor; with --boxes boxes.md,
-    boxes.json, and a folder of masks for each model.
+    boxes.json, and a folder of masks for each model. With --corruption robustness.md and
+    robustness.png, with --attack attack.md, and for each model a folder of evaluation.json,
+    images.jsonl and run.json; both have --teacher as a model beside the others.
     """
     from dataclasses import replace
 
@@ -118,6 +159,15 @@ def evaluate(
     from ..files import write_file
     from ..scenes.scenes import open_images_or_scenes
 
+    _check_instead(boxes, corruption, attack)
+    if attack is None and (epsilon or steps or goal or save_images):
+        raise typer.BadParameter(
+            "--epsilon, --steps, --goal and --save-images need it", param_hint="--attack"
+        )
+    if attack == "fgsm" and steps is not None:
+        raise typer.BadParameter("fgsm takes one step; pgd takes several", param_hint="--steps")
+    if save_images and out is None:
+        raise typer.BadParameter("the images need --out", param_hint="--save-images")
     others = {name: load_predictor(name) for name in predictor or []}
     if boxes is not None:
         if metrics is not None or teacher is not None:
@@ -132,6 +182,19 @@ def evaluate(
         annotated = Subset(annotated, range(limit))
     model = load_sam(model_type, checkpoint, "--checkpoint", device)
     reference = None if teacher is None else load_sam(teacher_type, teacher, "--teacher", device)
+    if corruption or attack is not None:
+        models = {model_type: model, **({} if reference is None else {"teacher": reference})}
+        chosen = [name.strip() for name in metrics.split(",")] if metrics else None
+        options: dict[str, Any] = {} if chosen is None else {"metrics": chosen}
+        options |= {"masks_per_image": masks_per_image, "seed": seed, "strict": strict}
+        if corruption:
+            run_corruptions({**models, **others}, annotated, corruption, options, out)
+        else:
+            options |= {"goal": goal or "remove", "epsilon": epsilon or 8}
+            options |= {"steps": 1 if attack == "fgsm" else steps or 10}
+            options |= {"save_images": save_images}
+            run_attacks({**models, **others}, annotated, options, out)
+        return
     run = partial(
         evaluate_model,
         data=annotated,
@@ -153,7 +216,7 @@ def evaluate(
     typer.echo(evaluation.format_table())
     beside: dict[str, Any] = {model_type: evaluation}
     for name, other in others.items():
-        folder = None if out is None else out / _folder_name(name)
+        folder = None if out is None else out / folder_name(name)
         with tqdm(total=len(annotated), unit="image", desc=name, disable=None) as bar:
             found = run(other, folder=folder, progress=lambda done, _: bar.update(done - bar.n))
         if folder is not None:
@@ -184,6 +247,15 @@ def evaluate(
         typer.echo(out / "evaluation.json")
 
 
+def _check_instead(
+    boxes: Path | None, corruptions: list[str] | None, attack: AttackName | None
+) -> None:
+    """Raises BadParameter if more than one kind of evaluation is asked for."""
+    given = {"--boxes": boxes, "--corruption": corruptions, "--attack": attack}
+    if len(names := [name for name, value in given.items() if value]) > 1:
+        raise typer.BadParameter(f"give only one of {' and '.join(names)}")
+
+
 def _evaluate_boxes(
     models: "dict[str, Sam | Predictor]",
     annotations: str,
@@ -202,7 +274,7 @@ def _evaluate_boxes(
     found = [box for key in prompts.image_ids for box in prompts.boxes[key]]
     figures = {"the boxes themselves": prompts.average_precision(found, "bbox")}
     for name, model in models.items():
-        folder = None if out is None else out / f"boxes_{_folder_name(name)}"
+        folder = None if out is None else out / f"boxes_{folder_name(name)}"
         with tqdm(total=len(prompts.image_ids), unit="image", desc=name, disable=None) as bar:
             kinds = evaluate_boxes(
                 model,
@@ -218,7 +290,3 @@ def _evaluate_boxes(
         content = {name: asdict(precision) for name, precision in figures.items()}
         write_file(out / "boxes.json", json.dumps(content, indent=1).encode())
         typer.echo(out / "boxes.json")
-
-
-def _folder_name(name: str) -> str:
-    return re.sub(r"\W+", "_", name)

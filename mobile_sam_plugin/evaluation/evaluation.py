@@ -1,14 +1,14 @@
 """The evaluation of a SAM on a data set of images with masks."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from segment_anything.modeling import Sam
 
 from ..checkpoint import fingerprint
-from ..datasets.annotated import AnnotatedImages
+from ..datasets.annotated import AnnotatedImage, AnnotatedImages
 from ..datasets.unreadable import Skipped, check_fit
 from ..errors import UserError
 from .examiner import METRICS, Examiner
@@ -59,7 +59,7 @@ def evaluate(
         >>> evaluation.scores["click"].mean
         >>> evaluation.save("evaluation")
     """
-    _check_arguments(data, metrics, masks_per_image, seed)
+    check_arguments(data, metrics, METRICS, masks_per_image, seed)
     sizes = {}
     if not isinstance(model, Predictor):
         sizes["img_size"] = model.image_encoder.img_size
@@ -75,14 +75,60 @@ def evaluate(
         "model": fingerprint_of(model),
         "teacher": None if teacher is None else fingerprint_of(teacher),
     }
-    journal = None if folder is None else Journal(Path(folder), settings)
     examiner = Examiner(model, teacher, settings["metrics"], masks_per_image, seed)
+    return examine_all(
+        data,
+        examiner,
+        settings,
+        sizes=sizes.values(),
+        strict=strict,
+        folder=folder,
+        progress=progress,
+    )
+
+
+class Examines(Protocol):
+    """What :func:`examine_all` asks for the scores of an image.
+
+    Attributes:
+        names: names of the scores.
+    """
+
+    names: list[str]
+
+    def examine(
+        self, index: int, item: AnnotatedImage
+    ) -> tuple[list[int], dict[str, list[float | None]]]:
+        """Scores an image, as :meth:`~.examiner.Examiner.examine`."""
+
+
+def examine_all(
+    data: AnnotatedImages,
+    examiner: Examines,
+    settings: dict[str, Any],
+    *,
+    sizes: Iterable[int] = (),
+    strict: bool = False,
+    folder: str | os.PathLike[str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Scores all images of a data set, one after another.
+
+    Args:
+        data: images with masks.
+        examiner: scores an image.
+        settings: all that decides the scores, ``seed`` among them, that of the bootstrap.
+        sizes: input sizes of the models, for which no image may be too thin.
+        strict, folder, progress: as in :func:`evaluate`, and so are the errors.
+    """
+    sizes = list(sizes)
+    journal = None if folder is None else Journal(Path(folder), settings)
     images: list[ImageScores] = []
     skipped = Skipped(len(data), strict=strict, what="image")
     for index in range(len(data)):
         try:
             item = data[index]
-            for size in sizes.values():
+            for size in sizes:
                 check_fit(item.image, size)
         except (OSError, ValueError) as error:
             skipped.skip(index, error)
@@ -101,21 +147,25 @@ def evaluate(
     skipped.tell()
     if not any(image.masks for image in images):
         raise UserError(f"none of the {len(images)} readable images, of {len(data)}, has a mask")
-    return Evaluation(
-        summarize(images, examiner.names, seed), images, settings, len(skipped), skipped.describe()
-    )
+    scores_of_all = summarize(images, examiner.names, settings["seed"])
+    return Evaluation(scores_of_all, images, settings, len(skipped), skipped.describe())
 
 
-def _check_arguments(
-    data: AnnotatedImages, metrics: Sequence[str], masks_per_image: int, seed: int
+def check_arguments(
+    data: AnnotatedImages,
+    metrics: Sequence[str],
+    known: Sequence[str],
+    masks_per_image: int,
+    seed: int,
 ) -> None:
+    """Raises UserError if an argument of :func:`evaluate` is invalid; ``known`` are all metrics."""
     if isinstance(metrics, str):
         raise UserError(f"metrics must be a list of names such as ['click'], not {metrics!r}")
     for name in metrics:
-        if name not in METRICS:
-            raise UserError(f"there is no metric {name!r}, only {', '.join(METRICS)}")
+        if name not in known:
+            raise UserError(f"there is no metric {name!r}, only {', '.join(known)}")
     if not metrics:
-        raise UserError(f"give at least one metric: {', '.join(METRICS)}")
+        raise UserError(f"give at least one metric: {', '.join(known)}")
     if masks_per_image < 1:
         raise UserError(f"masks_per_image must be 1 or more, not {masks_per_image}")
     if seed < 0:

@@ -48,7 +48,9 @@ from .prompts import PAIR_DISTANCES, Prompt, add_click, corrective_click, make_p
 
 _ROUNDS = {f"corrective_{clicks}": clicks for clicks in (1, 2, 3, 4, 5)}
 _RECALLS = {f"recall_{masks}": masks for masks in (10, 100, 1000)}
-_PROMPTS = ("click", "box", *PAIR_DISTANCES)
+
+PROMPTS = ("click", "box", *PAIR_DISTANCES)
+"""The metrics that are kinds of prompts, see :func:`~.prompts.make_prompt`."""
 
 METRICS = ("click", "click_best", "box", *PAIR_DISTANCES, *_ROUNDS, *_RECALLS)
 """All metrics. With a teacher, ``click``, ``box`` and ``pair_...`` also give ``teacher_...``."""
@@ -58,7 +60,14 @@ OF_ONE_PROMPT = ("click", "click_best", "box", *PAIR_DISTANCES)
 
 # All masks are kept, because the ranking decides which of them count.
 _EVERYTHING: dict[str, Any] = {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
-_MASKS_AT_ONCE = 8  # bounds the memory for predictions
+MASKS_AT_ONCE = 8
+"""Bounds the memory for predictions."""
+
+
+def choose_masks(count: int, most: int, seed: Sequence[int]) -> list[int]:
+    """Returns the indices of at most so many masks of an image, drawn at random, ascending."""
+    chosen = np.random.default_rng(seed).permutation(count)[:most]
+    return sorted(chosen.tolist())
 
 
 class Examiner:
@@ -94,7 +103,7 @@ class Examiner:
         self._teacher = None if teacher is None else SamPredictor(teacher)
         self._masks_per_image = masks_per_image
         self._seed = seed
-        compared = _PROMPTS if teacher is not None else ()
+        compared = PROMPTS if teacher is not None else ()
         self.names = [
             name
             for metric in metrics
@@ -103,7 +112,7 @@ class Examiner:
         from_clicks = {"click", "click_best", *_ROUNDS}
         self._kinds = [
             kind
-            for kind in _PROMPTS
+            for kind in PROMPTS
             if kind in metrics or (kind == "click" and from_clicks & set(metrics))
         ]
 
@@ -120,16 +129,14 @@ class Examiner:
             The indices of the masks that were prompted for, and the values of each score: one per
             such mask, None if there was no such prompt; for recall, one per mask of the image.
         """
-        count = min(item.count, self._masks_per_image)
-        chosen = np.random.default_rng((self._seed, index)).permutation(item.count)[:count]
-        masks: list[int] = sorted(chosen.tolist())
+        masks = choose_masks(item.count, self._masks_per_image, (self._seed, index))
         scores: dict[str, list[float | None]] = {}
         if masks and self._kinds:
             self._predictor.set_image(item.image)
             if self._teacher is not None:
                 self._teacher.set_image(item.image)
-            for start in range(0, count, _MASKS_AT_ONCE):
-                few = masks[start : start + _MASKS_AT_ONCE]
+            for start in range(0, len(masks), MASKS_AT_ONCE):
+                few = masks[start : start + MASKS_AT_ONCE]
                 for name, values in self._prompt(index, few, item.take(few)).items():
                     scores[name] = scores.get(name, []) + values
         if masks and set(self.names) & set(_RECALLS):

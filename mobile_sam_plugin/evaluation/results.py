@@ -141,6 +141,12 @@ class Evaluation:
         Args:
             folder: created if missing.
         """
+        self.save_scores(folder)
+        save_figure(_draw_scores(self), Path(folder) / "scores.png")
+        write_file(Path(folder) / "evaluation.md", self.format_table().encode() + b"\n")
+
+    def save_scores(self, folder: str | os.PathLike[str]) -> None:
+        """Writes what :meth:`save` does, without the table and the figure."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         summary = {
@@ -151,8 +157,6 @@ class Evaluation:
         }
         write_settings(folder, self.settings)
         write_file(folder / _IMAGES_FILE, b"".join(map(_as_line, self.images)))
-        save_figure(_draw_scores(self), folder / "scores.png")
-        write_file(folder / "evaluation.md", self.format_table().encode() + b"\n")
         write_file(folder / "evaluation.json", json.dumps(summary, indent=1).encode())
 
     @classmethod

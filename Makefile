@@ -3,6 +3,7 @@
 # make docs: builds the documentation into site/; a broken link or name ends it.
 # make coverage: runs the tests and says which lines none of them runs.
 # make release-check: builds the package as a release is built, installs it afresh, and tries it.
+# make audit: lists known vulnerabilities of what is installed.
 # make benchmark: measures the speed beside the original MobileSAM's; ten minutes on two cores.
 # make bundled-checkpoint PACK=pack.npz: trains the weights in the package and measures them; hours on
 #	two cores. Run it again to resume.
@@ -11,7 +12,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test docs coverage release-check chromium benchmark gpu bundled-checkpoint clean
+.PHONY: demo test audit docs coverage release-check chromium benchmark gpu bundled-checkpoint clean
 
 demo: .venv/ready
 	$(BIN)/mobile-sam segment examples/images/coffee.png --point 300,130 --box 170,10,430,300 \
@@ -35,6 +36,11 @@ coverage: .venv/ready-to-test
 RANGE ?= python3.10 python3.13
 release-check:
 	PYTHON=$(PYTHON) sh tools/release_check.sh $(RANGE)
+
+# Known vulnerabilities of what is installed. It asks pypi.org, so it needs a network.
+audit: .venv/ready-to-test
+	$(INSTALL) pip-audit
+	$(BIN)/pip-audit --skip-editable
 
 benchmark: .venv/ready-to-test
 	$(BIN)/python -m benchmarks speed

@@ -2,7 +2,19 @@
 
 import argparse
 
-from . import annotation, deploy, embeddings, finetuning, gpu, search, serve, speed, tracking
+from . import (
+    annotation,
+    deploy,
+    embeddings,
+    finetuning,
+    fuzz,
+    gpu,
+    kills,
+    search,
+    serve,
+    speed,
+    tracking,
+)
 
 BENCHMARKS = {
     "speed": speed,
@@ -14,6 +26,8 @@ BENCHMARKS = {
     "search": search,
     "finetuning": finetuning,
     "serve": serve,
+    "fuzz": fuzz,
+    "kills": kills,
 }
 
 

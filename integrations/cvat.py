@@ -183,7 +183,7 @@ def _read_boxes(
                 x, y, width, height = map(float, each["bbox"])
                 box = labels.index(names[each["category_id"]]), (x, y, x + width, y + height)
                 boxes.setdefault(files[each["image_id"]], []).append(box)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, OverflowError, TypeError, ValueError) as error:
             raise UserError(
                 f"{os.fspath(path)!r} is not a COCO JSON with boxes: {error!r}"
             ) from error

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +18,14 @@ from typing_extensions import Self
 
 from mobile_sam_plugin.drawing import palette
 from mobile_sam_plugin.errors import UserError
-from mobile_sam_plugin.files import digest_source, encode_image, write_file
+from mobile_sam_plugin.files import (
+    digest_source,
+    encode_image,
+    remove_partials,
+    write_file,
+)
 from mobile_sam_plugin.images import open_image
-from mobile_sam_plugin.runs import WAY_OUT, claim, find_run
+from mobile_sam_plugin.runs import WAY_OUT, alone_in, claim, find_run
 
 from .instances import Instances
 from .video import Frame, Video, VideoWriter
@@ -122,6 +128,7 @@ class TrackWriter:
         self._rows: dict[int, list[dict[str, str]]] = {}
         self._overlay = VideoWriter(self.folder / "overlay.mp4", video.frame_rate)
         self._table: io.TextIOWrapper | None = None
+        self._alone = ExitStack()
         contents = None if video.path is None else digest_source(video.path)
         self._run = {"video": contents, **(settings or {})}
         if find_run(self.folder, self._run) is not None:
@@ -179,6 +186,7 @@ class TrackWriter:
             tracked: the objects in it.
 
         Raises:
+            UserError: if another run is writing to the folder.
             OSError: if the folder or the video cannot be written.
         """
         if self._table is None:
@@ -223,18 +231,19 @@ class TrackWriter:
         Raises:
             OSError: if they cannot be written. The masks and the table stay.
         """
-        if self._table is None:
-            return
-        self._table.close()
-        self._table = None
-        try:
-            if self._overlay.length < len(self.done) and self._overlay.path.exists():
-                self._overlay.discard()
-            else:
-                self._overlay.close()
-        finally:
-            content = json.dumps(self._to_youtube_vis(), allow_nan=False)
-            write_file(self.folder / "tracks.json", content.encode())
+        with self._alone:  # which ends here
+            if self._table is None:
+                return
+            self._table.close()
+            self._table = None
+            try:
+                if self._overlay.length < len(self.done) and self._overlay.path.exists():
+                    self._overlay.discard()
+                else:
+                    self._overlay.close()
+            finally:
+                content = json.dumps(self._to_youtube_vis(), allow_nan=False)
+                write_file(self.folder / "tracks.json", content.encode())
 
     def _resume(self) -> None:
         for row in self._read_table():
@@ -251,7 +260,9 @@ class TrackWriter:
 
     def _begin(self) -> io.TextIOWrapper:
         """Claims the folder, and opens the table, which starts with the rows of an earlier run."""
+        self._alone.enter_context(alone_in(self.folder))
         claim(self.folder, self._run)
+        remove_partials(self.folder)
         self._masks.mkdir(exist_ok=True)
         table = io.StringIO(newline="")
         writer = csv.DictWriter(table, _COLUMNS)

@@ -46,9 +46,19 @@ def replaced(path: Path, durable: bool = False) -> Iterator[Path]:
 
 
 def remove_partials(path: Path) -> None:
-    """Removes what killed processes left of files with the stem of this path."""
-    for partial in path.parent.glob(f".{path.stem}.*.partial*"):
-        partial.unlink(missing_ok=True)
+    """Removes what killed processes left of files, in a folder that no other process writes to.
+
+    Args:
+        path: of the folder, whose subfolders are searched too; or of a file, of whose stem the
+            files are.
+    """
+    if path.is_dir():
+        found = path.rglob(".*.partial*")
+    else:
+        found = path.parent.glob(f".{path.stem}.*.partial*")
+    for partial in found:
+        if partial.is_file():
+            partial.unlink(missing_ok=True)
 
 
 def write_file(path: Path, content: bytes, durable: bool = False) -> None:

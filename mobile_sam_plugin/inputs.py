@@ -121,7 +121,7 @@ def preprocess(image: NDArray[np.uint8], img_size: int) -> NDArray[np.float32]:
 
 def check_points(
     coords: ArrayLike | None, labels: ArrayLike | None, batched: bool = False
-) -> tuple[NDArray[np.float64], NDArray[Any]]:
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Checks and returns the points and labels of a prompt, or of a batch of prompts.
 
     Args:
@@ -139,7 +139,7 @@ def check_points(
     if points.ndim != 2 + batched or points.shape[-1] != 2:
         expected = "(B, N, 2)" if batched else "(N, 2)"
         raise UserError(f"point_coords must have the shape {expected}, not {points.shape}")
-    kinds = np.asarray(labels)
+    kinds = as_finite("point_labels", labels)
     if kinds.shape != points.shape[:-1]:
         raise UserError(
             f"point_labels must hold one label per point, {points.shape[:-1]}, not {kinds.shape}"
@@ -204,7 +204,10 @@ def check_mask(
     Raises:
         UserError: if the shape is another, or if the model cannot compute with a number.
     """
-    given = np.asarray(mask)
+    try:
+        given = np.asarray(mask)
+    except ValueError as error:  # of rows of different lengths
+        raise UserError(f"mask_input must be an array: {error}") from error
     binary = given.dtype in (np.bool_, np.uint8)
     size = tuple(original_size if binary else low_res_size)
     front = given.shape[:-2]
@@ -293,12 +296,20 @@ def as_finite(name: str, values: ArrayLike, highest: float = MAX_COORDINATE) -> 
     """
     try:
         array = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (OverflowError, TypeError, ValueError) as error:
         raise UserError(f"{name} must be an array of numbers: {error}") from error
     beyond = array[~(np.abs(array) <= highest)]
     if beyond.size:
         refuse_number(name, float(beyond[0]), highest)
     return array
+
+
+def as_flag(name: str, value: object) -> bool:
+    """Returns an option that is on or off; raises TypeError for an array, say, by its name."""
+    try:
+        return bool(value)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be True or False, not {value!r:.60}") from error
 
 
 def check_number(

@@ -34,6 +34,7 @@ from .images import load_image as load_image
 from .inputs import (
     MAX_COORDINATE,
     MAX_VALUE,
+    as_flag,
     as_pixels,
     check_box,
     check_mask,
@@ -380,6 +381,7 @@ class SamPredictor(segment_anything.SamPredictor):
             RuntimeError: if no image has been set.
             UserError: if a prompt has the wrong shape or length, or holds NaN, infinity or a
                 magnitude above 2^24, in logits 10^4.
+            TypeError: if ``multimask_output`` or ``return_logits`` is neither on nor off.
         """
         self._require_image()
         if point_coords is not None or point_labels is not None:
@@ -410,7 +412,9 @@ class SamPredictor(segment_anything.SamPredictor):
         return (
             None
             if values is None
-            else torch.as_tensor(values, dtype=dtype, device=self.device)[None]
+            else torch.as_tensor(np.ascontiguousarray(values), dtype=dtype, device=self.device)[
+                None
+            ]
         )
 
     @torch.no_grad()
@@ -442,9 +446,10 @@ class SamPredictor(segment_anything.SamPredictor):
 
         Raises:
             RuntimeError: if no image has been set.
-            TypeError: if a prompt is not a tensor.
+            TypeError: if a prompt is not a tensor, or an option neither on nor off.
             UserError: if :meth:`predict` would reject a prompt, or their numbers differ.
         """
+        return_logits = as_flag("return_logits", return_logits)
         low_res_logits, scores = self.predict_low_res_torch(
             point_coords, point_labels, boxes, mask_input, multimask_output
         )
@@ -477,6 +482,7 @@ class SamPredictor(segment_anything.SamPredictor):
             >>> logits, scores = predictor.predict_low_res_torch(None, None, boxes)
         """
         self._require_image()
+        multimask_output = as_flag("multimask_output", multimask_output)
         batch = self._check_prompts(point_coords, point_labels, boxes)
         if mask_input is not None:
             mask_input = self._check_masks(mask_input, batch)

@@ -59,7 +59,7 @@ class CocoSource(Source):
             self._read(
                 content["images"], content.get("annotations", []), content.get("categories", [])
             )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(

@@ -18,7 +18,7 @@ from .._version import __version__
 from ..errors import UserError
 from ..images import join_counts, limit_pixels
 from ..polygons import Losses
-from ..runs import refuse_other_run
+from ..runs import alone_in, refuse_other_run
 from ..threads import ordered_map
 from . import writers
 from .items import Listed, Source, read_text
@@ -121,6 +121,7 @@ class AnnotationRun:
             The result of each image, in order, after its files have been written.
 
         Raises:
+            UserError: if another run is writing to the folder.
             OSError: if the disk is full or the folder is not writable. What was done is kept.
         """
         return self.collect(run_local(self._job(), workers, batch_size))
@@ -161,6 +162,14 @@ class AnnotationRun:
         They are written when the results end, when the caller stops, or at Ctrl-C. After another
         error they are not written; the next run writes them.
         """
+        with ExitStack() as stack:
+            if self.folder is not None and self.folder.local is not None:
+                stack.enter_context(alone_in(self.folder.local))
+            yield from self._collect(results)
+
+    def _collect(
+        self, results: Generator[ImageResult, None, None]
+    ) -> Generator[ImageResult, None, None]:
         self._begin()
         interruption: BaseException | None = None
         losses = Losses()

@@ -209,7 +209,7 @@ def _make_mask(record: dict[str, Any], image: _Image, size: tuple[int, int]) -> 
             if value is not None and math.isfinite(value):
                 shown[name] = round(float(value), 6)
         points = np.asarray(record.get("point_coords") or (), dtype=float).reshape(-1, 2)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise UserError(f"a mask of {image.name!r} is damaged: {error!r}") from error
     if len(points):
         shown["points"] = points.round(1).tolist()
@@ -342,7 +342,7 @@ def _read_sa1b(folder: Folder, name: str, load: _Loader) -> _Image:
         size = int(image["height"]), int(image["width"])
         records = [{"label": record.get("category")} | record for record in content["annotations"]]
         return _Image(key, size, records, partial(load, key))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise UserError(f"{folder.path(name)!r} is not a JSON of SA-1B: {error!r}") from error
 
 
@@ -359,7 +359,7 @@ def _read_coco(folder: Folder, name: str, load: _Loader) -> Iterator[_Image]:
             key = str(image["file_name"])
             size = int(image["height"]), int(image["width"])
             yield _Image(key, size, records[image["id"]], partial(load, key))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise UserError(f"{folder.path(name)!r} is not COCO's instances JSON: {error!r}") from error
 
 
@@ -369,7 +369,7 @@ def _read_everything(folder: Path, images: str | None) -> _Image:
     records = _read_json(Folder(folder), "masks.json", list)
     try:
         size = records[0]["segmentation"]["size"] if records else load_image(overlay).shape[:2]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise UserError(f"{str(folder)!r} holds no results of a run: {error!r}") from error
     claim = read_source(folder)
     source = overlay if claim is None else Path(claim["path"])
@@ -394,6 +394,6 @@ def _read_errors(folder: Folder) -> list[dict[str, str]]:
         try:
             error = json.loads(line)
             errors.append({"image": str(error["file_name"]), "reason": str(error["error"])})
-        except (KeyError, TypeError, ValueError):  # damaged
+        except (KeyError, OverflowError, TypeError, ValueError):  # damaged
             errors.append({"image": "", "reason": line})
     return errors

@@ -66,8 +66,9 @@ def scenes(
     """
     from tqdm import tqdm
 
+    from ..files import remove_partials
     from ..images import list_images
-    from ..runs import claim
+    from ..runs import alone_in, claim
     from ..scenes.composites import Composites, open_cut_outs
     from ..scenes.scenes import Scenes
 
@@ -89,17 +90,19 @@ def scenes(
         counted = [requested.objects, requested.photographs]
         settings |= {"objects": objects, "number of objects": len(cut_outs)}
         settings |= {"photographs": [str(path) for path in paths]}
-    claim(out, settings, way_out="choose another --out")
-    missing = [i for i in range(count) if not (out / f"{_name(seed, i)}.json").is_file()]
-    with tqdm(total=count, initial=count - len(missing), unit="image", disable=None) as bar:
-        _write_all(requested, out, missing, workers or os.cpu_count() or 1, bar)
-    for each in counted:
-        each.skipped.tell()
-    typer.echo(f"{out}  {count} image{'s'[: count > 1]}")
-    if contact_sheet:
-        sheet = out / "contact_sheet.png"
-        _write_contact_sheet([requested[i] for i in range(min(count, _SAMPLES))], sheet)
-        typer.echo(sheet)
+    with alone_in(out):
+        claim(out, settings, way_out="choose another --out")
+        remove_partials(out)
+        missing = [i for i in range(count) if not (out / f"{_name(seed, i)}.json").is_file()]
+        with tqdm(total=count, initial=count - len(missing), unit="image", disable=None) as bar:
+            _write_all(requested, out, missing, workers or os.cpu_count() or 1, bar)
+        for each in counted:
+            each.skipped.tell()
+        typer.echo(f"{out}  {count} image{'s'[: count > 1]}")
+        if contact_sheet:
+            sheet = out / "contact_sheet.png"
+            _write_contact_sheet([requested[i] for i in range(min(count, _SAMPLES))], sheet)
+            typer.echo(sheet)
 
 
 def _name(seed: int, index: int) -> str:

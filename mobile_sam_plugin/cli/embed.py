@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -61,8 +62,9 @@ def embed(
     from ..annotation import open_source
     from ..annotation.pipeline import batches
     from ..embeddings import SUFFIX, identify_encoder, is_embedding
+    from ..files import remove_partials
     from ..inputs import input_size
-    from ..runs import claim
+    from ..runs import alone_in, claim
     from ..threads import ordered_map
 
     opened = open_source(source, exclude=out)
@@ -75,9 +77,6 @@ def embed(
         "dtype": dtype,
         "image_root": opened.root,
     }
-    claim(out, settings)
-    for partial in out.rglob(f".*.partial{SUFFIX}"):  # of a process that was killed
-        partial.unlink(missing_ok=True)
 
     def file_of(item: "Item | Listed") -> Path:
         return out / f"{item.key}{SUFFIX}"
@@ -130,14 +129,15 @@ def embed(
         return message if item.path in message else f"{item.path!r}: {message}"
 
     total = opened.scan()[0]
-    missing = sum(map(is_missing, opened.listing()))
     size = batch_size or (1 if predictor.device.type == "cpu" else 8)
-    done, failed, start = total - missing, 0, time.perf_counter()
-    with (
-        ThreadPoolExecutor(_READERS) as reading,
-        ThreadPoolExecutor(2) as writing,
-        tqdm(total=total, initial=done, unit="image", disable=None) as bar,
-    ):
+    with ExitStack() as stack:
+        stack.enter_context(alone_in(out))
+        claim(out, settings)
+        remove_partials(out)
+        missing = sum(map(is_missing, opened.listing()))
+        done, failed, start = total - missing, 0, time.perf_counter()
+        reading, writing = (stack.enter_context(ThreadPoolExecutor(n)) for n in (_READERS, 2))
+        bar = stack.enter_context(tqdm(total=total, initial=done, unit="image", disable=None))
         loaded = ordered_map(read, opened.items(is_missing), reading, _READERS + size)
         encoded = chain.from_iterable(map(encode, batches(loaded, size)))
         for error in ordered_map(save, encoded, writing, 2):

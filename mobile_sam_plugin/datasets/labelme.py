@@ -66,7 +66,7 @@ class Labelme:
                     key = place if group is None else (shape.get("label"), group)
                     groups.setdefault(key, []).append(shape)
             size = (int(content["imageHeight"]), int(content["imageWidth"]))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise UserError(
                 f"{where} is not labelme's JSON, which holds 'shapes' with 'shape_type', "
                 f"'imagePath', 'imageHeight' and 'imageWidth': {error!r}"
@@ -74,7 +74,11 @@ class Labelme:
         picture = path.parent / image if self._folder is None else self._folder / image.name
         data = content.get("imageData")
         if data is not None and not picture.exists():
-            pixels = read_pixels(io.BytesIO(base64.b64decode(data)), size, upright=True, name=where)
+            try:
+                file = io.BytesIO(base64.b64decode(data))
+            except (TypeError, ValueError) as error:
+                raise UserError(f"{where}: its 'imageData' is not base64: {error}") from error
+            pixels = read_pixels(file, size, upright=True, name=where)
         else:
             pixels = read_pixels(picture, size, upright=True)
         encoded = []
@@ -83,7 +87,7 @@ class Labelme:
                 parts = [_encode_shape(shape, size) for shape in shapes]
             except OtherSize as error:
                 raise OtherSize(f"{where}: {error}") from error
-            except (IndexError, KeyError, TypeError, ValueError) as error:
+            except (IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
                 raise UserError(f"{where}: a shape cannot be read: {error}") from error
             encoded.append(pycocotools.mask.merge(parts))
         name = str(path.relative_to(self._root).with_suffix(""))
@@ -94,7 +98,7 @@ def _encode_shape(shape: Any, size: tuple[int, int]) -> dict[str, Any]:
     """Returns the mask of a shape with an area, in COCO's compressed RLE.
 
     Raises:
-        ValueError, IndexError, KeyError, TypeError: if it is malformed.
+        ValueError, IndexError, KeyError, OverflowError, TypeError: if it is malformed.
     """
     kind, points = shape["shape_type"], np.asarray(shape["points"], float).reshape(-1, 2)
     if kind == "polygon":

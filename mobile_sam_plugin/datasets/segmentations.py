@@ -33,7 +33,7 @@ def encode_segmentation(segmentation: Any, height: int, width: int) -> dict[str,
             points = polygon.reshape(-1, 2)
             if not ((points >= -extent) & (points <= 2 * extent)).all():
                 raise UserError(f"a corner is far outside of the {width} x {height} pixels")
-    except (TypeError, ValueError) as error:
+    except (OverflowError, TypeError, ValueError) as error:
         raise UserError(f"a polygon cannot be read: {error}") from error
     pieces = pycocotools.mask.frPyObjects([p.tolist() for p in polygons], height, width)
     merged: dict[str, Any] = pycocotools.mask.merge(pieces)
@@ -49,7 +49,7 @@ def _encode_rle(segmentation: dict[str, Any], height: int, width: int) -> dict[s
             lengths = run_lengths(counts)
         else:
             lengths = np.asarray(counts, dtype=np.int64).reshape(-1)
-    except (TypeError, ValueError) as error:
+    except (OverflowError, TypeError, ValueError) as error:
         raise UserError(f"the RLE's counts cannot be read: {error}") from error
     # pycocotools accepts too few, and then leaves the other pixels undefined.
     if (lengths < 0).any() or lengths.sum() != height * width:

@@ -12,6 +12,7 @@ from PIL import Image
 from ..errors import UserError
 from ..inputs import (
     as_finite,
+    as_flag,
     as_pixels,
     check_box,
     check_mask,
@@ -159,8 +160,11 @@ class OnnxPredictor:
         if predictors and len(shape) == 4:
             network_inputs = [np.concatenate(network_inputs)]
         embeddings: list[FloatArray] = []
+        side = self.img_size // 16
         for given in network_inputs:
             (found,) = self.encoder.run([self._embedding_output], {self._image_input: given})
+            count = len(given) if len(shape) == 4 else 1
+            _check_result("embeddings", found, (count, 256, side, side))
             embeddings += [found[index, None].copy() for index in range(len(found))]
         for predictor, predictor.features in zip(predictors, embeddings, strict=True):
             predictor.is_image_set = True
@@ -188,6 +192,7 @@ class OnnxPredictor:
 
         Arguments, results and errors are those of :meth:`~mobile_sam_plugin.SamPredictor.predict`.
         """
+        return_logits = as_flag("return_logits", return_logits)
         prompt = self._one_prompt(point_coords, point_labels, box, mask_input)
         low_res_logits, scores = self._decode(*prompt, multimask_output)
         return self._upscale(low_res_logits[0], return_logits), scores[0], low_res_logits[0]
@@ -314,6 +319,7 @@ class OnnxPredictor:
             RuntimeError: if no image is set.
             UserError: if there is no prompt, or their numbers differ; or as :meth:`predict`.
         """
+        return_logits = as_flag("return_logits", return_logits)
         low_res_logits, scores = self.predict_low_res_batch(
             point_coords, point_labels, boxes, mask_input, multimask_output
         )
@@ -407,6 +413,7 @@ class OnnxPredictor:
         multimask_output: bool,
     ) -> tuple[FloatArray, FloatArray]:
         """Returns low-res logits (B, C, 256, 256) and predicted IoU (B, C)."""
+        multimask_output = as_flag("multimask_output", multimask_output)
         masks = slice(1, None) if multimask_output else slice(0, 1)
         decoded = list(self._decode_batches(coords, labels, mask_input, masks))
         if not decoded:
@@ -450,6 +457,8 @@ class OnnxPredictor:
                 "orig_im_size": np.array(self.original_size, np.float32),
             },
         )
+        _check_result("logits", logits, (len(coords), 4, *self.low_res_size))
+        _check_result("predicted IoU", scores, (len(coords), 4))
         return logits[:, masks], scores[:, masks]
 
     def _upscale(self, low_res_logits: FloatArray, return_logits: bool) -> NDArray[Any]:
@@ -523,6 +532,15 @@ class OpenVinoPredictor(OnnxPredictor):
         self._set_up(OpenVino(encoder, device), encoder, OpenVino(decoder, device), decoder)
 
 
+def _check_result(name: str, result: NDArray[Any], expected: tuple[int, ...]) -> None:
+    """Raises UserError if a graph computed something of another shape or kind."""
+    if result.shape != expected or result.dtype != np.float32:
+        raise UserError(
+            f"a graph gives {name} of the shape {result.shape}, {result.dtype}, not {expected}, "
+            "float32: use both files of one mobile-sam export"
+        )
+
+
 def _check_encoder(graph: Runtime, path: str) -> None:
     if set(graph.inputs) >= _DECODER_INPUTS - {"orig_im_size"}:
         raise UserError(f"{path!r} is the mask decoder, not the image encoder: swap the two files")
@@ -549,4 +567,9 @@ def _check_decoder(graph: Runtime, path: str) -> None:
         raise UserError(
             f"{path!r} is not a mask decoder from mobile-sam export: it lacks "
             f"{', '.join(sorted(lacking))}"
+        )
+    if unknown := set(graph.inputs) - _DECODER_INPUTS:
+        raise UserError(
+            f"{path!r} is not a mask decoder from mobile-sam export: it takes "
+            f"{', '.join(sorted(unknown))} as well"
         )

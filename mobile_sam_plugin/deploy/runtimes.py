@@ -55,6 +55,10 @@ class OnnxRuntime:
         options.add_session_config_entry("session.use_env_allocators", "1")
         try:
             self._session = onnxruntime.InferenceSession(name, options, providers=chosen)
+            self.inputs = {value.name: _onnx_info(value) for value in self._session.get_inputs()}
+            self.outputs = {value.name: _onnx_info(value) for value in self._session.get_outputs()}
+        except UnicodeDecodeError as error:
+            raise UserError(f"{name!r} is damaged: a name in it is no text ({error})") from error
         except (TypeError, ValueError) as error:
             raise UserError(
                 f"onnxruntime rejects the execution providers {chosen}: {_first_line(error)}"
@@ -69,14 +73,18 @@ class OnnxRuntime:
                 "libraries or its device are missing"
             )
         self._origin = os.path.abspath(name), chosen
-        self.inputs = {value.name: _onnx_info(value) for value in self._session.get_inputs()}
-        self.outputs = {value.name: _onnx_info(value) for value in self._session.get_outputs()}
         # Otherwise the decoder also upscales every mask to the image.
         self._options = onnxruntime.RunOptions()
         self._options.only_execute_path_to_fetches = True
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        results: list[NDArray[Any]] = self._session.run(list(outputs), dict(feeds), self._options)
+        known = {name: feeds[name] for name in self.inputs}
+        try:
+            results: list[NDArray[Any]] = self._session.run(list(outputs), known, self._options)
+        except Exception as error:  # as above; a graph that is damaged may fail only here
+            raise UserError(
+                f"onnxruntime cannot run {self._origin[0]!r}: {_first_line(error)}"
+            ) from error
         return results
 
     def __reduce__(self) -> tuple[Any, ...]:

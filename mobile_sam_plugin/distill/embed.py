@@ -10,6 +10,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from ..files import remove_partials, write_file
 from ..images import list_images, load_image
 from ..inputs import PIXEL_MEAN, PIXEL_STD, preprocess
 from ..predictor import eval_mode
-from ..runs import claim, find_run
+from ..runs import alone_in, claim, find_run
 from ..sam_hq import unpack
 from .embeddings import (
     FORMAT,
@@ -92,8 +93,9 @@ def embed(
 
     Raises:
         ValueError: if there is no image; if the folder holds embeddings by another teacher, of
-            other images or in other shards; if the teacher normalises pixels differently from SAM;
-            if most images are broken; or, with `strict`, if one is.
+            other images or in other shards, or another run is writing to it; if the teacher
+            normalises pixels differently from SAM; if most images are broken; or, with `strict`, if
+            one is.
         OSError: if the disk has too little space (ENOSPC), or a file cannot be written; with
             `strict`, if an image cannot be read.
         MissingExtra: if accelerate is not installed.
@@ -139,26 +141,27 @@ def embed(
     ]
     _check_space(folder, description, sum(len(shards[shard]) for shard in todo), process)
     folder.mkdir(parents=True, exist_ok=True)
-    if process.is_main_process:
-        remove_partials(folder / STORE_FILE)
-        claim(folder, description, may_change, file=STORE_FILE, durable=True)
-
     own = range(process.process_index, len(shards), process.num_processes)
     own_todo = [shard for shard in todo if shard in own]
     paths = [image_folder / name for shard in own_todo for name in shards[shard]]
     total = sum(len(shards[shard]) for shard in own)
     broken = Skipped(len(paths), strict=strict, what="image", told=0)  # one warning at the end
     places = iter(range(len(paths)))
-    with (
-        ThreadPoolExecutor(_READERS) as pool,
-        tqdm(
-            total=total,
-            initial=total - len(paths),
-            unit="image",
-            # None is for terminals only.
-            disable=None if process.is_local_main_process else True,
-        ) as bar,
-    ):
+    with ExitStack() as stack:
+        if process.is_main_process:
+            stack.enter_context(alone_in(folder))
+            remove_partials(folder / STORE_FILE)
+            claim(folder, description, may_change, file=STORE_FILE, durable=True)
+        pool = stack.enter_context(ThreadPoolExecutor(_READERS))
+        bar = stack.enter_context(
+            tqdm(
+                total=total,
+                initial=total - len(paths),
+                unit="image",
+                # None is for terminals only.
+                disable=None if process.is_local_main_process else True,
+            )
+        )
         read = _read_ahead(pool, paths, teacher.image_encoder.img_size, batch_size + _READERS)
         for shard in own_todo:
             images_read = zip(shards[shard], read, strict=False)

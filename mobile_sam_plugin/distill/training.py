@@ -13,7 +13,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -38,7 +38,7 @@ from ..datasets.unreadable import SkipUnreadable, check_fit
 from ..errors import MissingExtra, UserError
 from ..files import remove_partials, replaced
 from ..mobile_sam import MobileSam, set_img_size
-from ..runs import RUN_FILE, find_run, write_settings
+from ..runs import RUN_FILE, alone_in, find_run, write_settings
 from .batches import EmbeddedImages, EmbeddingExamples, MaskExamples, StepBatchSampler
 from .embeddings import Embeddings, fingerprint_decoder
 from .lora import add_lora, merge_lora
@@ -125,9 +125,10 @@ def train(options: TrainingOptions, folder: str | os.PathLike[str], restart: boo
         The path of ``best.safetensors``.
 
     Raises:
-        ValueError: if the folder's run has other options or data, which the message names; if a
-            value does not fit the data or the checkpoint; if there is no image or most are broken;
-            if the embeddings are of another teacher; or if another machine has other data.
+        ValueError: if the folder's run has other options or data, which the message names, or
+            another process is writing to it; if a value does not fit the data or the checkpoint; if
+            there is no image or most are broken; if the embeddings are of another teacher; or if
+            another machine has other data.
         OSError: if a checkpoint or data cannot be read.
         FloatingPointError: if the loss, or the gradients of many steps, are not finite. The last
             saved state is from before.
@@ -151,23 +152,29 @@ def train(options: TrainingOptions, folder: str | os.PathLike[str], restart: boo
         ],
     )
     run = _Run(options, folder, accelerator)
-    if accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_partials(folder / _STATE_FILE)
+    with ExitStack() as stack:
+        _of_main(accelerator, lambda: stack.enter_context(_prepared(folder, restart)))
+        try:
+            run.load_state()
+            with run.ending_at_interrupt():
+                run.train()
+        finally:
+            accelerator.end_training()
+    run.warn_of_skipped()
+    return folder / BEST_FILE
+
+
+@contextmanager
+def _prepared(folder: Path, restart: bool) -> Iterator[None]:
+    """Keeps the folder to this run, without what is left of killed ones or of an earlier one."""
+    with alone_in(folder):
+        remove_partials(folder)
         if restart:
             for name in (_STATE_FILE, RUN_FILE, BEST_FILE, LAST_FILE):
                 (folder / name).unlink(missing_ok=True)
             for name in (_LOG_FOLDER, START_FOLDER, BEST_FOLDER):
                 shutil.rmtree(folder / name, ignore_errors=True)
-    accelerator.wait_for_everyone()
-    try:
-        run.load_state()
-        with run.ending_at_interrupt():
-            run.train()
-    finally:
-        accelerator.end_training()
-    run.warn_of_skipped()
-    return folder / BEST_FILE
+        yield
 
 
 def _of_main(accelerator: Accelerator, ask: Callable[[], Any]) -> Any:

@@ -18,10 +18,10 @@ from segment_anything.modeling import Sam
 
 from ..datasets.reading import read_pixels
 from ..errors import UserError
-from ..files import write_file
+from ..files import remove_partials, write_file
 from ..predictor import SamPredictor
 from ..records import encode_mask
-from ..runs import claim
+from ..runs import alone_in, claim
 from .evaluation import fingerprint_of
 from .examiner import predict
 from .predictors import Predictor
@@ -32,6 +32,7 @@ MASKS = {"single": False, "best_of_three": True}
 the one with the highest predicted IoU. Their values are ``multimask_output``."""
 
 _LINES = "boxes.jsonl"
+_MALFORMED = (KeyError, OverflowError, TypeError, ValueError)  # JSON of another content
 _BOXES_AT_ONCE = 8  # bounds the memory for masks
 
 
@@ -83,7 +84,14 @@ class BoxPrompts:
                 self.coco = COCO(os.fspath(annotations))
             self.image_ids: list[Any] = list(self.coco.imgs)[:limit]
             self.coco.getCatIds()
-        except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+        except (
+            AssertionError,
+            AttributeError,
+            KeyError,
+            OverflowError,
+            TypeError,
+            ValueError,
+        ) as error:
             raise UserError(
                 f"--boxes needs COCO's instances JSON as DATA, which {os.fspath(annotations)!r} "
                 f"is not: {error!r}"
@@ -107,7 +115,7 @@ class BoxPrompts:
                             "score": float(found["score"]),
                         }
                     )
-        except (KeyError, TypeError, ValueError) as error:
+        except _MALFORMED as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(
@@ -174,34 +182,37 @@ def evaluate_boxes(
         >>> evaluate_boxes(sam, prompts)["single"].all
     """
     journal = None if folder is None else Path(folder) / _LINES
-    if journal is not None:
-        boxes = json.dumps([prompts.boxes[key] for key in prompts.image_ids]).encode()
-        settings = {"model": fingerprint_of(model), "boxes": hashlib.sha256(boxes).hexdigest()}
-        claim(journal.parent, settings)
-    known = {} if journal is None else _read(journal)
-    predictor = model if isinstance(model, Predictor) else SamPredictor(model)
-    masks: dict[str, list[Any]] = {kind: [] for kind in MASKS}
-    for done, image_id in enumerate(prompts.image_ids, 1):
-        found = prompts.boxes[image_id]
-        if found:
-            encoded = known.get(json.dumps(image_id))
-            if encoded is None:
-                encoded = _segment(predictor, prompts.load_image(image_id), found)
-                if journal is not None:
-                    with open(journal, "a") as file:
-                        file.write(json.dumps({"image_id": image_id, **encoded}) + "\n")
-            for kind in MASKS:
-                masks[kind] += [
-                    {
-                        "image_id": image_id,
-                        "category_id": box["category_id"],
-                        "segmentation": mask,
-                        "score": box["score"],
-                    }
-                    for box, mask in zip(found, encoded[kind], strict=True)
-                ]
-        if progress is not None:
-            progress(done, len(prompts.image_ids))
+    with contextlib.ExitStack() as stack:
+        if journal is not None:
+            stack.enter_context(alone_in(journal.parent))
+            boxes = json.dumps([prompts.boxes[key] for key in prompts.image_ids]).encode()
+            settings = {"model": fingerprint_of(model), "boxes": hashlib.sha256(boxes).hexdigest()}
+            claim(journal.parent, settings)
+            remove_partials(journal.parent)
+        known = {} if journal is None else _read(journal)
+        predictor = model if isinstance(model, Predictor) else SamPredictor(model)
+        masks: dict[str, list[Any]] = {kind: [] for kind in MASKS}
+        for done, image_id in enumerate(prompts.image_ids, 1):
+            found = prompts.boxes[image_id]
+            if found:
+                encoded = known.get(json.dumps(image_id))
+                if encoded is None:
+                    encoded = _segment(predictor, prompts.load_image(image_id), found)
+                    if journal is not None:
+                        with open(journal, "a") as file:
+                            file.write(json.dumps({"image_id": image_id, **encoded}) + "\n")
+                for kind in MASKS:
+                    masks[kind] += [
+                        {
+                            "image_id": image_id,
+                            "category_id": box["category_id"],
+                            "segmentation": mask,
+                            "score": box["score"],
+                        }
+                        for box, mask in zip(found, encoded[kind], strict=True)
+                    ]
+            if progress is not None:
+                progress(done, len(prompts.image_ids))
     return {kind: prompts.average_precision(masks[kind], "segm") for kind in MASKS}
 
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,6 +12,7 @@ from ..checkpoint import fingerprint
 from ..datasets.annotated import AnnotatedImage, AnnotatedImages
 from ..datasets.unreadable import Skipped, check_fit
 from ..errors import UserError
+from ..runs import alone_in
 from .examiner import METRICS, Examiner
 from .predictors import Predictor, find_module
 from .results import Evaluation, ImageScores, Journal, summarize
@@ -50,8 +52,8 @@ def evaluate(
 
     Raises:
         ValueError: if an argument is invalid; if there is no image, or no mask in any of them; if
-            the folder holds an evaluation of other models, input sizes or arguments; if most images
-            are unusable; or, with `strict`, if one is.
+            the folder holds an evaluation of other models, input sizes or arguments, or one that is
+            being written; if most images are unusable; or, with `strict`, if one is.
         OSError: with `strict`, if an image cannot be read.
 
     Examples:
@@ -122,28 +124,32 @@ def examine_all(
         strict, folder, progress: as in :func:`evaluate`, and so are the errors.
     """
     sizes = list(sizes)
-    journal = None if folder is None else Journal(Path(folder), settings)
     images: list[ImageScores] = []
     skipped = Skipped(len(data), strict=strict, what="image")
-    for index in range(len(data)):
-        try:
-            item = data[index]
-            for size in sizes:
-                check_fit(item.image, size)
-        except (OSError, ValueError) as error:
-            skipped.skip(index, error)
-        else:
-            skipped.use(index, item.empty)
-            content = item.fingerprint()
-            scores = None if journal is None else journal.known.get((index, content))
-            if scores is None:
-                masks, values = examiner.examine(index, item)
-                scores = ImageScores(index, item.name, masks, values, content)
-                if journal is not None:
-                    journal.add(scores)
-            images.append(scores)
-        if progress is not None:
-            progress(index + 1, len(data))
+    with ExitStack() as stack:
+        journal = None
+        if folder is not None:
+            stack.enter_context(alone_in(Path(folder)))
+            journal = Journal(Path(folder), settings)
+        for index in range(len(data)):
+            try:
+                item = data[index]
+                for size in sizes:
+                    check_fit(item.image, size)
+            except (OSError, ValueError) as error:
+                skipped.skip(index, error)
+            else:
+                skipped.use(index, item.empty)
+                content = item.fingerprint()
+                scores = None if journal is None else journal.known.get((index, content))
+                if scores is None:
+                    masks, values = examiner.examine(index, item)
+                    scores = ImageScores(index, item.name, masks, values, content)
+                    if journal is not None:
+                        journal.add(scores)
+                images.append(scores)
+            if progress is not None:
+                progress(index + 1, len(data))
     skipped.tell()
     if not any(image.masks for image in images):
         raise UserError(f"none of the {len(images)} readable images, of {len(data)}, has a mask")

@@ -13,7 +13,7 @@ import numpy as np
 from typing_extensions import Self
 
 from ..errors import MissingExtra, UserError
-from ..files import write_file
+from ..files import remove_partials, write_file
 from ..runs import RUN_FILE, claim, write_settings
 from .costs import Cost
 from .metrics import bootstrap
@@ -274,6 +274,7 @@ class Journal:
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         self._path = folder / _IMAGES_FILE
         claim(folder, settings)
+        remove_partials(folder)
         images = _read_images(self._path) if self._path.exists() else []
         write_file(self._path, b"".join(map(_as_line, images)))
         self.known = {(image.index, image.fingerprint): image for image in images}

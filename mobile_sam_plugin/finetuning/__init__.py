@@ -7,6 +7,7 @@ check of the data and a choice of sizes by memory (``presets``), and after it (`
 import os
 import sys
 import warnings
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from ..distill.sources import open_validation, split
 from ..distill.training import BEST_FILE, BEST_FOLDER, HOW_TO_GAIN, START_FOLDER, train
 from ..errors import UserError
 from ..evaluation.results import Evaluation
-from ..runs import RUN_FILE
+from ..files import remove_partials
+from ..runs import RUN_FILE, alone_in
 from ..scenes.scenes import open_images_or_scenes
 from .presets import PRESETS, Preset, choose_preset
 from .report import draw_cases, format_table, write_weights
@@ -106,7 +108,7 @@ def finetune(
     Raises:
         UserError: if an argument is invalid; if the data have no usable image, the same image to
             train and to validate on, or label maps that were saved as JPEG; or if the folder holds
-            another run.
+            another run, or one is writing to it.
         FileNotFoundError: if there are no such data or checkpoint.
         MemoryError: if a step does not fit into memory; the message names what to lower.
         FloatingPointError: if the training diverges.
@@ -123,19 +125,23 @@ def finetune(
     locate_checkpoint(checkpoint)  # before the data are read, which takes longer
     training_images, validation_images = _open(training)
     run = out / _RUN_FOLDER
-    if restart or not (run / RUN_FILE).exists():
-        _check(training, training_images, validation_images)
-    try:
-        train(training, run, restart)
-    except KeyboardInterrupt:
-        if PartialState().is_main_process and (run / BEST_FOLDER / RUN_FILE).exists():
-            _write(out, training)
-        raise
-    if PartialState().is_main_process:
-        finetuned = _write(out, training)
-        draw_cases(out, finetuned.after, validation_images, training.prompts)
-    PartialState().wait_for_everyone()
-    return _load(out)
+    with ExitStack() as stack:
+        if PartialState().is_main_process:
+            stack.enter_context(alone_in(out))
+            remove_partials(out)
+        if restart or not (run / RUN_FILE).exists():
+            _check(training, training_images, validation_images)
+        try:
+            train(training, run, restart)
+        except KeyboardInterrupt:
+            if PartialState().is_main_process and (run / BEST_FOLDER / RUN_FILE).exists():
+                _write(out, training)
+            raise
+        if PartialState().is_main_process:
+            finetuned = _write(out, training)
+            draw_cases(out, finetuned.after, validation_images, training.prompts)
+        PartialState().wait_for_everyone()
+        return _load(out)
 
 
 def _make_options(

@@ -188,7 +188,7 @@ def read_regions(context: dict[str, Any] | None) -> Drawn | None:
             points=tuple(points),
             boxes=tuple(boxes),
         )
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(

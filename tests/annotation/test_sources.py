@@ -358,6 +358,7 @@ def test_categories_and_annotations_may_have_ids_of_text(tmp_path: Path) -> None
         ({"id": 2**63}, box(), "too large"),
         ({"id": 1}, box(id=2**70), "too large"),
         ({"id": 1, "width": -4, "height": 3}, box(), "-4 x 3"),
+        ({"id": 1, "width": 10**400, "height": 3}, box(), "is not COCO's"),
     ],
     ids=str,
 )

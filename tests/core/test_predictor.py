@@ -137,7 +137,9 @@ def test_prediction_needs_an_image(bundled_sam: MobileSam) -> None:
         ({"point_coords": [[1, np.nan]], "point_labels": [1]}, "point_coords holds NaN"),
         ({"point_coords": [["a", "b"]], "point_labels": [1]}, "point_coords must be .* numbers"),
         ({"point_coords": [[1, 2]], "point_labels": [2]}, r"object.*background.*not 2"),
-        ({"point_coords": [[1, 2]], "point_labels": [np.nan]}, "not nan"),
+        ({"point_coords": [[1, 2]], "point_labels": [np.nan]}, "point_labels holds NaN"),
+        ({"point_coords": [[1, 2]], "point_labels": [1, [0]]}, "point_labels must be .* numbers"),
+        ({"point_coords": [[10**400, 2]], "point_labels": [1]}, "point_coords must be .* numbers"),
         ({"box": [1, 2, 3]}, r"4 numbers, XYXY, not of the shape \(3,\)"),
         ({"box": np.zeros((2, 4))}, r"\(2, 4\); for several boxes call predict_torch"),
         ({"box": [1, 2, 3, np.inf]}, "box holds NaN or infinity: inf"),
@@ -153,6 +155,7 @@ def test_prediction_needs_an_image(bundled_sam: MobileSam) -> None:
         ({"mask_input": np.zeros((600, 400), np.uint8)}, r"not uint8 of the shape \(600, 400\)"),
         ({"mask_input": np.full((256, 256), 1e5)}, "mask_input holds 100000.*10,000"),
         ({"mask_input": np.full((1, 256, 256), np.nan)}, "mask_input holds NaN"),
+        ({"mask_input": [[1.0], [2.0, 3.0]]}, "mask_input must be an array"),
     ],
 )
 def test_refuses_a_prompt_by_name(
@@ -203,6 +206,24 @@ def test_takes_lists_and_flat_masks(predictor: SamPredictor) -> None:
     actual = predictor.predict([[300, 200]], [1], [1, 2, 300, 200], logits)
     for ours, theirs in zip(actual, expected, strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_options_are_on_or_off(predictor: SamPredictor) -> None:
+    for name in ("multimask_output", "return_logits"):
+        options: Any = {name: np.array([True, False])}
+        with pytest.raises(TypeError, match=f"{name} must be True or False, not array"):
+            predictor.predict([[300, 200]], [1], **options)
+
+
+def test_views_in_reverse_are_prompts(predictor: SamPredictor) -> None:
+    points, labels = np.array([[9, 9], [300, 200]]), np.array([0, 1])
+    logits = np.linspace(-8, 8, 65536, dtype=np.float32).reshape(1, 256, 256)[:, ::-1]
+    for found, expected in zip(
+        predictor.predict(points[::-1], labels[::-1], mask_input=logits),
+        predictor.predict(points[::-1].copy(), labels[::-1].copy(), mask_input=logits.copy()),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_swapped_corners_are_taken_with_a_warning(predictor: SamPredictor) -> None:

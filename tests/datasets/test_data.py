@@ -177,6 +177,7 @@ def test_json_in_other_encodings(coco: Path, encoding: str) -> None:
         ([1, 2, 3, 4, 5, 6], "three XY pairs"),
         ([["x"] * 6], "polygon cannot be read"),
         (5, "polygon cannot be read"),
+        ([[10**400] * 6], "polygon cannot be read"),
         ([[0, 0, 1e9, 0, 1e9, 1e9]], "far outside of the 40 x 30"),
         ([[0, 0, 5, float("nan"), 5, 5]], "far outside"),
         ([[]], "three XY pairs"),
@@ -186,6 +187,7 @@ def test_json_in_other_encodings(coco: Path, encoding: str) -> None:
         ({"size": [30, 40], "counts": [5, 10]}, "cover 15 pixels instead of 1200"),
         ({"size": [30, 40], "counts": [1205, -5]}, "cover 1200 pixels|cover"),
         ({"size": [30, 40], "counts": [5, "x"]}, "counts cannot be read"),
+        ({"size": [30, 40], "counts": [2**70]}, "counts cannot be read"),
         ({"size": [30, 40], "counts": ""}, "not compressed RLE"),
         ({"size": [30, 40], "counts": "\x01\x02"}, "not compressed RLE"),
         ({"size": [30, 40], "counts": "é"}, "counts cannot be read"),
@@ -699,6 +701,10 @@ def test_labelme(tmp_path: Path) -> None:
         ({"shapes": [{"shape_type": "star", "points": [[1, 2]]}]}, "its type is 'star'"),
         ({"shapes": [{"shape_type": "circle", "points": [[1, 2]]}]}, "a shape cannot be read"),
         ({"shapes": []}, "no mask has a pixel"),
+        ({"imageHeight": float("inf")}, "is not labelme's JSON"),
+        ({"shapes": [{"shape_type": "circle", "points": [[10**400, 2]]}]}, "cannot be read"),
+        ({"imagePath": "b.png", "imageData": "A"}, "'imageData' is not base64"),
+        ({"imagePath": "b.png", "imageData": 5}, "'imageData' is not base64"),
     ],
 )
 def test_labelme_that_cannot_be_read(tmp_path: Path, change: dict[str, Any], message: str) -> None:

@@ -866,6 +866,38 @@ def test_wrong_files_are_told_in_one_line(
         assert "\n" not in str(caught.value)
 
 
+def test_a_decoder_that_takes_or_gives_something_else(
+    runtime: type[OnnxPredictor], tiny_files: Files, tmp_path: Path
+) -> None:
+    encoder, decoder = tiny_files
+    model = onnx.load(decoder)
+    extra = onnx.helper.make_tensor_value_info("extra", onnx.TensorProto.FLOAT, [1])
+    model.graph.input.append(extra)
+    onnx.save(model, tmp_path / "more.onnx")
+    with pytest.raises(ValueError, match=r"more.onnx' is not a mask decoder .* takes extra"):
+        runtime(encoder, tmp_path / "more.onnx")
+    constants = {
+        "iou_predictions": np.ones((1, 4), np.float32),
+        "low_res_masks": np.ones((1, 4, 8, 8), np.float32),
+    }
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", [f"{name}_"], [name]) for name in constants],
+        "constants",
+        [*model.graph.input][:-1],
+        [
+            onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, value.shape)
+            for name, value in constants.items()
+        ],
+        [onnx.numpy_helper.from_array(value, f"{name}_") for name, value in constants.items()],
+    )
+    opset = onnx.helper.make_opsetid("", 17)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8), tmp_path / "c")
+    predictor = runtime(encoder, (tmp_path / "c").rename(tmp_path / "constants.onnx"))
+    predictor.set_image(np.zeros((30, 40, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"gives logits of the shape \(1, 4, 8, 8\), float32, not"):
+        predictor.predict([[3, 3]], [1])
+
+
 def test_missing_provider_and_device(tiny_files: Files) -> None:
     with pytest.raises(ValueError, match="no execution provider 'NoSuch', only .*CPUExecution"):
         OnnxPredictor(*tiny_files, providers=["NoSuch"])

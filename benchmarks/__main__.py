@@ -6,6 +6,7 @@ from . import (
     annotation,
     deploy,
     embeddings,
+    endurance,
     finetuning,
     fuzz,
     gpu,
@@ -28,6 +29,7 @@ BENCHMARKS = {
     "serve": serve,
     "fuzz": fuzz,
     "kills": kills,
+    "endurance": endurance,
 }
 
 

@@ -13,6 +13,7 @@ checked tensor by tensor, so that a model is either loaded whole or not at all.
 
 import errno
 import hashlib
+import json
 import logging
 import os
 import pickle
@@ -477,9 +478,28 @@ def save_checkpoint(
     with replaced(path) as partial:
         if path.suffix == ".safetensors":
             # Not by save_file, whose files no other user may read.
-            partial.write_bytes(safetensors.torch.save(tensors, {**metadata, **own_metadata}))
+            partial.write_bytes(encode_tensors(tensors, {**metadata, **own_metadata}))
         else:
             torch.save(tensors, partial)
+
+
+def encode_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Returns the bytes of a safetensors file, which are the same each time.
+
+    The library writes metadata in an order of chance, so that no file could be compared with one of
+    another run.
+
+    Args:
+        tensors: contiguous, none of them sharing memory.
+        metadata: sorted in the file.
+    """
+    content = safetensors.torch.save(dict(tensors), dict(metadata))
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    header["__metadata__"] = dict(sorted(metadata.items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the library aligns the tensors
+    return b"".join([len(text).to_bytes(8, "little"), text, memoryview(content)[start:]])
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-from .checkpoint import fingerprint, model_type_of
+from .checkpoint import encode_tensors, fingerprint, model_type_of
 from .errors import UserError
 from .files import write_file
 
@@ -145,7 +145,7 @@ def write_embedding(
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not by save_file, whose files no other user may read.
-    write_file(path, safetensors.torch.save(tensors, metadata))
+    write_file(path, encode_tensors(tensors, metadata))
 
 
 def read_embedding(path: str | os.PathLike[str]) -> Embedding:

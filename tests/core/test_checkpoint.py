@@ -712,3 +712,18 @@ def test_fingerprints_go_by_contents() -> None:
         {"b": tensors["b"]},
     ]
     assert len({known, *map(fingerprint, others)}) == 6
+
+
+def test_files_are_the_same_bytes_each_time(tmp_path: Path) -> None:
+    tensors = {"b": torch.arange(3.0), "a": torch.zeros(2, dtype=torch.float16)}
+    metadata = {name: f"{name} é" for name in "qwertyuiop"}
+    written = set()
+    for number in range(5):
+        path = tmp_path / f"{number}.safetensors"
+        save_checkpoint(tensors, path, metadata=metadata)
+        written.add(path.read_bytes())
+    assert len(written) == 1
+    for key, value in read_checkpoint(path).items():
+        torch.testing.assert_close(value, tensors[key], rtol=0, atol=0)
+    with safetensors.safe_open(path, "pt") as file:
+        assert file.metadata() == {**metadata, "format": "pt"}

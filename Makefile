@@ -28,6 +28,10 @@ docs: .venv/ready-to-test
 	$(BIN)/python tools/command_pages.py
 	$(BIN)/zensical build --strict --clean
 
+# Runs the notebooks and keeps their pictures in them.
+notebooks: .venv/ready-to-test
+	OMP_NUM_THREADS=2 $(BIN)/jupyter execute --inplace examples/*.ipynb
+
 coverage: .venv/ready-to-test
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
 		--cov --cov-report term:skip-covered --cov-report html

@@ -5,6 +5,11 @@ class UserError(ValueError):
     """An argument, an option or a file that cannot be used; the message says which, and why."""
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Returns whether memory ran out, the device's too; torch need not have been imported."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+
+
 class MissingExtra(ImportError):
     """A library that an extra of this package brings is not installed."""
 

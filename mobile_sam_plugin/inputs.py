@@ -93,6 +93,19 @@ def input_size(height: int, width: int, long_side: int) -> tuple[int, int]:
     return size
 
 
+def resize(image: NDArray[np.uint8], img_size: int) -> NDArray[np.uint8]:
+    """Resizes an image, (H, W, 3) uint8, as ``ResizeLongestSide.apply_image`` does.
+
+    Raises:
+        UserError: if nothing is left of the short side.
+    """
+    height, width = input_size(image.shape[0], image.shape[1], img_size)
+    resized = Image.fromarray(np.ascontiguousarray(image)).resize(
+        (width, height), Image.Resampling.BILINEAR
+    )
+    return np.array(resized)
+
+
 def preprocess(image: NDArray[np.uint8], img_size: int) -> NDArray[np.float32]:
     """Resizes, normalises and pads an image as ``SamPredictor`` and ``Sam.preprocess`` do.
 
@@ -108,13 +121,11 @@ def preprocess(image: NDArray[np.uint8], img_size: int) -> NDArray[np.float32]:
     Raises:
         ValueError: if nothing is left of the short side.
     """
-    height, width = input_size(image.shape[0], image.shape[1], img_size)
-    resized = Image.fromarray(np.ascontiguousarray(image)).resize(
-        (width, height), Image.Resampling.BILINEAR
-    )
+    resized = resize(image, img_size)
+    height, width = resized.shape[:2]
     padded = np.zeros((1, 3, img_size, img_size), np.float32)
     mean, std = (np.array(values, np.float32) for values in (PIXEL_MEAN, PIXEL_STD))
-    normalised = (np.asarray(resized, np.float32) - mean) / std
+    normalised = (resized.astype(np.float32) - mean) / std
     padded[0, :, :height, :width] = normalised.transpose(2, 0, 1)
     return padded
 

@@ -9,16 +9,17 @@ together.
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Union
 
-from segment_anything.modeling import Sam
-
-from ..build import build_sam_vit_t
-from ..checkpoint import DEFAULT_CHECKPOINT
 from .options import FORMATS, MODES, AnnotationOptions, ImageResult
 from .proposals import ProposalSource
 from .run import AnnotationRun
 from .sources import open_source
+
+if TYPE_CHECKING:
+    from segment_anything.modeling import Sam
+
+    from ..deploy import OnnxPredictor
 
 __all__ = [
     "FORMATS",
@@ -36,7 +37,7 @@ def annotate(
     source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str] | None = None,
     *,
-    model: Sam | str | os.PathLike[str] = DEFAULT_CHECKPOINT,
+    model: Union["Sam", "OnnxPredictor", str, os.PathLike[str], None] = None,
     mode: str = "everything",
     formats: str | Sequence[str] = ("coco",),
     images: str | os.PathLike[str] | None = None,
@@ -66,7 +67,9 @@ def annotate(
             line, a COCO ``.json``, a video, or a URL that fsspec understands; or several images,
             globs and folders.
         out: the folder for results, a path or a URL. If None nothing is written.
-        model: a Sam on the device where it computes, or a checkpoint of MobileSAM.
+        model: a Sam on the device where it computes; a checkpoint of MobileSAM, by default
+            ``DEFAULT_CHECKPOINT``; or, for modes everything and boxes, an
+            :class:`~mobile_sam_plugin.deploy.OnnxPredictor`, which needs no torch.
         mode: "everything"; "boxes", the boxes of the COCO JSON file; or "text", the objects that
             ``text`` describes.
         formats: any of "coco", "parquet", "ids", "yolo", "labelme" and "overlay"; see
@@ -119,8 +122,11 @@ def annotate(
         proposals,
     )
     opened = open_source(source, images, exclude=out)
-    if not isinstance(model, Sam):
-        model = build_sam_vit_t(model)
+    if model is None or isinstance(model, str | os.PathLike):
+        from ..build import build_sam_vit_t
+        from ..checkpoint import DEFAULT_CHECKPOINT
+
+        model = build_sam_vit_t(model or DEFAULT_CHECKPOINT)
     run = AnnotationRun(opened, out, model, options, restart, max_pixels)
     return run.run(workers, batch_size)
 

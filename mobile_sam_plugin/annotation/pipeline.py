@@ -3,11 +3,11 @@
 import itertools
 import os
 from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TypeVar
 
-import torch
-
+from ..engine import TorchBackend
 from ..threads import ordered_map, torch_pool
 from . import stages
 from .options import ImageResult
@@ -23,8 +23,8 @@ def run_local(
     ``workers`` and ``batch_size`` are those of :meth:`.run.AnnotationRun.run`. The model's errors
     are raised here, before the first result. On a CPU the workers divide torch's threads.
     """
-    on_gpu = job.model.device.type != "cpu"
-    segmenter = stages.Segmenter(job.model, job.options, job.categories)
+    on_gpu = job.backend.device != "cpu"
+    segmenter = stages.Segmenter(job.backend, job.options, job.categories)
     return _run_stages(
         job, segmenter, workers or (2 if on_gpu else 1), batch_size or (8 if on_gpu else 1)
     )
@@ -34,14 +34,26 @@ def _run_stages(
     job: stages.Job, segmenter: stages.Segmenter, workers: int, batch_size: int
 ) -> Generator[ImageResult, None, None]:
     readers = min(4 * workers, os.cpu_count() or 1)
-    threads = torch.get_num_threads()
     with ExitStack() as stack:
-        reading = stack.enter_context(torch_pool(readers, 1))
-        computing = stack.enter_context(torch_pool(workers, max(1, threads // workers)))
-        writing = stack.enter_context(torch_pool(2, 1))
+        threads = 0
+        if isinstance(job.backend, TorchBackend):
+            import torch
+
+            threads = torch.get_num_threads()
+
+        def start_pool(size: int, torch_threads: int) -> ThreadPoolExecutor:
+            if threads:
+                return stack.enter_context(torch_pool(size, torch_threads))
+            pool = ThreadPoolExecutor(size)  # other runtimes have threads of their own
+            stack.callback(pool.shutdown, cancel_futures=True)
+            return pool
+
+        reading = start_pool(readers, 1)
+        computing = start_pool(workers, max(1, threads // workers))
+        writing = start_pool(2, 1)
         stack.callback(segmenter.stop.set)  # runs first, so that shutdown waits for no image
 
-        img_size = job.model.image_encoder.img_size
+        img_size = job.backend.img_size
         loaded = ordered_map(
             lambda item: stages.load(item, img_size), job.items, reading, readers + batch_size
         )

@@ -6,15 +6,17 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import PurePath
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import UserError
 from ..images import join_counts
 from .coco import CocoSource, place_boxes
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Proposer(Protocol):
@@ -36,7 +38,7 @@ ProposalSource = str | os.PathLike[str] | Callable[[NDArray[np.uint8]], ArrayLik
 """What :func:`open_proposals` takes."""
 
 
-def open_proposals(source: ProposalSource, device: str | torch.device = "cpu") -> Proposer:
+def open_proposals(source: ProposalSource, device: "str | torch.device" = "cpu") -> Proposer:
     """Opens a source of proposals.
 
     Args:

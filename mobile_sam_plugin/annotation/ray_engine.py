@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from segment_anything.modeling import Sam
 
+from ..engine import TorchBackend
 from ..errors import MissingExtra
 from . import stages
 from .options import AnnotationOptions, ImageResult
@@ -43,12 +44,14 @@ def run_ray(
     All images are listed before the first is read, and the model is sent to the actors. A cluster
     that is started here is stopped at the end; if Ray has been initialised before, it is used.
     """
+    assert isinstance(job.backend, TorchBackend)
+    given = job.backend.model
     own_cluster = not ray.is_initialized()
     if own_cluster:
         ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         if gpus_per_worker is None:
-            gpus_per_worker = float(job.model.device.type == "cuda")
+            gpus_per_worker = float(given.device.type == "cuda")
         resources = ray.cluster_resources()
         if workers is None:
             workers = 1
@@ -68,7 +71,7 @@ def run_ray(
         rows = [_row(item) for item in job.items]
         if not rows:
             return
-        model = job.model if job.model.device.type == "cpu" else copy.deepcopy(job.model).cpu()
+        model = given if given.device.type == "cpu" else copy.deepcopy(given).cpu()
         blocks = min(math.ceil(len(rows) / batch_size), _MOST_BLOCKS)
         dataset = (
             ray.data.from_items(rows, override_num_blocks=blocks)
@@ -120,7 +123,7 @@ class _Segmenter:
         sam: Sam = ray.get(model)
         if ray.get_gpu_ids():
             sam = sam.to("cuda")
-        self._segment = stages.Segmenter(sam, options, categories)
+        self._segment = stages.Segmenter(TorchBackend(sam), options, categories)
 
     def __call__(self, batch: pyarrow.Table) -> pyarrow.Table:
         done = self._segment([pickle.loads(value) for value in batch["value"].to_pylist()])

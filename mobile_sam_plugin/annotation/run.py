@@ -9,12 +9,12 @@ from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
-from segment_anything.modeling import Sam
 
 from .._version import __version__
+from ..engine import TorchBackend, backend_of
 from ..errors import UserError
 from ..images import join_counts, limit_pixels
 from ..polygons import Losses
@@ -26,9 +26,14 @@ from .listing import WAY_OUT, Listing
 from .options import AnnotationOptions, ImageResult
 from .pipeline import run_local
 from .proposals import is_coco
-from .stages import MASKS_PER_IMAGE, Job, Segmenter, model_identity
+from .stages import MASKS_PER_IMAGE, Job, Segmenter
 from .storage import RUN_FILE, Folder
 from .writers import ERRORS_FILE, LIST_FILE
+
+if TYPE_CHECKING:
+    from segment_anything.modeling import Sam
+
+    from ..deploy import OnnxPredictor
 
 _READERS = 8
 _UNNAMED = "detected objects whose label matches nothing in the text (lower text_threshold)"
@@ -52,7 +57,7 @@ class AnnotationRun:
         self,
         source: Source,
         out: str | os.PathLike[str] | None,
-        model: Sam,
+        model: "Sam | OnnxPredictor",
         options: AnnotationOptions,
         restart: bool = False,
         max_pixels: int | None = None,
@@ -62,7 +67,7 @@ class AnnotationRun:
         Args:
             source: the images.
             out: the folder for results, a path or a URL; nothing is written if None.
-            model: on the device where it computes.
+            model: a Sam on the device where it computes; or exported files, which need no torch.
             options: of the run.
             restart: whether to delete the results of an earlier run in the folder.
             max_pixels: maximum per image, see :func:`~mobile_sam_plugin.annotate`.
@@ -74,6 +79,9 @@ class AnnotationRun:
         """
         if "parquet" in options.formats:
             writers.import_pyarrow()
+        backend = backend_of(model)
+        if options.mode == "text" and not isinstance(backend, TorchBackend):
+            raise UserError("mode text finds objects by torch: it takes no exported files")
         if options.mode == "boxes" and source.kind != "coco":
             raise UserError("mode boxes needs a COCO JSON file as input: the boxes are in it")
         if "labelme" in options.formats and source.kind == "video":
@@ -84,7 +92,7 @@ class AnnotationRun:
             _refuse_large_ids(source)
         self.options = options
         self.source = source
-        self.model = model
+        self.backend = backend
         self.folder = None if out is None else Folder(out)
         self.failed = 0
         self.skipped = Counter(source.skipped)
@@ -102,7 +110,7 @@ class AnnotationRun:
             "formats": list(options.formats),
             "limit": options.limit,
             "options": _describe(options),
-            "model": model_identity(model),
+            "model": self.backend.identity,
         }
         resumed = self.folder is not None and self._resume(self.folder)
         self.done = self._listing.count_done() if resumed else 0
@@ -143,15 +151,18 @@ class AnnotationRun:
             gpus_per_worker: GPUs per actor; 1 if the model is on a GPU, else 0, if None.
 
         Raises:
-            UserError: if the source is a video, which cannot be divided.
+            UserError: if the source is a video, which cannot be divided, or the model is in
+                exported files.
             MissingExtra: if Ray is not installed.
         """
-        from .ray_engine import run_ray
-
         if self.source.kind == "video":
             raise UserError("a video is decoded frame after frame: use --engine local")
+        if not isinstance(self.backend, TorchBackend):
+            raise UserError("exported files run on this machine alone: use --engine local")
+        from .ray_engine import run_ray
+
         job = self._job()
-        Segmenter(job.model, job.options, job.categories)  # refuses invalid options here
+        Segmenter(job.backend, job.options, job.categories)  # refuses invalid options here
         return self.collect(run_ray(job, address, workers, batch_size, gpus_per_worker))
 
     def collect(
@@ -211,7 +222,7 @@ class AnnotationRun:
 
     def _job(self) -> Job:
         items = self._listing.pending()
-        return Job(items, self.model, self.options, self._categories(), self.folder)
+        return Job(items, self.backend, self.options, self._categories(), self.folder)
 
     def _resume(self, folder: Folder) -> bool:
         """Returns whether the folder holds a run that this one resumes.

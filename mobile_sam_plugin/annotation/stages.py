@@ -12,19 +12,16 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 from PIL import ExifTags
-from segment_anything.modeling import Sam
-from segment_anything.utils.transforms import ResizeLongestSide
 
-from ..automatic_mask_generator import SamAutomaticMaskGenerator
-from ..checkpoint import fingerprint
+from ..engine import Backend, TorchBackend
+from ..engine.backends import Predictor
+from ..errors import is_out_of_memory
 from ..everything import drop_empty
 from ..images import open_image, read_image
-from ..inputs import input_size
+from ..inputs import resize
 from ..polygons import relative_path
-from ..predictor import SamPredictor
 from ..records import Record, decode_mask
 from . import writers
 from .coco import place_boxes
@@ -49,14 +46,14 @@ class Job:
 
     Attributes:
         items: the images that are to be done.
-        model: on the device where it computes.
+        backend: the model.
         options: of the run.
         categories: id to name, of the run.
         folder: where results are written; nowhere if None.
     """
 
     items: Iterable[Item]
-    model: Sam
+    backend: Backend
     options: AnnotationOptions
     categories: Mapping[int, str]
     folder: Folder | None
@@ -102,9 +99,7 @@ def load(item: Item, img_size: int) -> Loaded:
         else:
             loaded = Loaded(item, item.load())
         assert loaded.pixels is not None
-        height, width = loaded.pixels.shape[:2]
-        input_size(height, width, img_size)  # refuses images that are too thin
-        loaded.resized = ResizeLongestSide(img_size).apply_image(loaded.pixels)
+        loaded.resized = resize(loaded.pixels, img_size)  # refuses images that are too thin
         return loaded
     except (ImportError, OSError, ValueError, TypeError) as error:
         named = item.path in str(error)
@@ -137,12 +132,12 @@ class Segmenter:
     """
 
     def __init__(
-        self, model: Sam, options: AnnotationOptions, categories: Mapping[int, str]
+        self, backend: Backend, options: AnnotationOptions, categories: Mapping[int, str]
     ) -> None:
         """Prepares the mask generator or the detector that the mode needs.
 
         Args:
-            model: on the device where it computes.
+            backend: the model.
             options: of the run.
             categories: id to name, of the run.
 
@@ -152,24 +147,22 @@ class Segmenter:
                 and :func:`~.proposals.open_proposals`, if a detector cannot be loaded.
         """
         self.stop = threading.Event()
-        self._predictor = SamPredictor(model)
+        self._backend = backend
         self._options = options
         self._categories = categories
         self._lock = threading.Lock()
         if options.mode == "everything":
-            self._generator = SamAutomaticMaskGenerator(
-                model, output_mode="coco_rle", **options.generator_options
-            )
+            self._generator = backend.generator(output_mode="coco_rle", **options.generator_options)
             self._propose = None
             if options.proposals is not None:
-                self._propose = open_proposals(options.proposals, model.device)
+                self._propose = open_proposals(options.proposals, backend.device)
         elif options.mode == "text":
+            assert isinstance(backend, TorchBackend)
             from mobile_sam_plugin.integrations.detectors import DEFAULT_DETECTOR
             from mobile_sam_plugin.integrations.grounded_sam import GroundedMobileSam
 
-            self._grounded = GroundedMobileSam(model, options.detector or DEFAULT_DETECTOR)
+            self._grounded = GroundedMobileSam(backend.model, options.detector or DEFAULT_DETECTOR)
 
-    @torch.no_grad()
     def __call__(self, batch: Sequence[Loaded]) -> list[tuple[Loaded, ImageResult]]:
         """Segments images, encoded together; a problem with an image becomes its error.
 
@@ -177,14 +170,10 @@ class Segmenter:
             Stopped: if ``stop`` has been set.
         """
         images = [loaded for loaded in batch if loaded.resized is not None]
-        predictors: list[SamPredictor] = []
+        predictors: Sequence[Predictor] = ()
         if images:
-            device = self._predictor.device
-            predictors = self._predictor.set_torch_image_batch(
-                [
-                    torch.as_tensor(image.resized, device=device).permute(2, 0, 1)[None]
-                    for image in images
-                ],
+            predictors = self._backend.encode_resized(
+                [image.resized for image in images if image.resized is not None],
                 [image.pixels.shape[:2] for image in images if image.pixels is not None],
             )
         encoded = iter(predictors)
@@ -193,7 +182,7 @@ class Segmenter:
             for loaded in batch
         ]
 
-    def _segment(self, loaded: Loaded, predictor: SamPredictor | None) -> ImageResult:
+    def _segment(self, loaded: Loaded, predictor: Predictor | None) -> ImageResult:
         item = loaded.item
         result = ImageResult(
             item.key,
@@ -219,7 +208,9 @@ class Segmenter:
         except (ValueError, TypeError) as error:
             result.error = f"{item.path!r}: {error}"
             return result
-        except (MemoryError, torch.cuda.OutOfMemoryError):
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
             result.error = f"{item.path!r}: its masks do not fit into memory"
             return result
         for number, record in enumerate(records, 1):
@@ -239,7 +230,7 @@ class Segmenter:
         if self.stop.is_set():
             raise Stopped
 
-    def _segment_prompts(self, loaded: Loaded, predictor: SamPredictor) -> list[Record]:
+    def _segment_prompts(self, loaded: Loaded, predictor: Predictor) -> list[Record]:
         if loaded.boxes is None:
             return []
         records = self._segment_boxes(loaded.boxes, predictor)
@@ -251,7 +242,7 @@ class Segmenter:
         return records
 
     def _segment_text(
-        self, pixels: NDArray[np.uint8], predictor: SamPredictor, result: ImageResult
+        self, pixels: NDArray[np.uint8], predictor: Predictor, result: ImageResult
     ) -> list[Record]:
         options = self._options
         with self._lock:  # tokenizers are not thread-safe
@@ -273,21 +264,17 @@ class Segmenter:
             record["score"] = float(score)
         return records
 
-    def _segment_boxes(self, boxes: NDArray[np.float32], predictor: SamPredictor) -> list[Record]:
+    def _segment_boxes(self, boxes: NDArray[np.float32], predictor: Predictor) -> list[Record]:
         """Returns a record per box, (N, 4) XYXY in pixels."""
-        model = predictor.model
+        backend, prompts = self._backend, boxes.astype(float)
         height, width = predictor.original_size
-        prompts = predictor.transform.apply_boxes_torch(
-            torch.as_tensor(boxes, device=predictor.device), predictor.original_size
-        )
         records: list[Record] = []
         for start in range(0, len(boxes), _BOXES_PER_BATCH):
             self._check_stop()
-            logits, scores = predictor.predict_low_res_torch(
-                None, None, prompts[start : start + _BOXES_PER_BATCH], multimask_output=False
-            )
-            for score, low_res in zip(scores[:, 0].tolist(), logits[:, 0].cpu(), strict=True):
-                mask = predictor.upscaler.extract_mask(low_res.numpy(), model.mask_threshold)
+            some = prompts[start : start + _BOXES_PER_BATCH]
+            logits, scores = backend.decode(predictor, None, None, some, None, multimask=False)
+            for score, low_res in zip(scores[:, 0].tolist(), logits[:, 0], strict=True):
+                mask = predictor.upscaler.extract_mask(low_res, backend.mask_threshold)
                 assert mask is not None
                 x0, y0, x1, y1 = mask.box
                 records.append(
@@ -355,11 +342,3 @@ def _image_path(item: Item, folder: Folder) -> str:
     if folder.local is None or is_url(item.path):
         return item.path
     return relative_path(item.path, (folder.local / "labelme" / item.name).parent)
-
-
-def model_identity(model: Sam) -> dict[str, Any]:
-    """Returns what distinguishes a model from others: its input size and its weights."""
-    return {
-        "img_size": model.image_encoder.img_size,
-        "weights_sha256": fingerprint(model.state_dict()),
-    }

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..engine import Backend, OnnxBackend
 from ..errors import UserError
 from ..files import encode_image
 from ..records import make_record
@@ -191,7 +192,7 @@ class ClickTab:
                 logits[chosen],
                 scores[chosen],
                 [point[:2] for point in step.points],
-                predictor.model.mask_threshold,
+                sessions.engine.backend.mask_threshold,
             )
             path.write_text(json.dumps([record], allow_nan=False))
         return str(path)
@@ -200,11 +201,12 @@ class ClickTab:
         with self.components.locked(request) as session:
             session.require_mask()
             path = session.path("_mask.py")
-            path.write_text(python_lines(session, self.checkpoint))
+            backend = self.components.sessions.engine.backend
+            path.write_text(python_lines(session, backend, self.checkpoint))
         return str(path)
 
 
-def python_lines(session: Session, checkpoint: str | None) -> str:
+def python_lines(session: Session, backend: Backend, checkpoint: str | None) -> str:
     """Returns Python that computes the chosen mask again, with the steps it was refined from."""
     assert session.picture is not None and session.scores is not None
     steps = [session.steps[-1]]
@@ -228,11 +230,18 @@ def python_lines(session: Session, checkpoint: str | None) -> str:
         opening = "from mobile_sam_plugin.integrations.video import Video\n"
         opened = f"next(iter(Video({session.picture.name!r})))"
     chosen = steps[-1].chosen or 0
-    weights = repr(checkpoint) if checkpoint else ""
+    if isinstance(backend, OnnxBackend):
+        graphs, name = backend.graphs, type(backend.graphs).__name__
+        names = f"from mobile_sam_plugin.deploy import {name}"
+        built = f"{name}({graphs.encoder.path!r}, {graphs.decoder.path!r})"
+    else:
+        names = "from mobile_sam_plugin import SamPredictor, sam_model_registry"
+        weights = repr(checkpoint) if checkpoint else ""
+        built = f'SamPredictor(sam_model_registry["vit_t"]({weights}))'
     return (
         f"{opening}\n"
-        "from mobile_sam_plugin import SamPredictor, sam_model_registry\n\n"
-        f'predictor = SamPredictor(sam_model_registry["vit_t"]({weights}))\n'
+        f"{names}\n\n"
+        f"predictor = {built}\n"
         f"predictor.set_image({opened})\n"
         f"{''.join(calls)}"
         f"mask = masks[{chosen}]  # (H, W) bool, predicted IoU {session.scores[chosen]:.3f}\n"

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from .. import SamAutomaticMaskGenerator
 from ..annotation.proposals import Proposer
 from ..coco import records_dataset
 from ..errors import UserError
@@ -83,8 +82,8 @@ class EverythingTab:
     ) -> Any:
         session = self.components.session(request)
         picture = session.require_picture()
-        generator = SamAutomaticMaskGenerator(
-            self.components.sessions.model,
+        sessions = self.components.sessions
+        generator = sessions.engine.backend.generator(
             points_per_side=int(points_per_side),
             points_per_batch=16,  # between two progress updates
             pred_iou_thresh=pred_iou_thresh,
@@ -100,7 +99,6 @@ class EverythingTab:
             proposals = self._propose(picture.pixels, picture.name)
         progress(0, desc="Encoding the image")
 
-        sessions = self.components.sessions
         predictor = sessions.predictor(picture)
         deadline = sessions.engine.deadline()
 

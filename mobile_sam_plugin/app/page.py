@@ -6,6 +6,7 @@ from typing import Any
 from PIL import Image
 
 from ..annotation.proposals import Proposer
+from ..engine import TorchBackend
 from ..images import load_image
 from ..photographs import list_photographs
 from . import gradio as gr
@@ -142,11 +143,15 @@ def build_page(
                 tabs = [
                     ("Click", lambda: ClickTab(components, mode, undo, reset, checkpoint)),
                     ("Everything", lambda: EverythingTab(components, propose)),
+                ]
+                pipelines = [
                     ("Text", lambda: TextTab(components)),
                     ("Remove / fill / replace", lambda: InpaintTab(components)),
                     ("Track", lambda: TrackTab(components)),
                     ("Label", lambda: LabelTab(components)),
                 ]
+                if isinstance(sessions.engine.backend, TorchBackend):
+                    tabs += pipelines
                 for name, fill in tabs:
                     with gr.Tab(name) as tab:
                         fill()

@@ -133,7 +133,7 @@ class TextTab:
     ) -> Any:
         session = self.components.session(request)
         picture = session.require_picture()
-        predictor = self.components.sessions.predictor(picture)
+        predictor: Any = self.components.sessions.predictor(picture)
         found = self._pipeline.predict(
             picture.pixels, words, box_threshold, text_threshold, predictor=predictor
         )
@@ -336,7 +336,7 @@ class LabelTab:
         def report(done: int, total: int) -> None:
             progress((done, total), desc="Looking for masks", unit="points")
 
-        predictor = self.components.sessions.predictor(picture)
+        predictor: Any = self.components.sessions.predictor(picture)
         masks = pipeline.segment(picture.pixels, report, predictor)
         found = pipeline.predict(picture.pixels, split_classes(names), masks)
         message = f"Named: {_count(found)}." if len(found) else "No mask passed the thresholds."

@@ -76,7 +76,8 @@ def serve(
     """Serves the page as long as the context lasts.
 
     Args:
-        engine: encodes and decodes, within its limits; its backend is torch.
+        engine: encodes and decodes, within its limits. Exported files, which need no torch, have
+            the tabs Click and Everything alone.
         host: IPv4 or IPv6 address to listen on; "0.0.0.0" or "::" for all of the machine's.
         port: port to listen on.
         checkpoint: name of the checkpoint, for the Python lines; None for the default one.

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
@@ -25,9 +25,6 @@ from ..engine import Engine, TorchBackend, digest_image
 from ..engine.backends import Pixels, Predictor
 from ..errors import UserError
 from ..records import Record
-
-if TYPE_CHECKING:
-    from ..predictor import SamPredictor
 
 Point = tuple[float, float, int]
 """X and Y in pixels of the image, and 1 for the object, 0 for the background."""
@@ -232,8 +229,7 @@ class Sessions:
     """All open pages, limited in number.
 
     Attributes:
-        engine: encodes their images and decodes their prompts; its backend is torch.
-        model: the engine's.
+        engine: encodes their images and decodes their prompts.
 
     Examples:
         >>> sessions = Sessions(Engine(TorchBackend(sam)), Path("files"))
@@ -247,13 +243,11 @@ class Sessions:
         """Takes the engine and the limit.
 
         Args:
-            engine: whose backend is a ``TorchBackend``.
+            engine: encodes and decodes.
             folder: folder with one subfolder per page for its files.
             max_sessions: maximum number of pages; beyond it the least recently used is forgotten.
         """
-        assert isinstance(engine.backend, TorchBackend)
         self.engine = engine
-        self.model = engine.backend.model
         self.folder = folder
         self.max_sessions = max_sessions
         self._sessions: OrderedDict[str, Session] = OrderedDict()
@@ -264,6 +258,12 @@ class Sessions:
 
     def __len__(self) -> int:
         return len(self._sessions)
+
+    @property
+    def model(self) -> Any:
+        """The engine's SAM in torch, on which the pipelines stand."""
+        assert isinstance(self.engine.backend, TorchBackend)
+        return self.engine.backend.model
 
     def get(self, name: str) -> Session:
         """Returns the page of that name, a new one if it is unknown or was forgotten."""
@@ -314,7 +314,7 @@ class Sessions:
     def is_encoded(self, picture: Picture) -> bool:
         return picture.key in self.engine.cache
 
-    def predictor(self, picture: Picture) -> "SamPredictor":
+    def predictor(self, picture: Picture) -> Predictor:
         """Returns a predictor with the image set, encoding the image if nobody has done it yet.
 
         Raises:
@@ -322,8 +322,7 @@ class Sessions:
         """
         with self._lock:
             self._encoded.add(picture.key)
-        predictor: SamPredictor = self.engine.predictor(picture.key, picture.pixels)  # type: ignore
-        return predictor
+        return self.engine.predictor(picture.key, picture.pixels)
 
     def _forget(self, name: str) -> None:
         session = self._sessions.pop(name, None)

@@ -16,7 +16,7 @@ import typer
 from typer.main import get_command
 
 from .. import __version__
-from ..errors import MissingExtra, UserError
+from ..errors import MissingExtra, UserError, is_out_of_memory
 from .annotate import annotate
 from .app import app as page
 from .checkpoints import convert, download, info
@@ -113,8 +113,7 @@ def main(argv: list[str] | None = None) -> int:
         message = f"{error.filename}: {error.strerror}" if named else str(error)
         return _fail(2 if isinstance(error, _MISTAKES) else 1, message)
     except Exception as error:
-        # torch's own is recognised by its name, since torch may not have been imported.
-        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        if is_out_of_memory(error):
             return _fail(1, f"out of memory: {error}".rstrip(": "))
         if os.environ.get("MOBILE_SAM_DEBUG"):
             traceback.print_exc()

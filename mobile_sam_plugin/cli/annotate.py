@@ -11,15 +11,19 @@ import typer
 
 from .generator_options import GeneratorOptions, Proposals, check_proposals
 from .inputs import (
+    Backend,
+    BackendDevice,
     BoxThreshold,
     Checkpoint,
     Detector,
-    Device,
     MaxPixels,
     ModelType,
     NmsThresh,
+    OnnxFolder,
     Source,
     TextThreshold,
+    check_backend,
+    load_exported,
     load_sam,
     with_groups,
 )
@@ -27,7 +31,10 @@ from .inputs import (
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+    from segment_anything.modeling import Sam
+
     from ..annotation import ImageResult
+    from ..deploy import OnnxPredictor
 
 _MEASURED = 3  # images that a dry run measures
 
@@ -115,7 +122,9 @@ def annotate(
     proposals: Proposals = None,
     checkpoint: Checkpoint = None,
     model_type: Annotated[ModelType, typer.Option(help="Model type of --checkpoint.")] = "vit_t",
-    device: Device = "auto",
+    backend: Backend = "torch",
+    onnx_dir: OnnxFolder = None,
+    device: BackendDevice = "auto",
     workers: Annotated[
         int | None,
         typer.Option(
@@ -164,6 +173,15 @@ def annotate(
             if value is not None:
                 raise typer.BadParameter("needs --engine ray", param_hint=option)
     check_proposals(everything, proposals)
+    check_backend(backend, onnx_dir, checkpoint, None)
+    if onnx_dir is not None:
+        for option, differs in (
+            ("--model-type", model_type != "vit_t"),
+            ("--mode", mode == "text"),
+            ("--engine", engine == "ray"),
+        ):
+            if differs:
+                raise typer.BadParameter("needs --backend torch", param_hint=option)
     options = AnnotationOptions(
         mode=mode,
         formats=tuple(each.value for each in formats or [Format.coco]),
@@ -180,7 +198,10 @@ def annotate(
         proposals=proposals,
     )
     opened = open_source(source, images, exclude=out)
-    model = load_sam(model_type, checkpoint, "--checkpoint", device)
+    if onnx_dir is not None:
+        model: Sam | OnnxPredictor = load_exported(backend, onnx_dir, device)
+    else:
+        model = load_sam(model_type, checkpoint, "--checkpoint", device)
     run = AnnotationRun(opened, out, model, options, restart)
     if dry_run:
         typer.echo(f"{run.total} images: {run.done} done, {run.total - run.done} to do")

@@ -6,7 +6,15 @@ from typing import Annotated
 
 import typer
 
-from .inputs import Checkpoint, Device, Embeddings, load_model
+from .inputs import (
+    Backend,
+    BackendDevice,
+    Checkpoint,
+    Embeddings,
+    OnnxFolder,
+    check_backend,
+    load_backend,
+)
 
 
 def app(
@@ -28,29 +36,32 @@ def app(
         ),
     ] = None,
     checkpoint: Checkpoint = None,
-    device: Device = "auto",
+    backend: Backend = "torch",
+    onnx_dir: OnnxFolder = None,
+    device: BackendDevice = "auto",
     max_pixels: Annotated[
         int, typer.Option(metavar="N", min=1, help="Refuse images with more pixels.")
     ] = 25_000_000,
 ) -> None:
     """Serve a web page: click on an object, download its mask.
 
-    Runs until Ctrl-C.
+    Runs until Ctrl-C. With --backend onnx or openvino it starts without torch, and has the tabs
+    Click and Everything.
     """
+    check_backend(backend, onnx_dir, checkpoint, embeddings)
     check_address(host, port)
     from PIL import Image
 
     from ..annotation.proposals import open_proposals
     from ..app.server import serve
-    from ..engine import Engine, Limits, TorchBackend
+    from ..engine import Engine, Limits
 
     # Pillow's own limit must not prevent a higher one.
     Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, max_pixels)
 
-    model = load_model(checkpoint, device)
+    model = load_backend(backend, onnx_dir, checkpoint, embeddings, device)
     propose = None if proposals is None else open_proposals(proposals, model.device)
-    backend = TorchBackend(model, embeddings)
-    engine = Engine(backend, Limits(max_pixels=max_pixels, seconds=600))
+    engine = Engine(model, Limits(max_pixels=max_pixels, seconds=600))
     with serve(engine, host, port, checkpoint, propose) as address:
         typer.echo(f"{address}  (Ctrl-C stops it)")
         threading.Event().wait()

@@ -13,13 +13,17 @@ import typer
 from ..errors import UserError
 from .generator_options import GeneratorOptions, Proposals, check_proposals
 from .inputs import (
+    Backend,
+    BackendDevice,
     Checkpoint,
     Cutout,
-    Device,
     Embeddings,
     Labelme,
     MaxPixels,
+    OnnxFolder,
     Out,
+    check_backend,
+    load_exported,
     load_model,
     require_embeddings,
     with_groups,
@@ -29,6 +33,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from .. import MobileSam
+    from ..deploy import OnnxPredictor
+    from ..engine.backends import Generator
     from ..polygons import Losses
     from ..records import Record
 
@@ -57,7 +64,9 @@ def everything(
     embeddings: Embeddings = None,
     max_pixels: MaxPixels = None,
     checkpoint: Checkpoint = None,
-    device: Device = "auto",
+    backend: Backend = "torch",
+    onnx_dir: OnnxFolder = None,
+    device: BackendDevice = "auto",
 ) -> None:
     """Segment everything in an image, or in every image of a folder.
 
@@ -68,22 +77,29 @@ def everything(
     If an image of a folder fails, it is reported, the others are processed, and the exit code is 1.
     """
     check_proposals(options, proposals)
+    check_backend(backend, onnx_dir, checkpoint, embeddings)
     from tqdm import tqdm
 
-    from .. import SamAutomaticMaskGenerator
     from ..annotation.proposals import open_proposals
+    from ..engine import backend_of
     from ..everything import drop_empty
     from ..images import list_images, load_image
     from ..polygons import Losses
     from ..results import claim_folder, name_folders, write_results
 
     paths = list_images(images) if images.is_dir() else [images]
-    model = load_model(checkpoint, device)
-    propose = None if proposals is None else open_proposals(proposals, model.device)
-    generator = SamAutomaticMaskGenerator(model, output_mode="coco_rle", **options.given())
+    model: MobileSam | OnnxPredictor
+    if onnx_dir is not None:
+        model = load_exported(backend, onnx_dir, device)
+        find_embedding = None
+    else:
+        model = load_model(checkpoint, device)
+        find_embedding = None if embeddings is None else require_embeddings(embeddings, model)
+    segmenter = backend_of(model)
+    propose = None if proposals is None else open_proposals(proposals, segmenter.device)
+    generator = segmenter.generator(output_mode="coco_rle", **options.given())
     # Layer N has 4^N crops.
     points = sum(4**layer * len(grid) for layer, grid in enumerate(generator.point_grids))
-    find_embedding = None if embeddings is None else require_embeddings(embeddings, model)
     folders = name_folders(paths)
     failed, losses = False, Losses()
     with tqdm(total=len(paths) * points, unit="point", disable=None) as bar:
@@ -166,7 +182,7 @@ def _describe(path: Path, error: Exception) -> str:
     return message if str(path) in message else f"{str(path)!r}: {message}"
 
 
-def _summarize(records: list["Record"], generator: Any) -> str:
+def _summarize(records: list["Record"], generator: "Generator") -> str:
     if records:
         return f"{len(records)} mask{'s'[: len(records) > 1]}"
     return (

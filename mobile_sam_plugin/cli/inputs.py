@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from .. import MobileSam, SamPredictor
     from ..deploy import OnnxPredictor
+    from ..engine import OnnxBackend, TorchBackend
 
 
 OBJECTS = (
@@ -287,20 +288,30 @@ def check_backend(
         )
 
 
-def exported_encoder(folder: Path) -> Path:
-    """Returns the path of the encoder in a folder that ``mobile-sam export`` wrote."""
-    return folder / "mobile_sam_encoder.onnx"
-
-
 def load_exported(backend: str, folder: Path, device: str) -> "OnnxPredictor":
     """Loads the files of ``mobile-sam export`` for onnxruntime or OpenVINO; errors as theirs."""
     from ..deploy import OnnxPredictor, OpenVinoPredictor
 
-    files = exported_encoder(folder), folder / "mobile_sam_decoder.onnx"
+    files = folder / "mobile_sam_encoder.onnx", folder / "mobile_sam_decoder.onnx"
     given = () if device == "auto" else (device,)
     if backend == "openvino":
         return OpenVinoPredictor(*files, *given)
     return OnnxPredictor(*files, given) if given else OnnxPredictor(*files)
+
+
+def load_backend(
+    backend: str,
+    folder: Path | None,
+    checkpoint: str | None,
+    embeddings: Path | None,
+    device: str,
+) -> "OnnxBackend | TorchBackend":
+    """Loads a model for the engine, exported files without torch; errors as of what it loads."""
+    from ..engine import OnnxBackend, TorchBackend
+
+    if folder is not None:
+        return OnnxBackend(load_exported(backend, folder, device))
+    return TorchBackend(load_model(checkpoint, device), embeddings)
 
 
 def load_sam(model_type: ModelType, checkpoint: str | None, option: str, device: str) -> "Sam":

@@ -14,9 +14,7 @@ from .inputs import (
     Embeddings,
     OnnxFolder,
     check_backend,
-    exported_encoder,
-    load_exported,
-    load_model,
+    load_backend,
 )
 
 _MEBIBYTE = 2**20
@@ -136,8 +134,6 @@ def serve(
     check_backend(backend, onnx_dir, checkpoint, embeddings)
     if allow_host and not label_studio:
         raise typer.BadParameter("only for --label-studio", param_hint="--allow-host")
-    if page is not None and backend != "torch":
-        raise typer.BadParameter("the page needs --backend torch", param_hint="--page")
 
     from ..serve import uvicorn
     from ..serve.api import create_api
@@ -157,17 +153,12 @@ def serve(
 
     from PIL import Image
 
-    from ..engine import Engine, Limits, OnnxBackend, TorchBackend
+    from ..engine import Engine, Limits
 
     # Pillow's own limit must not prevent a higher one.
     Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, max_pixels)
-    if onnx_dir is not None:
-        graphs = load_exported(backend, onnx_dir, device)
-        model: OnnxBackend | TorchBackend = OnnxBackend(backend, graphs, exported_encoder(onnx_dir))
-    else:
-        model = TorchBackend(load_model(checkpoint, device), embeddings)
     engine = Engine(
-        model,
+        load_backend(backend, onnx_dir, checkpoint, embeddings, device),
         Limits(max_bytes, max_pixels, max_prompts, timeout),
         workers,
         queue,

@@ -27,6 +27,7 @@ class TensorInfo(NamedTuple):
 class Runtime(Protocol):
     """A loaded graph."""
 
+    path: str
     inputs: dict[str, TensorInfo]
     outputs: dict[str, TensorInfo]
 
@@ -72,7 +73,8 @@ class OnnxRuntime:
                 f"onnxruntime cannot start its execution provider {chosen[0][0]!r} here: its "
                 "libraries or its device are missing"
             )
-        self._origin = os.path.abspath(name), chosen
+        self.path = os.path.abspath(name)
+        self._origin = self.path, chosen
         # Otherwise the decoder also upscales every mask to the image.
         self._options = onnxruntime.RunOptions()
         self._options.only_execute_path_to_fetches = True
@@ -175,7 +177,8 @@ class OpenVino:
             raise UserError(
                 f"OpenVINO cannot run {name!r} as an ONNX model: {_first_line(error)}"
             ) from error
-        self._origin = os.path.abspath(name), device
+        self.path = os.path.abspath(name)
+        self._origin = self.path, device
         self._lock = threading.Lock()  # a request is for one thread at a time
         self.inputs = {value.any_name: _openvino_info(value) for value in model.inputs}
         self.outputs = {value.any_name: _openvino_info(value) for value in model.outputs}

@@ -20,6 +20,7 @@ from .backends import OnnxBackend as OnnxBackend
 from .backends import Pixels, Predictor
 from .backends import Prompt as Prompt
 from .backends import TorchBackend as TorchBackend
+from .backends import backend_of as backend_of
 from .backends import decode_prompts as decode_prompts
 from .cache import DiskCache, EmbeddingCache
 from .cache import digest_image as digest_image

@@ -5,18 +5,20 @@ import hashlib
 import os
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, Union
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from ..deploy import OnnxAutomaticMaskGenerator, OnnxPredictor
+from ..deploy import OnnxAutomaticMaskGenerator, OnnxPredictor, OpenVinoPredictor
 from ..deploy.predictor import MASK_THRESHOLD
 from ..errors import UserError
-from ..everything import Progress, drop_empty
+from ..everything import Progress
 from ..files import replaced
 from ..inputs import mask_to_logits
 from ..mask_postprocessing import FloatArray, UncompressedRLE, mask_from_rle
@@ -25,6 +27,8 @@ from ..records import Record
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
 
+    from ..automatic_mask_generator import SamAutomaticMaskGenerator
+    from ..embeddings import EncoderIdentity
     from ..predictor import SamPredictor
 
 Pixels = NDArray[np.uint8]
@@ -32,6 +36,23 @@ Predictor: TypeAlias = Union["SamPredictor", OnnxPredictor]
 """A predictor with an image set."""
 
 _AT_ONCE = 16  # prompts between two looks at the clock
+
+
+class Generator(Protocol):
+    """Everything mode of a model; see :class:`~mobile_sam_plugin.everything.MaskGenerator`."""
+
+    pred_iou_thresh: float
+    stability_score_thresh: float
+    point_grids: Sequence[NDArray[Any]]
+
+    def generate(
+        self,
+        image: Pixels | None,
+        progress: Progress | None = None,
+        predictor: Any = None,
+        proposals: ArrayLike | None = None,
+    ) -> list[Record]:
+        """Returns a record per mask; see ``SamAutomaticMaskGenerator.generate``."""
 
 
 @dataclass(frozen=True)
@@ -69,18 +90,40 @@ class Backend(Protocol):
 
     Attributes:
         name: ``torch``, ``onnx`` or ``openvino``.
-        encoder: what distinguishes its image encoder, which embeddings belong to, from others.
         suffix: of the files of embeddings.
         mask_threshold: pixels with logits above it belong to the mask.
+        img_size: side of the model's input in pixels.
     """
 
     name: str
-    encoder: str
     suffix: str
     mask_threshold: float
+    img_size: int
+
+    @property
+    def device(self) -> str:
+        """Name in torch of the device for what computes beside it, such as a detector."""
+
+    @property
+    def encoder(self) -> str:
+        """What distinguishes its image encoder, which embeddings belong to, from others."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What distinguishes the model from others: its input size and digests of its weights."""
 
     def encode(self, pixels: Pixels) -> Predictor:
         """Returns a predictor with an image, (H, W, 3) uint8 RGB, set."""
+
+    def encode_resized(
+        self, images: Sequence[Pixels], original_sizes: Sequence[tuple[int, int]]
+    ) -> "Sequence[Predictor]":
+        """Returns predictors with images set that :func:`~..inputs.resize` has resized.
+
+        Args:
+            images: (h, w, 3) uint8 RGB each, the longer side as long as the model's input.
+            original_sizes: (H, W) of each image before, in whose pixels prompts and masks are.
+        """
 
     def decode(
         self,
@@ -105,10 +148,12 @@ class Backend(Protocol):
             Low-res logits (B, C, 256, 256) and predicted IoU (B, C).
         """
 
-    def everything(
-        self, predictor: Predictor, progress: Progress, options: dict[str, Any]
-    ) -> list[Record]:
-        """Finds everything in the image that is set; masks without a pixel are left out."""
+    def generator(self, **options: Any) -> Generator:
+        """Returns everything mode with options of ``SamAutomaticMaskGenerator``.
+
+        Raises:
+            TypeError, UserError: if an option cannot be used.
+        """
 
     def features(self, predictor: Predictor) -> FloatArray:
         """Returns the embedding, (1, 256, 64, 64) float32."""
@@ -145,16 +190,34 @@ class TorchBackend:
         Raises:
             UserError: as :func:`~mobile_sam_plugin.predictor.open_embeddings`.
         """
-        from ..embeddings import identify_encoder
         from ..predictor import open_embeddings
 
         self.model = model
         self.mask_threshold = float(model.mask_threshold)
-        self._identity = identify_encoder(model)
-        self.encoder = f"{self._identity.name}-{self._identity.img_size}-{self._identity.sha256}"
+        self.img_size = int(model.image_encoder.img_size)
         self._find: Callable[[Pixels], SamPredictor | None] = lambda pixels: None
         if embeddings is not None:
             self._find = open_embeddings(embeddings, model)
+
+    @property
+    def device(self) -> str:
+        return str(self.model.device)
+
+    @cached_property
+    def _encoder(self) -> "EncoderIdentity":
+        from ..embeddings import identify_encoder
+
+        return identify_encoder(self.model)
+
+    @property
+    def encoder(self) -> str:
+        return f"{self._encoder.name}-{self._encoder.img_size}-{self._encoder.sha256}"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        from ..checkpoint import fingerprint
+
+        return {"img_size": self.img_size, "weights_sha256": fingerprint(self.model.state_dict())}
 
     def encode(self, pixels: Pixels) -> "SamPredictor":
         predictor = self._find(pixels)
@@ -162,6 +225,18 @@ class TorchBackend:
             predictor = self._predictor()
             predictor.set_image(pixels)
         return predictor
+
+    def encode_resized(
+        self, images: Sequence[Pixels], original_sizes: Sequence[tuple[int, int]]
+    ) -> "list[SamPredictor]":
+        import torch
+
+        predictor = self._predictor()
+        tensors = [
+            torch.as_tensor(image, device=predictor.device).permute(2, 0, 1)[None]
+            for image in images
+        ]
+        return predictor.set_torch_image_batch(tensors, original_sizes)
 
     def _predictor(self) -> "SamPredictor":
         from ..predictor import SamPredictor
@@ -193,57 +268,72 @@ class TorchBackend:
         )
         return low_res_logits.cpu().numpy(), scores.cpu().numpy()
 
-    def everything(
-        self, predictor: Any, progress: Progress, options: dict[str, Any]
-    ) -> list[Record]:
+    def generator(self, **options: Any) -> "SamAutomaticMaskGenerator":
         from ..automatic_mask_generator import SamAutomaticMaskGenerator
 
-        generator = SamAutomaticMaskGenerator(self.model, output_mode="coco_rle", **options)
-        return drop_empty(generator.generate(None, progress, predictor))
+        return SamAutomaticMaskGenerator(self.model, **options)
 
     def features(self, predictor: Any) -> FloatArray:
         features: FloatArray = predictor.get_image_embedding().float().cpu().numpy()
         return features
 
     def save(self, predictor: Any, path: Path) -> None:
-        predictor.save_embedding(path, encoder=self._identity)
+        predictor.save_embedding(path, encoder=self._encoder)
 
     def load(self, path: Path) -> "SamPredictor":
         predictor = self._predictor()
-        predictor.load_embedding(path, encoder=self._identity)
+        predictor.load_embedding(path, encoder=self._encoder)
         return predictor
 
 
 class OnnxBackend:
     """The files of ``mobile-sam export`` in onnxruntime or OpenVINO; see :class:`Backend`.
 
+    Attributes:
+        graphs: the predictor whose graphs are used.
+
     Examples:
-        >>> predictor = OnnxPredictor("encoder.onnx", "decoder.onnx")
-        >>> backend = OnnxBackend("onnx", predictor, "encoder.onnx")
+        >>> backend = OnnxBackend(OnnxPredictor("encoder.onnx", "decoder.onnx"))
     """
 
     suffix = ".npz"
     mask_threshold = MASK_THRESHOLD
+    device = "cpu"
 
-    def __init__(
-        self, name: str, predictor: OnnxPredictor, encoder: str | os.PathLike[str]
-    ) -> None:
-        """Takes the graphs.
+    def __init__(self, predictor: OnnxPredictor) -> None:
+        """Takes the graphs of a predictor, whose own image stays as it is."""
+        self.name = "openvino" if isinstance(predictor, OpenVinoPredictor) else "onnx"
+        self.img_size = predictor.img_size
+        self.graphs = predictor
 
-        Args:
-            name: ``onnx`` or ``openvino``.
-            predictor: whose graphs are used.
-            encoder: path of its encoder, whose digest identifies embeddings.
-        """
-        self.name = name
-        self._graphs = predictor
-        digest = hashlib.sha256(Path(encoder).read_bytes()).hexdigest()
-        self.encoder = f"{name}-{predictor.img_size}-{digest}"
+    @cached_property
+    def _encoder_sha256(self) -> str:
+        return _digest_weights(self.graphs.encoder.path)
+
+    @property
+    def encoder(self) -> str:
+        return f"{self.name}-{self.img_size}-{self._encoder_sha256}"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {
+            "img_size": self.img_size,
+            "encoder_sha256": self._encoder_sha256,
+            "decoder_sha256": _digest_weights(self.graphs.decoder.path),
+        }
 
     def encode(self, pixels: Pixels) -> OnnxPredictor:
-        predictor = copy.copy(self._graphs)
+        predictor = copy.copy(self.graphs)
         predictor.set_image(pixels)
         return predictor
+
+    def encode_resized(
+        self, images: Sequence[Pixels], original_sizes: Sequence[tuple[int, int]]
+    ) -> list[OnnxPredictor]:
+        predictors = [self.encode(image) for image in images]
+        for predictor, size in zip(predictors, original_sizes, strict=True):
+            predictor.original_size = size
+        return predictors
 
     def decode(
         self,
@@ -259,11 +349,8 @@ class OnnxBackend:
         )
         return decoded
 
-    def everything(
-        self, predictor: Any, progress: Progress, options: dict[str, Any]
-    ) -> list[Record]:
-        generator = OnnxAutomaticMaskGenerator(predictor, output_mode="coco_rle", **options)
-        return drop_empty(generator.generate(None, progress, predictor))
+    def generator(self, **options: Any) -> OnnxAutomaticMaskGenerator:
+        return OnnxAutomaticMaskGenerator(self.graphs, **options)
 
     def features(self, predictor: Any) -> FloatArray:
         features: FloatArray = predictor.get_image_embedding()
@@ -276,7 +363,7 @@ class OnnxBackend:
             np.savez(partial, features=predictor.features, **sizes)
 
     def load(self, path: Path) -> OnnxPredictor:
-        predictor = copy.copy(self._graphs)
+        predictor = copy.copy(self.graphs)
         try:
             with np.load(path, allow_pickle=False) as file:
                 predictor.features = file["features"]
@@ -286,6 +373,21 @@ class OnnxBackend:
         predictor.original_size, predictor.input_size = (int(height), int(width)), (int(h), int(w))
         predictor.is_image_set = True
         return predictor
+
+
+def backend_of(model: "Sam | OnnxPredictor") -> Backend:
+    """Returns the backend of a SAM in torch, or of the graphs of a predictor."""
+    return OnnxBackend(model) if isinstance(model, OnnxPredictor) else TorchBackend(model)
+
+
+def _digest_weights(path: str) -> str:
+    """Returns the SHA-256 of an ONNX file, and of the weights beside it if it is too large."""
+    digest = hashlib.sha256()
+    for name in (path, f"{path}.data"):
+        with suppress(FileNotFoundError), open(name, "rb") as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+    return digest.hexdigest()
 
 
 def decode_prompts(

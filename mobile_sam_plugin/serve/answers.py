@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ..coco import coco_box
 from ..engine import Deadline, Engine, Prompt, decode_prompts, digest_image
 from ..engine.backends import Pixels, Predictor
+from ..everything import drop_empty
 from ..files import encode_image
 from ..polygons import Losses
 from ..records import Rle, decode_mask, encode_mask
@@ -171,9 +172,9 @@ class Answers:
         """Returns an :class:`~.schemas.EverythingResponse` as JSON."""
         options = request.model_dump(exclude={"image", "format"}) | {"points_per_batch": 16}
         with self.telemetry.timing("everything"):
-            records = self.engine.backend.everything(
-                predictor, lambda done, total: deadline.check(), options
-            )
+            generator = self.engine.backend.generator(output_mode="coco_rle", **options)
+            found = generator.generate(None, lambda done, total: deadline.check(), predictor)
+            records = drop_empty(found)
         masks = [
             describe(record["segmentation"], record["predicted_iou"], request.format)
             | {"stability_score": record["stability_score"]}

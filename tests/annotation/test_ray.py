@@ -19,6 +19,7 @@ from mobile_sam_plugin.annotation.ray_engine import run_ray
 from mobile_sam_plugin.annotation.stages import Job
 from mobile_sam_plugin.annotation.storage import Folder
 from mobile_sam_plugin.cli import main
+from mobile_sam_plugin.engine import TorchBackend
 from mobile_sam_plugin.integrations.video import VideoWriter
 
 from .test_annotation import FORMATS, SEARCH, draw, files_in, save_images
@@ -132,7 +133,7 @@ def test_an_error_of_the_folder_is_raised_as_it_is(
     draw(0).save(tmp_path / "a.png")
     items = open_source(tmp_path / "a.png").items(lambda _: True)
     options = AnnotationOptions(generator_options={**SEARCH, "points_per_side": 1})
-    job = Job(items, tiny_sam, options, {1: "object"}, Folder(tmp_path / "out"))
+    job = Job(items, TorchBackend(tiny_sam), options, {1: "object"}, Folder(tmp_path / "out"))
     with pytest.raises(OSError, match="not the same on all machines"):
         list(run_ray(job))
     assert not (tmp_path / "out").exists()

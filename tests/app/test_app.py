@@ -24,6 +24,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import cv2
 import numpy as np
@@ -35,7 +36,9 @@ from PIL import Image
 
 from mobile_sam_plugin import MobileSam, SamAutomaticMaskGenerator, SamPredictor
 from mobile_sam_plugin.cli.app import check_address
-from mobile_sam_plugin.engine import Engine, Limits, TorchBackend
+from mobile_sam_plugin.deploy import OnnxPredictor
+from mobile_sam_plugin.engine import Engine, Limits, OnnxBackend, TorchBackend
+from mobile_sam_plugin.everything import drop_empty
 from mobile_sam_plugin.integrations.detectors import Detections
 from mobile_sam_plugin.integrations.grounded_sam import GroundedMobileSam
 from mobile_sam_plugin.integrations.inpaint_anything import InpaintAnything
@@ -43,13 +46,17 @@ from mobile_sam_plugin.integrations.video import Video
 from mobile_sam_plugin.records import decode_mask
 
 from ..conftest import PHOTOGRAPHS
+from ..deploy.conftest import Files, write_files
+from ..records import assert_same_records
 
 pytest.importorskip("gradio", reason="gradio, the extra [app], is not installed")
 sync_api: Any = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 from mobile_sam_plugin.app import gradio as gr  # noqa: E402
 from mobile_sam_plugin.app import pipelines  # noqa: E402
+from mobile_sam_plugin.app.click import python_lines  # noqa: E402
 from mobile_sam_plugin.app.everything import EverythingTab  # noqa: E402
+from mobile_sam_plugin.app.page import build_page  # noqa: E402
 from mobile_sam_plugin.app.parts import Components  # noqa: E402
 from mobile_sam_plugin.app.server import DECODERS, serve  # noqa: E402
 from mobile_sam_plugin.app.sessions import Picture, Sessions, read_picture  # noqa: E402
@@ -1019,6 +1026,61 @@ def test_the_first_frame_of_a_track_is_not_encoded_again(
         assert encoded == [1]
         track.track(request, lambda *_, **__: None)
     assert len(encoded) == 1 + 3  # of four frames
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_sam: MobileSam, tmp_path_factory: pytest.TempPathFactory) -> Files:
+    return write_files(tiny_sam, tmp_path_factory.mktemp("exported"), opset=18)
+
+
+def test_exported_files_click_and_find_everything(
+    exported: Files, tiny_sam: MobileSam, coffee: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    engine = Engine(OnnxBackend(OnnxPredictor(*exported)))
+    sessions = Sessions(engine, tmp_path)
+    session = sessions.get("page")
+    session.open(Picture(str(PHOTOGRAPHS / "coffee.png"), coffee))
+    request: Any = SimpleNamespace(session_hash="page")
+    blocks = build_page(sessions).blocks.values()
+    labels = {block.label for block in blocks if isinstance(block, gr.Tab)}
+    assert labels == {"Click", "Everything"}
+
+    session.add((*CUP, 1), None, refine=True)
+    session.decode(sessions.predictor(session.require_picture()), engine)
+    predictor = SamPredictor(tiny_sam)
+    predictor.set_image(coffee)
+    masks, scores, _ = predictor.predict([CUP], [1])
+    mask = session.require_mask()
+    assert (mask == masks[scores.argmax()]).mean() > 0.999
+    lines: dict[str, Any] = {}
+    exec(python_lines(session, engine.backend, None), lines)
+    np.testing.assert_array_equal(lines["mask"], mask)
+
+    with gr.Blocks():
+        everything = EverythingTab(Components(sessions, *(gr.HTML() for _ in range(5))))
+    everything.find("grid", 2, 0.0, 0.0, 1.0, 0, request)
+    generator = SamAutomaticMaskGenerator(
+        tiny_sam, 2, pred_iou_thresh=0, stability_score_thresh=0, output_mode="coco_rle"
+    )
+    assert_same_records(session.records, drop_empty(generator.generate(coffee)))
+
+
+@pytest.mark.process
+def test_exported_files_are_served_without_torch(exported: Files) -> None:
+    port = free_port()
+    code = (
+        "import sys\nsys.modules['torch'] = None\n"
+        "from mobile_sam_plugin.cli import main\nsys.exit(main(sys.argv[1:]))"
+    )
+    options = ("--backend", "onnx", "--onnx-dir", str(exported[0].parent), "--port", str(port))
+    with subprocess.Popen(
+        [sys.executable, "-u", "-c", code, "app", *options], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(f"http://127.0.0.1:{port}")
+        with urlopen(f"http://127.0.0.1:{port}/config") as answer:
+            assert b"Segment everything" in answer.read()
+        process.kill()
 
 
 def test_images_of_embeddings_are_not_encoded(

@@ -27,8 +27,10 @@ from mobile_sam_plugin import (
     MobileSam,
     SamAutomaticMaskGenerator,
     SamPredictor,
+    annotate,
     build_sam_vit_t,
 )
+from mobile_sam_plugin.annotation import AnnotationOptions, AnnotationRun, open_source
 from mobile_sam_plugin.cli import main
 from mobile_sam_plugin.deploy import (
     Export,
@@ -41,6 +43,8 @@ from mobile_sam_plugin.deploy import (
 from mobile_sam_plugin.deploy.decoder_graph import DecoderGraph
 from mobile_sam_plugin.deploy.half_precision import find_unsafe_nodes
 from mobile_sam_plugin.deploy.onnx_export import _add_preprocessing, _halve
+from mobile_sam_plugin.errors import UserError
+from mobile_sam_plugin.everything import drop_empty
 from mobile_sam_plugin.images import load_image
 from mobile_sam_plugin.inputs import input_size, mask_to_logits, preprocess
 from mobile_sam_plugin.mask_postprocessing import MaskUpscaler
@@ -428,6 +432,76 @@ def test_command_segments_without_torch(files: Files, tmp_path: Path, backend: s
     assert len(ours) == 1
     assert ours[0]["area"] == pytest.approx(theirs[0]["area"], rel=1e-3, abs=5)
     assert ours[0]["predicted_iou"] == pytest.approx(theirs[0]["predicted_iou"], abs=1e-3)
+
+
+SEARCH: dict[str, Any] = {
+    "points_per_side": 2,
+    "pred_iou_thresh": 0.0,
+    "stability_score_thresh": 0.0,
+}
+
+
+@pytest.mark.process
+def test_commands_find_everything_without_torch(
+    tiny_files: Files, tiny_sam: MobileSam, coffee: Pixels, tmp_path: Path
+) -> None:
+    shutil.copy(PHOTOGRAPHS / "coffee.png", tmp_path)
+    search = [f"--{name.replace('_', '-')}={value}" for name, value in SEARCH.items()]
+    options = [*search, "--backend", "onnx", "--onnx-dir", str(tiny_files[0].parent)]
+    code = """
+from mobile_sam_plugin.cli import main
+image, out, *options = sys.argv[1:]
+for command in ("everything", "annotate"):
+    assert main([command, image, "--out", f"{out}/{command}", *options]) == 0
+"""
+    run_without_torch(code, tmp_path / "coffee.png", tmp_path, *options)
+    expected = SamAutomaticMaskGenerator(tiny_sam, output_mode="coco_rle", **SEARCH)
+    records = drop_empty(expected.generate(coffee))
+    assert len(records) > 3
+    everything = json.loads((tmp_path / "everything" / "coffee" / "masks.json").read_text())
+    annotated = json.loads((tmp_path / "annotate" / "sa1b" / "coffee.json").read_text())
+    for found in (everything, annotated["annotations"]):
+        # JSON has more fields than records.
+        ours = [{name: record[name] for name in records[0]} for record in found]
+        assert_same_records(ours, records)
+
+
+def test_annotation_of_boxes_is_that_of_torch(
+    tiny_files: Files, tiny_sam: MobileSam, tmp_path: Path
+) -> None:
+    shutil.copy(PHOTOGRAPHS / "coffee.png", tmp_path)
+    boxes = [[170, 10, 260, 290], [20, 20, 200, 200]]
+    content = {
+        "images": [{"id": 1, "file_name": "coffee.png", "width": 600, "height": 400}],
+        "annotations": [
+            {"id": 1 + i, "image_id": 1, "category_id": 1, "bbox": box}
+            for i, box in enumerate(boxes)
+        ],
+        "categories": [{"id": 1, "name": "cup"}],
+    }
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    graphs = OnnxPredictor(*tiny_files)
+    (ours,), (theirs,) = (
+        annotate(tmp_path / "boxes.json", model=model, mode="boxes") for model in (graphs, tiny_sam)
+    )
+    assert len(ours.records) == 2 and ours.error is None
+    assert_same_records(ours.records, theirs.records)
+    assert not graphs.is_image_set, "the client's predictor is left alone"
+
+
+def test_annotation_goes_on_with_the_same_files_alone(
+    tiny_files: Files, tiny_sam: MobileSam, tmp_path: Path
+) -> None:
+    graphs, image = OnnxPredictor(*tiny_files), PHOTOGRAPHS / "coffee.png"
+    (done,) = annotate(image, tmp_path, model=graphs, **SEARCH)
+    assert done.error is None and not list(annotate(image, tmp_path, model=graphs, **SEARCH))
+    with pytest.raises(UserError, match="holds another run .*encoder_sha256"):
+        annotate(image, tmp_path, model=tiny_sam, **SEARCH)
+    with pytest.raises(UserError, match="mode text finds objects by torch"):
+        annotate(image, model=graphs, mode="text", text="a cup")
+    run = AnnotationRun(open_source(image), None, graphs, AnnotationOptions())
+    with pytest.raises(UserError, match="--engine local"):
+        run.run_on_ray()
 
 
 @pytest.mark.parametrize(
@@ -1076,6 +1150,8 @@ def test_commands_tell_mistakes_in_one_line(
     picture = str(PHOTOGRAPHS / "coffee.png")
     segment = ["segment", picture, "--point", "9,9", "--out", str(tmp_path / "out")]
     good = str(files[0].parent)
+    annotating = ["annotate", picture, "--out", str(tmp_path / "out")]
+    annotating += ["--backend", "onnx", "--onnx-dir", good]
     for arguments, message in (
         ([*segment, "--backend", "onnx"], "required for --backend onnx"),
         ([*segment, "--onnx-dir", good], "required for --backend onnx"),
@@ -1089,6 +1165,11 @@ def test_commands_tell_mistakes_in_one_line(
             "mobile-sam export writes",
         ),
         ([*segment, "--backend", "onnx", "--onnx-dir", good, "--device", "NoSuch"], "no execution"),
+        ([*annotating, "--mode", "text", "--text", "a cup"], "needs --backend torch"),
+        ([*annotating, "--engine", "ray"], "needs --backend torch"),
+        ([*annotating, "--model-type", "vit_b"], "needs --backend torch"),
+        (["everything", *annotating[1:], "--checkpoint", "x"], "contain their weights"),
+        (["app", "--backend", "onnx"], "required for --backend onnx"),
         (["export", "--out", good, "--opset", "16"], "'--opset'"),
         (["export", "--out", good, "--precision", "int4"], "int4"),
         (["export", "--out", good, "--images", str(tmp_path)], "there is no image in"),

@@ -37,7 +37,7 @@ def onnx_folder(tiny_sam: MobileSam, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope="session")
 def onnx_backend(onnx_folder: Path) -> OnnxBackend:
     encoder, decoder = (onnx_folder / f"mobile_sam_{half}.onnx" for half in ("encoder", "decoder"))
-    return OnnxBackend("onnx", OnnxPredictor(encoder, decoder), encoder)
+    return OnnxBackend(OnnxPredictor(encoder, decoder))
 
 
 @pytest.fixture

@@ -149,7 +149,7 @@ def test_the_embedding_is_for_decoders_elsewhere(
     assert answer.headers["x-image-sha256"] == coffee_id
     assert answer.headers["x-original-size"] == "400,600"
     assert answer.headers["x-input-size"] == "171,256"
-    client: Any = onnx_backend._graphs
+    client: Any = onnx_backend.graphs
     client.features, client.original_size, client.input_size = features, (400, 600), (171, 256)
     client.is_image_set = True
     masks, *_ = client.predict(CUP["points"], CUP["labels"])
@@ -471,7 +471,7 @@ def test_the_command_serves_without_torch_until_it_is_stopped(onnx_folder: Path)
     [
         (["--host", "0.0.0.0"], "give a --token, or --insecure"),
         (["--backend", "onnx"], "required for --backend onnx"),
-        (["--page", "1", "--backend", "onnx", "--onnx-dir", "."], "needs --backend torch"),
+        (["--backend", "torch", "--onnx-dir", "."], "required for --backend onnx"),
     ],
 )
 def test_options_that_contradict(

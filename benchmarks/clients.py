@@ -147,25 +147,31 @@ def open_isat(folder: Path) -> Any:
 
 
 def open_isat_checkpoint(folder: Path) -> Any:
-    """What ISAT's window uses, in torch."""
-    model = import_module("ISAT.segment_any.segment_any").SegAny(
-        str(folder / "mobile_sam.pt"), use_bfloat16=False
-    )
+    """What ISAT's window builds of mobile_sam.pt, in torch, and how it predicts."""
+    program = import_module("ISAT.segment_any.mobile_sam")
+    sam = program.sam_model_registry["vit_t"](checkpoint=str(folder / "mobile_sam.pt"))
+    model = program.SamPredictor(sam.eval())
 
     def encode(pixels: Pixels) -> Callable[..., Mask]:
         model.set_image(pixels)
-        return lambda points=None, labels=None, box=None: (
-            model.predict_with_box_prompt(np.array(box))
-            if box is not None
-            else model.predict_with_point_prompt(points, labels)
-        )[0]
+
+        def predict(points: Any = None, labels: Any = None, box: Any = None) -> Mask:
+            one = box is not None or len(points) > 1
+            points, labels, box = (
+                None if given is None else np.array(given) for given in (points, labels, box)
+            )
+            masks, scores, _ = model.predict(points, labels, box, multimask_output=not one)
+            best: Mask = masks[scores.argmax()]
+            return best
+
+        return predict
 
     return encode
 
 
 def open_label_studio(folder: Path) -> Any:
     """The backend with SAM_CHOICE=ONNX; its image encoder is torch's, of a registry with vit_h."""
-    mobile_sam_plugin.replace()
+    mobile_sam_plugin.replace("vit_h")
     os.environ["ONNX_CHECKPOINT"] = str(folder / "sam_onnx_quantized_example.onnx")
 
     model = import_module("sam_predictor").SAMPredictor("ONNX")
@@ -219,6 +225,8 @@ def main() -> None:
     client, inner, opener, reference = PROGRAMS[given.name]
     sys.path[:0] = [str(given.source / inner), str(given.source)]
     sam = build_sam_vit_t(given.checkpoint)
+    # For the image encoder of Label Studio's backend, whose vit_h is MobileSAM here.
+    os.environ["MOBILE_SAM_CHECKPOINT"] = given.checkpoint
     pixels = np.asarray(Image.open(given.image).convert("RGB"))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name, "mobile_sam")

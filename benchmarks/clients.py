@@ -86,9 +86,8 @@ def marks(points: Any = None, labels: Any = None, box: Any = None) -> list[dict[
     ]
 
 
-def open_samexporter(folder: Path) -> Any:
-
-    model = import_module("samexporter.sam_onnx").SegmentAnythingONNX(
+def open_samexporter(folder: Path, module: str = "samexporter.sam_onnx") -> Any:
+    model = import_module(module).SegmentAnythingONNX(
         str(folder / "mobile_sam_encoder.onnx"), str(folder / "mobile_sam_decoder.onnx")
     )
 
@@ -99,8 +98,13 @@ def open_samexporter(folder: Path) -> Any:
     return encode
 
 
+def open_x_anylabeling(folder: Path) -> Any:
+    """The class below the window's, which needs less to import; it has samexporter's methods."""
+    return open_samexporter(folder, "anylabeling.services.auto_labeling.sam_onnx")
+
+
 def open_labeling(folder: Path) -> Any:
-    """Both AnyLabelings: the class that their windows load from a config.yaml, and its model."""
+    """The class that AnyLabeling's window loads from a config.yaml, and its model."""
     import yaml
 
     config = yaml.safe_load((folder / "config.yaml").read_text())
@@ -203,7 +207,7 @@ def open_label_studio(folder: Path) -> Any:
 PROGRAMS: dict[str, tuple[str, str, Callable[[Path], Any], Any]] = {
     "samexporter": ("samexporter", ".", open_samexporter, on_canvas),
     "anylabeling": ("anylabeling", ".", open_labeling, on_canvas),
-    "x-anylabeling": ("x-anylabeling", ".", open_labeling, on_canvas),
+    "x-anylabeling": ("x-anylabeling", ".", open_x_anylabeling, on_canvas),
     "isat": ("isat", ".", open_isat, on_image),
     "isat, torch": ("isat", ".", open_isat_checkpoint, on_image),
     "label-studio": (

@@ -38,8 +38,8 @@ _holding = threading.Lock()
 def alone_in(folder: Path) -> Iterator[None]:
     """Keeps other runs out of a folder until the block ends.
 
-    The lock is the operating system's: it ends with this process, however that is ended, and
-    network file systems such as NFS, CephFS and Lustre show it to other machines. Where a file
+    The lock is the operating system's: it ends with this process, however that is ended. Network
+    file systems with POSIX locks, such as NFS, show it to other machines (untested). Where a file
     system has no locks, a warning says so. On Windows there is no lock.
 
     Args:

@@ -198,7 +198,7 @@ class InpaintAnything:
             point_coords, point_labels, box, multimask_output=count == 1 and box is None
         )
         best = int(scores.argmax())
-        return _as_instances(masks[best], pixels, float(scores[best]))
+        return as_instances(masks[best], pixels, float(scores[best]))
 
     def remove(self, image: ImageSource, selection: Selection, margin: int = MARGIN) -> Inpainting:
         """Removes objects: paints the background in their place.
@@ -216,7 +216,7 @@ class InpaintAnything:
                 is negative; or if the inpainter returns another kind of image.
         """
         pixels = load_image(image)
-        objects = _as_instances(selection, pixels)
+        objects = as_instances(selection, pixels)
         hole = _union(objects, margin)
         painted = self._remove(pixels, hole)
         alpha, profile = _read_extras(image)
@@ -260,7 +260,7 @@ class InpaintAnything:
             if selection is None or not _masks_of(selection).any():
                 yield pixels
                 continue
-            hole = _union(_as_instances(selection, pixels), margin)
+            hole = _union(as_instances(selection, pixels), margin)
             covered += bool(hole.all())
             yield pixels if hole.all() else self._remove(pixels, hole)
         if covered:
@@ -329,7 +329,7 @@ class InpaintAnything:
         if not prompt.strip():
             raise UserError("the prompt is empty: describe what to paint, as 'a cat on a bench'")
         pixels = load_image(image)
-        return pixels, _as_instances(selection, pixels)
+        return pixels, as_instances(selection, pixels)
 
     @cached_property
     def _grounded(self) -> GroundedMobileSam:
@@ -461,8 +461,12 @@ def _fill_nearest(values: Pixels, hole: Mask) -> Pixels:
     return known[places]
 
 
-def _as_instances(selection: Selection, image: Pixels, score: float = 1.0) -> Instances:
-    """A selection as objects of this image, which have at least one pixel."""
+def as_instances(selection: Selection, image: Pixels, score: float = 1.0) -> Instances:
+    """Returns a selection as objects of this image, which have at least one pixel.
+
+    Raises:
+        UserError: if a mask is empty, or has another size than the image.
+    """
     masks = _masks_of(selection)
     if masks.shape[-2:] != image.shape[:2]:
         raise UserError(

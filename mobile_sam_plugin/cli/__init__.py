@@ -28,6 +28,7 @@ from .export import export
 from .finetune import finetune
 from .inpaint import fill, remove, replace
 from .label import label, search
+from .lift import lift
 from .run import RunCommand, run
 from .segment import segment
 from .serve import serve
@@ -56,6 +57,7 @@ app.command()(search)
 app.command()(remove)
 app.command()(fill)
 app.command()(replace)
+app.command()(lift)
 app.command()(track)
 app.command()(annotate)
 app.command()(view)

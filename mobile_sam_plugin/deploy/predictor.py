@@ -103,7 +103,9 @@ class OnnxPredictor:
         _check_encoder(encoder, os.fspath(encoder_path))
         _check_decoder(decoder, os.fspath(decoder_path))
         (embedding,), wanted = encoder.outputs.values(), decoder.inputs["image_embeddings"]
-        if embedding.shape[1:] != wanted.shape[1:]:
+        # OpenVINO does not know the size of what follows preprocessing.
+        pairs = zip(embedding.shape[1:], wanted.shape[1:], strict=True)
+        if any(given not in (None, needed) for given, needed in pairs):
             raise UserError(
                 f"{os.fspath(decoder_path)!r} needs embeddings of the shape {wanted.shape}, but "
                 f"{os.fspath(encoder_path)!r} gives {embedding.shape}: use files of the same export"
@@ -111,7 +113,7 @@ class OnnxPredictor:
         self.encoder, self.decoder = encoder, decoder
         (self._image_input,) = encoder.inputs
         (self._embedding_output,) = encoder.outputs
-        self.img_size = 16 * int(encoder.outputs[self._embedding_output].shape[3] or 0)
+        self.img_size = 16 * int(wanted.shape[3] or 0)
         self.reset_image()
 
     def reset_image(self) -> None:
@@ -549,7 +551,9 @@ def _check_encoder(graph: Runtime, path: str) -> None:
         (taken,), (given,) = inputs, outputs
         image = len(taken.shape) == 4 and taken.shape[1] == 3 and taken.dtype == "float32"
         picture = len(taken.shape) == 3 and taken.shape[2] == 3 and taken.dtype == "uint8"
-        embeds = len(given.shape) == 4 and given.shape[1] == 256 and isinstance(given.shape[3], int)
+        embeds = (
+            len(given.shape) == 4 and given.shape[1] == 256 and not isinstance(given.shape[3], str)
+        )
         if (image or picture) and embeds:
             return
     raise UserError(

@@ -141,17 +141,17 @@ def embed(
     ]
     _check_space(folder, description, sum(len(shards[shard]) for shard in todo), process)
     folder.mkdir(parents=True, exist_ok=True)
-    own = range(process.process_index, len(shards), process.num_processes)
-    own_todo = [shard for shard in todo if shard in own]
-    paths = [image_folder / name for shard in own_todo for name in shards[shard]]
-    total = sum(len(shards[shard]) for shard in own)
-    broken = Skipped(len(paths), strict=strict, what="image", told=0)  # one warning at the end
-    places = iter(range(len(paths)))
     with ExitStack() as stack:
         if process.is_main_process:
             stack.enter_context(alone_in(folder))
             remove_partials(folder / STORE_FILE)
             claim(folder, description, may_change, file=STORE_FILE, durable=True)
+        own = range(process.process_index, len(shards), process.num_processes)
+        own_todo = [shard for shard in todo if shard in own]
+        paths = [image_folder / name for shard in own_todo for name in shards[shard]]
+        total = sum(len(shards[shard]) for shard in own)
+        broken = Skipped(len(paths), strict=strict, what="image", told=0)  # one warning at the end
+        places = iter(range(len(paths)))
         pool = stack.enter_context(ThreadPoolExecutor(_READERS))
         bar = stack.enter_context(
             tqdm(

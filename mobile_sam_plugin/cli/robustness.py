@@ -1,16 +1,20 @@
 """The parts of ``mobile-sam evaluate`` for corrupted and attacked images."""
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from segment_anything.modeling import Sam
 
     from ..datasets.annotated import AnnotatedImages
     from ..evaluation.predictors import Predictor
+    from ..evaluation.results import Evaluation
 
 AttackName = Literal["fgsm", "pgd"]
 GoalName = Literal["remove", "enlarge", "target"]
@@ -32,31 +36,18 @@ def run_corruptions(
         options: other arguments of that function.
         out: output folder, or None.
     """
-    from tqdm import tqdm
-
     from ..evaluation.robustness import draw_corruptions, evaluate_corruptions, format_corruptions
-    from ..files import write_file
 
-    found = {}
-    for name, model in models.items():
-        folder = None if out is None else out / folder_name(name)
-        with tqdm(total=len(data), unit="image", desc=name, disable=None) as bar:
-            found[name] = evaluate_corruptions(
-                model,
-                data,
-                corruptions,
-                **options,
-                folder=folder,
-                progress=lambda done, _: bar.update(done - bar.n),
-            )
-        if folder is not None:
-            found[name].save_scores(folder)
-    report = format_corruptions(found)
-    typer.echo(report)
+    found = {
+        name: _run(
+            partial(evaluate_corruptions, model, data, corruptions, **options),
+            *(len(data), name, None if out is None else out / folder_name(name)),
+        )
+        for name, model in models.items()
+    }
     if out is not None:
         draw_corruptions(found, out / "robustness.png")
-        write_file(out / "robustness.md", report.encode() + b"\n")
-        typer.echo(out / "robustness.md")
+    _report(format_corruptions(found), None if out is None else out / "robustness.md")
 
 
 def run_attacks(
@@ -74,34 +65,41 @@ def run_attacks(
         out: output folder, or None.
     """
     from segment_anything.modeling import Sam
-    from tqdm import tqdm
 
     from ..evaluation.attack import evaluate_attack, format_attacks
     from ..evaluation.predictors import find_module
+
+    found = {
+        name: _run(
+            partial(evaluate_attack, source, models, data, **options),
+            *(len(data), f"{name} attacked", None if out is None else out / folder_name(name)),
+        )
+        for name, model in models.items()
+        if isinstance(source := find_module(model), Sam)
+    }
+    _report(format_attacks(found), None if out is None else out / "attack.md")
+
+
+def _run(
+    evaluate: "Callable[..., Evaluation]", images: int, title: str, folder: Path | None
+) -> "Evaluation":
+    """Evaluates under a progress bar, and writes the scores."""
+    from tqdm import tqdm
+
+    with tqdm(total=images, unit="image", desc=title, disable=None) as bar:
+        found = evaluate(folder=folder, progress=lambda done, _: bar.update(done - bar.n))
+    if folder is not None:
+        found.save_scores(folder)
+    return found
+
+
+def _report(text: str, path: Path | None) -> None:
     from ..files import write_file
 
-    found = {}
-    for name, model in models.items():
-        source = find_module(model)
-        if not isinstance(source, Sam):
-            continue
-        folder = None if out is None else out / folder_name(name)
-        with tqdm(total=len(data), unit="image", desc=f"{name} attacked", disable=None) as bar:
-            found[name] = evaluate_attack(
-                source,
-                models,
-                data,
-                **options,
-                folder=folder,
-                progress=lambda done, _: bar.update(done - bar.n),
-            )
-        if folder is not None:
-            found[name].save_scores(folder)
-    report = format_attacks(found)
-    typer.echo(report)
-    if out is not None:
-        write_file(out / "attack.md", report.encode() + b"\n")
-        typer.echo(out / "attack.md")
+    typer.echo(text)
+    if path is not None:
+        write_file(path, text.encode() + b"\n")
+        typer.echo(path)
 
 
 def folder_name(name: str) -> str:

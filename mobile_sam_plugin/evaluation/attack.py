@@ -30,14 +30,14 @@ from ..datasets.annotated import AnnotatedImage, AnnotatedImages
 from ..errors import UserError
 from ..files import encode_image, write_file
 from ..inputs import input_size
-from ..predictor import SamPredictor, eval_mode
+from ..predictor import eval_mode
 from ..sam_hq import decoder_arguments, unpack
 from .evaluation import check_arguments, examine_all, fingerprint_of
 from .examiner import PROMPTS, choose_masks
-from .predictors import Predictor
-from .prompts import Prompt, make_prompt
+from .predictors import Predictor, predictor_of
+from .prompts import Prompt
 from .results import Evaluation
-from .robustness import compare, segment
+from .robustness import compare, make_prompts, segment
 
 Goal = Literal["remove", "enlarge", "target"]
 GOALS: tuple[Goal, ...] = ("remove", "enlarge", "target")
@@ -208,10 +208,7 @@ class _Examiner:
         pictures: Path | None,
     ) -> None:
         self._source = source
-        self._predictors = {
-            name: model if isinstance(model, Predictor) else SamPredictor(model)
-            for name, model in models.items()
-        }
+        self._predictors = {name: predictor_of(model) for name, model in models.items()}
         self._settings = settings
         self._pictures = pictures
         self.names = [
@@ -226,12 +223,20 @@ class _Examiner:
     ) -> tuple[list[int], dict[str, list[float | None]]]:
         seed = self._settings["seed"]
         masks = choose_masks(item.count, self._settings["masks_per_image"], (seed, index))
+        if not masks:
+            return masks, {}
         truth = item.take(masks)
-        scores: dict[str, list[float | None]] = {name: [] for name in self.names if masks}
-        for place, (number, mask) in enumerate(zip(masks, truth, strict=True)):
+        goals = [self._find_goal(truth, place) for place in range(len(masks))]
+        seeds = [(seed, index, number) for number in masks]
+        prompts = make_prompts(self._settings["metrics"], truth, seeds)
+        clean = {
+            name: segment(predictor, item.image, prompts)
+            for name, predictor in self._predictors.items()
+        }
+        scores: dict[str, list[float | None]] = {name: [] for name in self.names}
+        for place, (number, mask, goal) in enumerate(zip(masks, truth, goals, strict=True)):
             for metric in self._settings["metrics"]:
-                prompt = make_prompt(metric, mask, (seed, index, number))
-                goal = self._find_goal(truth, place)
+                prompt = prompts[metric][place]
                 if prompt is None or goal is None:
                     for name in self._predictors:
                         for prefix in _SCORES:
@@ -244,12 +249,12 @@ class _Examiner:
                     file = self._pictures / f"{index:06}_{number:03}_{metric}.png"
                     write_file(file, encode_image(".png", attacked))
                 for name, predictor in self._predictors.items():
-                    clean = segment(predictor, item.image, {metric: [prompt]})[metric]
+                    before = [clean[name][metric][place]]
                     found = segment(predictor, attacked, {metric: [prompt]})[metric]
                     for prefix, of_kind in {
-                        "": compare(clean, [mask]),
+                        "": compare(before, [mask]),
                         "attacked_": compare(found, [mask]),
-                        "clean_": compare(found, clean),
+                        "clean_": compare(found, before),
                         "goal_": compare(found, [goal]),
                     }.items():
                         scores[f"{prefix}{metric} {name}"] += of_kind

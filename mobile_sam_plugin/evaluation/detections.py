@@ -24,7 +24,7 @@ from ..records import encode_mask
 from ..runs import alone_in, claim
 from .evaluation import fingerprint_of
 from .examiner import predict
-from .predictors import Predictor
+from .predictors import Predictor, predictor_of
 from .prompts import Prompt
 
 MASKS = {"single": False, "best_of_three": True}
@@ -190,7 +190,7 @@ def evaluate_boxes(
             claim(journal.parent, settings)
             remove_partials(journal.parent)
         known = {} if journal is None else _read(journal)
-        predictor = model if isinstance(model, Predictor) else SamPredictor(model)
+        predictor = predictor_of(model)
         masks: dict[str, list[Any]] = {kind: [] for kind in MASKS}
         for done, image_id in enumerate(prompts.image_ids, 1):
             found = prompts.boxes[image_id]

@@ -53,6 +53,11 @@ class Predictor(Protocol):
         """
 
 
+def predictor_of(model: Sam | Predictor) -> SamPredictor | Predictor:
+    """Returns a new predictor of a SAM, or the predictor that was given."""
+    return model if isinstance(model, Predictor) else SamPredictor(model)
+
+
 def load_predictor(name: str) -> Predictor:
     """Imports a function and calls it; modules in the current folder are found too.
 
@@ -118,7 +123,7 @@ def measure_effort(model: Sam | Predictor, image: NDArray[np.uint8], runs: int =
         image: (H, W, 3) uint8 RGB.
         runs: number of runs, whose median times are taken.
     """
-    predictor = model if isinstance(model, Predictor) else SamPredictor(model)
+    predictor = predictor_of(model)
     network = find_module(model)
     height, width = image.shape[:2]
     middle = np.array([[width / 2, height / 2]], dtype=np.float32)

@@ -25,7 +25,7 @@ from .corruptions import CORRUPTIONS, SEVERITIES, corrupt, parse_corruptions
 from .evaluation import check_arguments, examine_all, fingerprint_of
 from .examiner import MASKS_AT_ONCE, PROMPTS, choose_masks, predict
 from .metrics import mask_iou
-from .predictors import Predictor
+from .predictors import Predictor, predictor_of
 from .prompts import Prompt, make_prompt
 from .results import Evaluation, Score, save_figure
 
@@ -97,7 +97,7 @@ class _Examiner:
         masks_per_image: int,
         seed: int,
     ) -> None:
-        self._predictor = model if isinstance(model, Predictor) else SamPredictor(model)
+        self._predictor = predictor_of(model)
         self._corruptions = corruptions
         self._metrics = metrics
         self._masks_per_image = masks_per_image
@@ -117,13 +117,7 @@ class _Examiner:
         if not masks:
             return masks, scores
         truth = item.take(masks)
-        prompts = {
-            metric: [
-                make_prompt(metric, mask, (self._seed, index, number))
-                for number, mask in zip(masks, truth, strict=True)
-            ]
-            for metric in self._metrics
-        }
+        prompts = make_prompts(self._metrics, truth, [(self._seed, index, each) for each in masks])
         clean = segment(self._predictor, item.image, prompts)
         for metric, found in clean.items():
             scores[metric] = compare(found, truth)
@@ -138,6 +132,22 @@ class _Examiner:
 
 Masks = list[NDArray[np.bool_] | None]
 """A mask (H, W) for each prompt, None where there is no prompt."""
+
+
+def make_prompts(
+    metrics: Iterable[str], truth: NDArray[np.bool_], seeds: Sequence[Sequence[int]]
+) -> dict[str, list[Prompt | None]]:
+    """Returns the prompts of each metric for true masks (N, H, W); None where there is none.
+
+    Args:
+        metrics: some of :data:`~.examiner.PROMPTS`.
+        truth: the masks.
+        seeds: of the prompts for each mask.
+    """
+    return {
+        metric: [make_prompt(metric, *pair) for pair in zip(truth, seeds, strict=True)]
+        for metric in metrics
+    }
 
 
 def segment(

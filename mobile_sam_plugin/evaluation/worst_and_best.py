@@ -12,10 +12,9 @@ from segment_anything.modeling import Sam
 from ..datasets.annotated import AnnotatedImages
 from ..drawing import draw_overlay
 from ..errors import UserError
-from ..predictor import SamPredictor
 from .examiner import predict
 from .metrics import mask_iou
-from .predictors import Predictor
+from .predictors import Predictor, predictor_of
 from .prompts import PAIR_DISTANCES, make_prompt
 from .results import Evaluation, ImageScores, save_figure
 
@@ -71,7 +70,7 @@ def draw_worst_and_best(
     tiles = figure.subplots(rows, 6, squeeze=False)
     for tile in tiles.flat:
         tile.set_axis_off()
-    predictor = model if isinstance(model, Predictor) else SamPredictor(model)
+    predictor = predictor_of(model)
     for column, (title, found) in zip((0, 3), cases.items(), strict=True):
         for row, (iou, mask, index) in enumerate(found):
             item = data[index]

@@ -217,6 +217,12 @@ def prepare(page: str, folder: Path) -> None:
         shutil.copy(weights, folder / "finetuned" / "best.safetensors")
     if page == "transformers":
         assert main(["convert", "bundled", "FOLDER", "--for", "transformers"]) == 0
+    if page == "robustness":
+        (folder / "val").mkdir()
+        shutil.copy(folder / "dog.jpg", folder / "val")
+        labels = np.zeros((480, 420), dtype=np.uint8)
+        labels[100:300, 50:350] = 1
+        cv2.imwrite(str(folder / "val" / "dog.png"), labels)
     if page in ("track", "inpaint"):
         frame = np.asarray(Image.open(folder / "street.jpg"))
         write_clip(folder / "street.mp4", [frame] * 3)

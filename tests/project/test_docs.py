@@ -18,9 +18,11 @@ import pytest
 from PIL import Image
 from typer.main import get_command
 
+from mobile_sam_plugin import build_sam_vit_t
 from mobile_sam_plugin.cli import app, main
 from tools.command_pages import command_page, commands
 
+from ..deploy.conftest import write_files
 from ..integrations.clips import write_clip
 from ..integrations.models import save_clip, save_swin_detector
 
@@ -208,6 +210,9 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def prepare(page: str, folder: Path) -> None:
     """Models and clips, where a page needs them; untrained, of the libraries' own classes."""
     weights = ROOT / "mobile_sam_plugin" / "weights" / "mobile_sam.safetensors"
+    if page == "onnxruntime":
+        (folder / "models").mkdir()
+        write_files(build_sam_vit_t("bundled"), folder / "models", opset=18)
     if page == "text":
         save_swin_detector(folder / "IDEA-Research" / "grounding-dino-tiny", "GroundingDino")
     if page == "label":
@@ -248,8 +253,10 @@ def shell_commands() -> list[list[str]]:
     found = []
     for page in [ROOT / "README.md", *DOCS.rglob("*.md")]:
         text = page.read_text()
-        code = re.findall(r"```\n(.+?)```|((?:^    .+\n)+)", text, re.DOTALL | re.MULTILINE)
-        for line in "\n".join(map("".join, code)).replace("\\\n", " ").splitlines():
+        fenced = re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+        code = [block for language, block in fenced if not language]
+        code += re.findall(r"^    .+\n", text, re.MULTILINE)
+        for line in "\n".join(code).replace("\\\n", " ").splitlines():
             words = re.match(r"\s*(?:\w+=\S+ )?mobile-sam (.+?)(?: #.*| &)?$", line)
             if words:
                 found.append([word.strip("\"'") for word in re.findall(WORD, words[1])])

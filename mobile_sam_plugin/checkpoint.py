@@ -39,7 +39,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from .errors import UserError
-from .files import replaced
+from .files import digest_contents, replaced
 
 logger = logging.getLogger(__name__)
 
@@ -150,18 +150,13 @@ def _locate_default(name: str) -> Path:
             raise
         logger.warning("%s is not to be had (%s): taking %s", name, error, AUTHORS_CHECKPOINT)
     path = locate_checkpoint(AUTHORS_CHECKPOINT)
-    if (found := file_sha256(path)) != AUTHORS_SHA256:
+    if (found := digest_contents(path)) != AUTHORS_SHA256:
         raise UserError(
             f"{str(path)!r}, downloaded from {AUTHORS_CHECKPOINT}, is not the authors' file: its "
             f"sha256 is {found}, expected {AUTHORS_SHA256}; delete it and try again, or name "
             "another checkpoint"
         )
     return path
-
-
-def file_sha256(path: Path) -> str:
-    """Returns the SHA-256 of a file's bytes, as hexadecimal digits."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def download(

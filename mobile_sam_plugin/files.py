@@ -106,6 +106,16 @@ def encode_image(
     return bytes(content)
 
 
+def digest_contents(*paths: str | os.PathLike[str]) -> str:
+    """Returns the SHA-256 of the bytes of files, one after the other, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+    return digest.hexdigest()
+
+
 def digest_source(path: Path) -> str:
     """Returns the SHA-256 by which an image, a video or a folder of frames is recognised.
 

@@ -13,10 +13,9 @@ from .checkpoint import (
     AUTHORS_CHECKPOINT,
     AUTHORS_SHA256,
     BUNDLED_FILE,
-    file_sha256,
     fingerprint,
 )
-from .files import write_file
+from .files import digest_contents, write_file
 from .images import load_image
 from .photographs import list_photographs
 from .predictor import SamPredictor
@@ -80,7 +79,7 @@ def trace_weights(path: Path, state: Mapping[str, Tensor]) -> Provenance:
     """
     found = fingerprint(state)
     record = cached_assets_path("mobile-sam-plugin") / f"{AUTHORS_SHA256}.fingerprint"
-    if file_sha256(path) == AUTHORS_SHA256:
+    if digest_contents(path) == AUTHORS_SHA256:
         write_file(record, found.encode())
         sentence = f"the authors' file, by its sha256; fingerprint recorded in {record}"
         return Provenance("file", sentence, *_AUTHORS)

@@ -221,7 +221,8 @@ def _list_devices() -> list[str]:
 
 def _describe_checkpoint(path: Path) -> "MobileSam":
     from .. import MobileSam
-    from ..checkpoint import file_sha256, read_backbone, read_checkpoint, verify_checkpoint
+    from ..checkpoint import read_backbone, read_checkpoint, verify_checkpoint
+    from ..files import digest_contents
 
     tensors = read_checkpoint(path)
     model = MobileSam.untrained(read_backbone(path))
@@ -229,7 +230,7 @@ def _describe_checkpoint(path: Path) -> "MobileSam":
     model.load_state_dict(tensors)
     dtypes = Counter(str(t.dtype).removeprefix("torch.") for t in tensors.values())
     typer.echo(f"checkpoint          {path}")
-    typer.echo(f"sha256              {file_sha256(path)}")
+    typer.echo(f"sha256              {digest_contents(path)}")
     typer.echo(f"tensors             {', '.join(f'{n} {dtype}' for dtype, n in dtypes.items())}")
     typer.echo(f"backbone            {model.backbone or 'TinyViT'}")
     for name, part in model.named_children():

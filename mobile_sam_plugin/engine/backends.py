@@ -1,11 +1,9 @@
 """MobileSAM in torch, onnxruntime or OpenVINO, under one interface for the engine."""
 
 import copy
-import hashlib
 import os
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -19,7 +17,7 @@ from ..deploy import OnnxAutomaticMaskGenerator, OnnxPredictor, OpenVinoPredicto
 from ..deploy.predictor import MASK_THRESHOLD
 from ..errors import UserError
 from ..everything import Progress
-from ..files import replaced
+from ..files import digest_contents, replaced
 from ..inputs import mask_to_logits
 from ..mask_postprocessing import FloatArray, UncompressedRLE, mask_from_rle
 from ..records import Record
@@ -382,12 +380,7 @@ def backend_of(model: "Sam | OnnxPredictor") -> Backend:
 
 def _digest_weights(path: str) -> str:
     """Returns the SHA-256 of an ONNX file, and of the weights beside it if it is too large."""
-    digest = hashlib.sha256()
-    for name in (path, f"{path}.data"):
-        with suppress(FileNotFoundError), open(name, "rb") as file:
-            while piece := file.read(1 << 20):
-                digest.update(piece)
-    return digest.hexdigest()
+    return digest_contents(*(name for name in (path, f"{path}.data") if os.path.exists(name)))
 
 
 def decode_prompts(

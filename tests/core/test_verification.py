@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from mobile_sam_plugin import MobileSam, build_sam_vit_t, verification
-from mobile_sam_plugin.checkpoint import BUNDLED_FILE, file_sha256, read_checkpoint, save_checkpoint
+from mobile_sam_plugin.checkpoint import BUNDLED_FILE, read_checkpoint, save_checkpoint
 from mobile_sam_plugin.cli import main
+from mobile_sam_plugin.files import digest_contents
 from mobile_sam_plugin.verification import check_masks, trace_weights
 
 Captured = pytest.CaptureFixture[str]
@@ -25,7 +26,7 @@ def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def theirs(authors_file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(verification, "AUTHORS_SHA256", file_sha256(authors_file))
+    monkeypatch.setattr(verification, "AUTHORS_SHA256", digest_contents(authors_file))
     return authors_file
 
 
@@ -52,7 +53,7 @@ def test_tensors_are_known_once_the_file_was_seen(
     seen = trace(theirs)
     (file,) = record.iterdir()
     assert (seen.proof, seen.licence) == ("file", "Apache-2.0")
-    assert str(file) in seen.sentence and file.name.startswith(file_sha256(theirs))
+    assert str(file) in seen.sentence and file.name.startswith(digest_contents(theirs))
     for name in copies:
         found = trace(tmp_path / name)
         assert (found.proof, found.source) == ("tensors", seen.source), name
@@ -148,7 +149,7 @@ def test_the_command_succeeds_for_the_authors_weights_alone(
     assert code == 1 and "weights             unknown: the file is not" in out
     assert err == "mobile-sam: the weights are not proven to be the authors'\n"
 
-    monkeypatch.setattr(verification, "AUTHORS_SHA256", file_sha256(sure))
+    monkeypatch.setattr(verification, "AUTHORS_SHA256", digest_contents(sure))
     code, out, err = verify(sure, capsys)
     assert (code, err) == (0, "")
     for line in (
@@ -166,7 +167,7 @@ def test_the_command_fails_if_the_self_check_does(
 ) -> None:
     file = tmp_path / "copy.safetensors"
     file.write_bytes(BUNDLED_FILE.read_bytes())
-    monkeypatch.setattr(verification, "AUTHORS_SHA256", file_sha256(file))
+    monkeypatch.setattr(verification, "AUTHORS_SHA256", digest_contents(file))
     code, out, err = verify(file, capsys)
     assert (code, err) == (1, "mobile-sam: the self-check failed\n")
     assert out.count("predicted IoU not above 0.7") == 2  # the bundled weights know their boxes

@@ -58,7 +58,9 @@ def attack(
     """Returns an image that looks like another, for which a SAM predicts what it is meant to.
 
     Each step moves all values by 2.5 epsilon / steps, or epsilon if it is the only one, so that
-    logits come closer to 10 inside of the goal and to -10 outside, in all masks of the prompt.
+    logits come closer to 10 inside of the goal and to -10 outside, in the mask that the model
+    chooses at this step. The images after each step are compared, and the one returned has the
+    mask with the fewest pixels that differ from the goal: a smaller loss may come with a worse one.
 
     Args:
         model: on any device.
@@ -70,22 +72,28 @@ def attack(
     """
     device = model.prompt_encoder.no_mask_embed.weight.device
     clean = torch.tensor(image, device=device).permute(2, 0, 1)[None].float()
-    sign = torch.where(torch.as_tensor(goal, device=device), 1.0, -1.0)
+    wanted = torch.as_tensor(goal, device=device)
+    sign = torch.where(wanted, 1.0, -1.0)
     step = epsilon if steps == 1 else 2.5 * epsilon / steps
-    attacked = clean
-    for _ in range(steps):
+    attacked, best, fewest = clean, clean, wanted.numel() + 1
+    for done in range(steps + 1):
         with torch.enable_grad(), eval_mode(model):
             attacked = attacked.detach().requires_grad_()
             logits = predict_logits(model, attacked, prompt)
+            differing = int(((logits > 0) != wanted).sum())
+            if done and differing < fewest:
+                best, fewest = attacked.detach(), differing
+            if done == steps:
+                break
             loss = F.relu(_CLIP - sign * logits).square().mean()
             (gradient,) = torch.autograd.grad(loss, attacked)
         moved = attacked.detach() - step * gradient.sign()
         attacked = moved.clamp(clean - epsilon, clean + epsilon).clamp(0, 255)
-    return attacked.detach().round()[0].permute(1, 2, 0).to(torch.uint8).cpu().numpy()
+    return best.round()[0].permute(1, 2, 0).to(torch.uint8).cpu().numpy()
 
 
 def predict_logits(model: Sam, pixels: Tensor, prompt: Prompt) -> Tensor:
-    """Predicts the masks of a prompt, so that gradients reach the pixels.
+    """Predicts the mask of a prompt, so that gradients reach the pixels.
 
     Args:
         model: in eval mode.
@@ -93,7 +101,8 @@ def predict_logits(model: Sam, pixels: Tensor, prompt: Prompt) -> Tensor:
         prompt: in pixels of the image.
 
     Returns:
-        Logits (C, H, W): three masks for a single point, else one, as :func:`~.examiner.predict`.
+        Logits (H, W), of a single point those of the mask with the highest predicted IoU, which
+        :func:`~.examiner.predict` chooses too.
     """
     height, width = pixels.shape[-2:]
     size, side = (height, width), model.image_encoder.img_size
@@ -114,7 +123,7 @@ def predict_logits(model: Sam, pixels: Tensor, prompt: Prompt) -> Tensor:
     )
     embedding, inner = unpack(model.image_encoder(model.preprocess(resized)))
     sparse, dense = model.prompt_encoder(points=points, boxes=boxes, masks=None)
-    logits, _ = model.mask_decoder(
+    logits, scores = model.mask_decoder(
         image_embeddings=embedding,
         image_pe=model.prompt_encoder.get_dense_pe(),
         sparse_prompt_embeddings=sparse,
@@ -123,7 +132,7 @@ def predict_logits(model: Sam, pixels: Tensor, prompt: Prompt) -> Tensor:
         **decoder_arguments(inner),
     )
     upscaled: Tensor = model.postprocess_masks(logits, resized.shape[-2:], size)
-    return upscaled[0]
+    return upscaled[0, scores[0].argmax()]
 
 
 def evaluate_attack(

@@ -134,6 +134,8 @@ def start(argv: list[str], log: Path) -> int:
         return process
     code = 1
     try:
+        # A shell starts what runs in its background with this signal ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         with open(log, "wb") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)

@@ -1,32 +1,57 @@
-// Needs in this folder: "dist" of the npm package onnxruntime-web, renamed to onnxruntime-web, and the
-// files of `mobile-sam export --with-preprocessing`; see docs/how-to/browser.md.
-import * as ort from "./onnxruntime-web/ort.wasm.min.mjs";
+// The page: what is clicked and drawn. The model is in worker.js.
 
-const LONG_SIDE = 1024; // side of the model's input in pixels
-const LOW_RES = 256;
-const COLOR = [42, 120, 214, 150]; // of the mask, RGBA
+const COLOR = [42, 120, 214, 150]; // of a click's mask, RGBA
 
-const [file, clear, status, photograph, overlay] = ["file", "clear", "status", "photograph", "mask"]
+const [file, clear, engine, precision, find, points, minScore, minStability, progress, status, runtime,
+  times, photograph, overlay] = ["file", "clear", "engine", "precision", "find", "points", "score",
+  "stability", "progress", "status", "runtime", "times", "photograph", "mask"]
   .map((id) => document.getElementById(id));
 
-let encoder, decoder;
-let embeddings = null; // of the displayed photograph
-let clicks = []; // [x, y, label], in pixels of the photograph
+const worker = new Worker("worker.js", { type: "module" });
+let settle = null; // [resolve, reject] of the request that the worker is at
 let busy = false;
+let encoded = false; // whether the displayed photograph is
+let clicks = []; // [x, y, label], in pixels of the photograph
+let encodingTime = 0; // ms; 0 after the first mask
 
-async function start() {
-  [encoder, decoder] = await Promise.all(
-    ["mobile_sam_encoder.onnx", "mobile_sam_decoder.onnx"].map((name) =>
-      ort.InferenceSession.create(name)));
-  file.disabled = false;
-  say("Choose a photograph.");
+worker.onmessage = ({ data }) => {
+  if (data.kind === "progress") {
+    progress.max = data.total;
+    progress.value = data.done;
+    say(`Looking for masks: ${data.done} of ${data.total} points.`);
+  } else if (data.kind === "done") {
+    settle[0](data.result);
+  } else {
+    settle[1](new Error(data.message));
+  }
+};
+worker.onerror = (event) => settle?.[1](new Error(event.message || "the worker did not start"));
+
+/** Lets the worker do something; returns its result and the milliseconds that it took. */
+async function ask(request, given = {}, transfer = []) {
+  const started = performance.now();
+  const result = await new Promise((resolve, reject) => {
+    settle = [resolve, reject];
+    worker.postMessage({ request, ...given }, transfer);
+  });
+  return [result, Math.round(performance.now() - started)];
+}
+
+async function load() {
+  say("Loading the model ...");
+  [encoded, clicks] = [false, []];
+  const [used, time] = await ask("load", { folder: precision.value, wanted: engine.value });
+  const threads = used.threads ? `, ${used.threads} thread${used.threads > 1 ? "s" : ""}` : "";
+  const reason = used.reason ? ` because ${used.reason}` : "";
+  runtime.textContent = `Runs on ${used.engine}${threads}${reason}; loaded in ${time} ms.`;
+  if (file.files.length) await open(file.files[0]);
+  else say("Choose a photograph.");
 }
 
 async function open(image) {
   const bitmap = await createImageBitmap(image, { colorSpaceConversion: "none" });
   // Clicks do nothing until the photograph is encoded.
-  embeddings = null;
-  clicks = [];
+  [encoded, clicks] = [false, []];
   for (const canvas of [photograph, overlay]) {
     [canvas.width, canvas.height] = [bitmap.width, bitmap.height];
   }
@@ -40,72 +65,95 @@ async function open(image) {
     for (let channel = 0; channel < 3; channel++) picture[j++] = data[i + channel];
   }
   say("Encoding the photograph ...");
-  const tensor = new ort.Tensor("uint8", picture, [bitmap.height, bitmap.width, 3]);
-  ({ image_embeddings: embeddings } = await encoder.run({ [encoder.inputNames[0]]: tensor }));
+  const size = [bitmap.height, bitmap.width];
+  [, encodingTime] = await ask("encode", { picture, size }, [picture.buffer]);
+  encoded = true;
+  times.textContent = `Encoded in ${encodingTime} ms.`;
   say("Click on an object.");
 }
 
 async function segment() {
-  const { width, height } = photograph;
-  const scale = LONG_SIDE / Math.max(width, height);
-  const resized = [Math.floor(width * scale + 0.5), Math.floor(height * scale + 0.5)];
-  const points = clicks.flatMap(([x, y]) => [x * resized[0] / width, y * resized[1] / height]);
-  const started = performance.now();
-  const { masks, iou_predictions: scores } = await decoder.run({
-    image_embeddings: embeddings,
-    // A prompt without a box is padded with a point of label -1.
-    point_coords: new ort.Tensor("float32", [...points, 0, 0], [1, clicks.length + 1, 2]),
-    point_labels: new ort.Tensor(
-      "float32", [...clicks.map(([, , label]) => label), -1], [1, clicks.length + 1]),
-    mask_input: new ort.Tensor(
-      "float32", new Float32Array(LOW_RES * LOW_RES), [1, 1, LOW_RES, LOW_RES]),
-    has_mask_input: new ort.Tensor("float32", [0], [1]),
-    orig_im_size: new ort.Tensor("float32", [height, width], [2]),
+  const [{ mask, score }, time] = await ask("click", { clicks });
+  const pixels = new ImageData(overlay.width, overlay.height);
+  mask.forEach((inside, i) => {
+    if (inside) pixels.data.set(COLOR, 4 * i);
   });
-  // The first mask is for unambiguous prompts; a single click takes the best of the other three.
-  const candidates = clicks.length === 1 ? [1, 2, 3] : [0];
-  const best = candidates.reduce((a, b) => (scores.data[b] > scores.data[a] ? b : a));
-  draw(masks.data.subarray(best * width * height, (best + 1) * width * height));
-  const time = Math.round(performance.now() - started);
-  say(`Predicted IoU ${scores.data[best].toFixed(3)}, in ${time} ms.`);
+  overlay.getContext("2d", { willReadFrequently: true }).putImageData(pixels, 0, 0);
+  times.textContent = encodingTime
+    ? `First mask in ${encodingTime + time} ms: ${encodingTime} to encode, ${time} to decode.`
+    : `Next mask in ${time} ms.`;
+  encodingTime = 0;
+  say(`Predicted IoU ${score.toFixed(3)}.`);
 }
 
-function draw(logits) {
+async function findEverything() {
+  clicks = [];
+  progress.hidden = false;
+  try {
+    const [{ masks, size }, time] = await ask("everything", {
+      pointsPerSide: points.valueAsNumber,
+      minScore: minScore.valueAsNumber,
+      minStability: minStability.valueAsNumber,
+    });
+    paint(masks, ...size);
+    times.textContent = `Everything in ${time} ms.`;
+    say(masks.length ? `Found ${masks.length} masks.`
+      : "No mask passed: lower the predicted IoU or the stability.");
+  } finally {
+    progress.hidden = true;
+  }
+}
+
+/** Draws masks in colours, small ones over large ones. */
+function paint(masks, height, width) {
+  const pixels = new ImageData(width, height);
+  for (const [i, { box: [left, top, right], bits }] of
+    masks.toSorted((a, b) => b.area - a.area).entries()) {
+    const columns = right - left + 1;
+    const color = [0, 2, 4].map((shift) => 128 + 110 * Math.sin(2.4 * i + shift));
+    bits.forEach((inside, at) => {
+      const x = left + at % columns;
+      const y = top + Math.floor(at / columns);
+      if (inside) pixels.data.set([...color, 150], 4 * (y * width + x));
+    });
+  }
+  const canvas = new OffscreenCanvas(width, height);
+  canvas.getContext("2d").putImageData(pixels, 0, 0);
   const context = overlay.getContext("2d", { willReadFrequently: true });
-  const pixels = context.createImageData(overlay.width, overlay.height);
-  logits.forEach((logit, i) => {
-    if (logit > 0) pixels.data.set(COLOR, 4 * i);
-  });
-  context.putImageData(pixels, 0, 0);
+  context.clearRect(0, 0, overlay.width, overlay.height);
+  context.drawImage(canvas, 0, 0, overlay.width, overlay.height);
 }
 
 function say(text) {
   status.textContent = text;
 }
 
-// A session of onnxruntime-web handles one request at a time.
 async function attempt(work) {
   if (busy) return;
-  busy = file.disabled = clear.disabled = true;
+  const controls = [file, clear, engine, precision, find];
+  busy = true;
+  for (const control of controls) control.disabled = true;
   try {
     await work();
   } catch (error) {
     say(`Failed: ${error.message}`);
   }
   busy = false;
-  file.disabled = !decoder;
-  clear.disabled = !embeddings;
+  for (const control of controls) control.disabled = false;
+  clear.disabled = find.disabled = !encoded;
 }
 
 file.addEventListener("change", () => {
   if (file.files.length) attempt(() => open(file.files[0]));
 });
+for (const choice of [engine, precision]) choice.addEventListener("change", () => attempt(load));
+find.addEventListener("click", () => attempt(findEverything));
 clear.addEventListener("click", () => {
   clicks = [];
   overlay.getContext("2d").clearRect(0, 0, overlay.width, overlay.height);
 });
 overlay.addEventListener("click", (event) => attempt(async () => {
-  if (!embeddings) return;
+  if (!encoded) return;
   const shown = overlay.getBoundingClientRect();
   clicks.push([
     (event.clientX - shown.left) * overlay.width / shown.width,
@@ -119,4 +167,4 @@ overlay.addEventListener("click", (event) => attempt(async () => {
     throw error;
   }
 }));
-attempt(start);
+attempt(load);

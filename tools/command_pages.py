@@ -1,5 +1,6 @@
 """Writes docs/reference/commands.md from what `mobile-sam COMMAND --help` says."""
 
+import html
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,6 @@ from typer.main import get_command
 from mobile_sam_plugin.cli import app
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "commands.md"
-BAR = "\\|"
 
 
 def commands(command: Any, context: Any) -> Iterator[tuple[Any, Any]]:
@@ -30,15 +30,13 @@ def describe(command: Any, context: Any) -> Iterator[str]:
     yield "\n\n".join(escape(paragraph) for paragraph in paragraphs)
     yield f"```\n{context.command_path} {' '.join(command.collect_usage_pieces(context))}\n```"
     records = [parameter.get_help_record(context) for parameter in command.get_params(context)]
-    rows = [
-        f"| `{names.replace('|', BAR)}` | {escape(text)} |" for names, text in filter(None, records)
-    ]
-    yield "\n".join(["| | |", "|---|---|", *rows])
+    rows = [f"| `{names}` | {escape(text)} |" for names, text in filter(None, records)]
+    yield "\n".join(["| option | meaning |", "|---|---|", *rows])
 
 
 def escape(text: str) -> str:
     """A help text as Markdown in one line, for a paragraph or the cell of a table."""
-    return re.sub(r"([\[\]<>*_`|])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\[\]*_`|])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
 
 
 def command_page() -> str:

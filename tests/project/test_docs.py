@@ -228,10 +228,10 @@ def prepare(page: str, folder: Path) -> None:
         labels = np.zeros((480, 420), dtype=np.uint8)
         labels[100:300, 50:350] = 1
         cv2.imwrite(str(folder / "val" / "dog.png"), labels)
-    if page in ("track", "inpaint"):
+    if page in ("track_python", "inpaint_video"):
         frame = np.asarray(Image.open(folder / "street.jpg"))
         write_clip(folder / "street.mp4", [frame] * 3)
-    if page == "inpaint":
+    if page == "inpaint_video":
         masks = folder / "tracked" / "street" / "masks"
         masks.mkdir(parents=True)
         for index in range(3):

@@ -1,7 +1,9 @@
 # make demo: sets up the base package, then segments a photograph by a point and a box.
 # make test: sets up all extras and tools, then runs ruff, mypy and all tests, a file a core.
+# make notebooks: runs the notebooks in examples/ and keeps their pictures in them.
 # make docs: builds the documentation into site/; a broken link or name ends it.
-# make coverage: runs the tests and says which lines none of them runs.
+# make coverage: runs the tests, says which lines none of them runs, and writes the figure into
+#	CONTRIBUTING.md.
 # make release-check: builds the package as a release is built, installs it afresh, and tries it.
 # make audit: lists known vulnerabilities of what is installed.
 # make benchmark: measures the speed beside the original MobileSAM's; ten minutes on two cores.
@@ -12,7 +14,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test audit docs coverage release-check chromium benchmark gpu bundled-checkpoint clean
+.PHONY: demo test audit docs notebooks coverage release-check chromium benchmark gpu bundled-checkpoint clean
 
 demo: .venv/ready
 	$(BIN)/mobile-sam segment examples/images/coffee.png --point 300,130 --box 170,10,430,300 \
@@ -28,13 +30,13 @@ docs: .venv/ready-to-test
 	$(BIN)/python tools/command_pages.py
 	$(BIN)/zensical build --strict --clean
 
-# Runs the notebooks and keeps their pictures in them.
 notebooks: .venv/ready-to-test
 	OMP_NUM_THREADS=2 $(BIN)/jupyter execute --inplace examples/*.ipynb
 
 coverage: .venv/ready-to-test
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
 		--cov --cov-report term:skip-covered --cov-report html
+	$(BIN)/python tools/coverage_figure.py
 
 # RANGE are the ends of the range of Pythons; the script skips those that are not here, and says so.
 RANGE ?= python3.10 python3.13

@@ -10,7 +10,7 @@ from nbclient import NotebookClient
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
-WITHOUT_PICTURES = {"everything", "finetune"}
+WITHOUT_PICTURES = {"everything"}
 """Those that still wait for `make notebooks`, which takes minutes on a quiet machine."""
 SMALLER = {
     '"10")': '"4")',  # labelled images
@@ -33,12 +33,13 @@ def test_there_are_four() -> None:
     ids=lambda path: path.stem,
 )
 def test_a_notebook_is_committed_with_its_pictures(path: Path) -> None:
-    assert path.stat().st_size < 1_000_000
+    assert path.stat().st_size < 1_500_000
     outputs = [
         out for cell in nbformat.read(path, as_version=4).cells for out in cell.get("outputs", [])
     ]
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= 1
     assert not [output for output in outputs if output.output_type == "error"]
+    assert "site-packages" not in path.read_text()  # a warning with the path of a machine
 
 
 @pytest.mark.slow

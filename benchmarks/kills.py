@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
@@ -158,10 +159,22 @@ def wait(process: int, seconds: float = _LONGEST) -> int | None:
     return None
 
 
+def contents(path: Path) -> bytes:
+    """Returns a file's bytes; of a state to resume from, its values.
+
+    After a state has been read, equal strings are other objects, which pickle writes otherwise.
+    """
+    if path.suffix != ".pt":
+        return path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        tensors = [archive.read(name) for name in archive.namelist() if "/data/" in name]
+    return repr(torch.load(path, weights_only=True)).encode() + b"".join(tensors)
+
+
 def digest(folder: Path) -> dict[str, str]:
     """Returns the checksum of every file, hidden ones too, by its path in the folder."""
     return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        path.relative_to(folder).as_posix(): hashlib.sha256(contents(path)).hexdigest()
         for path in sorted(folder.rglob("*"))
         if path.is_file() and not set(path.relative_to(folder).parts) & {*_NOT_COMPARED}
     }

@@ -475,7 +475,8 @@ def save_checkpoint(
             # Not by save_file, whose files no other user may read.
             partial.write_bytes(encode_tensors(tensors, {**metadata, **own_metadata}))
         else:
-            torch.save(tensors, partial)
+            with open(partial, "wb") as file:  # by its path, torch would put its name into it
+                torch.save(tensors, file)
 
 
 def encode_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:

@@ -279,9 +279,13 @@ class _Run:
     def train(self) -> None:
         options, accelerator = self.options, self.accelerator
         # The entries of an interrupted run after its last state will be logged again.
-        accelerator.init_trackers(
-            _LOG_FOLDER, init_kwargs={"tensorboard": {"purge_step": self.step + 1}}
-        )
+        try:
+            accelerator.init_trackers(
+                _LOG_FOLDER, init_kwargs={"tensorboard": {"purge_step": self.step + 1}}
+            )
+        except OSError:  # of a full disk, say
+            accelerator.trackers.clear()  # what has not begun cannot be ended
+            raise
         bar = tqdm(
             total=self.steps,
             initial=self.step,
@@ -524,8 +528,8 @@ class _Run:
             "scaler": None if scaler is None else scaler.state_dict(),
         }
         write_settings(self.folder, self.settings)
-        with replaced(self.folder / _STATE_FILE) as partial:
-            torch.save(state, partial)
+        with replaced(self.folder / _STATE_FILE) as partial, open(partial, "wb") as file:
+            torch.save(state, file)  # by its path, torch would put its name into it
 
     def load_state(self) -> None:
         """Resumes from the last saved state, if the first process has one."""

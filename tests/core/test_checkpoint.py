@@ -727,3 +727,6 @@ def test_files_are_the_same_bytes_each_time(tmp_path: Path) -> None:
         torch.testing.assert_close(value, tensors[key], rtol=0, atol=0)
     with safetensors.safe_open(path, "pt") as file:
         assert file.metadata() == {**metadata, "format": "pt"}
+    for number in range(2):
+        save_checkpoint(tensors, tmp_path / f"{number}.pt")
+    assert (tmp_path / "0.pt").read_bytes() == (tmp_path / "1.pt").read_bytes()

@@ -502,6 +502,13 @@ def _train(
     train(options, folder)
 
 
+def test_a_log_that_cannot_be_written_is_told(options: TrainingOptions, tmp_path: Path) -> None:
+    """As by a full disk: accelerate fails at ending what it could not begin."""
+    (tmp_path / "log").touch()
+    with pytest.raises(OSError, match="log"):
+        train(options, tmp_path)
+
+
 def test_a_student_learns_its_teachers_embeddings(run: Path, coffee: NDArray[np.uint8]) -> None:
     losses = _losses(run)
     assert list(losses) == list(range(1, 31))

@@ -6,6 +6,7 @@ before, so that a click is a request with a digest.
 """
 
 import argparse
+import itertools
 import json
 import random
 import re
@@ -14,9 +15,12 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .endurance import slope
 from .report import seconds
 
 PHOTOGRAPHS = Path(__file__).parent.parent / "examples" / "images"
@@ -24,15 +28,10 @@ PORT = 8765
 
 
 def measure(duration: float, clients: list[int], workers: int) -> list[str]:
-    """Returns the lines of a report."""
+    """Returns the lines of a report on so many seconds with each number of clients."""
     import httpx
 
-    address = f"http://127.0.0.1:{PORT}"
-    command = [sys.executable, "-m", "mobile_sam_plugin", "serve", "--checkpoint", "bundled"]
-    command += ["--port", str(PORT), "--workers", str(workers), "--queue", "128"]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    try:
-        _await(address, process)
+    with _service(workers) as (address, process):
         images = [_send(address, index) for index in range(10)]
         lines = [f"decoder alone: {seconds(_decode_alone())} a click, median of 50"]
         for number in clients:
@@ -50,11 +49,36 @@ def measure(duration: float, clients: list[int], workers: int) -> list[str]:
             float(re.findall(rf'work_seconds_{kind}{{work="decode"}} (\S+)', metrics)[0])
             for kind in ("sum", "count")
         )
-        lines.append(f"decoder in the service: {seconds(total / count)} a click on average")
+    return [*lines, f"decoder in the service: {seconds(total / count)} a click on average"]
+
+
+def measure_memory(requests: int, clients: int, workers: int) -> str:
+    """Returns a line on the memory of the service over so many clicks."""
+    step = max(1, requests // 100)
+    with _service(workers) as (address, process):
+        images = [_send(address, index) for index in range(10)]
+        megabytes = _load_and_weigh(address, images, clients, requests, step, process.pid)
+    growth, interval = slope(megabytes, step)
+    return (
+        f"{requests:,} requests of {clients} clients: {megabytes[0]:,.0f} to {megabytes[-1]:,.0f} "
+        f"MB, at most {max(megabytes):,.0f}; after the first fifth {growth:+.3f} KB a request "
+        f"(95 % interval +-{interval:.3f})"
+    )
+
+
+@contextmanager
+def _service(workers: int) -> "Iterator[tuple[str, subprocess.Popen[bytes]]]":
+    """Runs the service; yields its address and its process."""
+    address = f"http://127.0.0.1:{PORT}"
+    command = [sys.executable, "-m", "mobile_sam_plugin", "serve", "--checkpoint", "bundled"]
+    command += ["--port", str(PORT), "--workers", str(workers), "--queue", "128"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        _await(address, process)
+        yield address, process
     finally:
         process.terminate()
         process.wait(60)
-    return lines
 
 
 def _await(address: str, process: "subprocess.Popen[bytes]") -> None:
@@ -92,36 +116,69 @@ def _load(
     address: str, images: list[dict[str, Any]], number: int, duration: float
 ) -> tuple[list[float], int]:
     """Returns the seconds of each click that was answered, and how many got a 503."""
-    import httpx
-
     times: list[float] = []
     refused = 0
     end = time.monotonic() + duration
 
     def click(seed: int) -> None:
         nonlocal refused
-        chance = random.Random(seed)
-        with httpx.Client(base_url=address, timeout=120) as client:
-            while time.monotonic() < end:
-                image = chance.choice(images)
-                point = chance.randrange(image["width"]), chance.randrange(image["height"])
-                prompt = {"points": [point], "labels": [1]}
-                asked = {"image": {"sha256": image["sha256"]}, "prompts": [prompt]}
-                start = time.perf_counter()
-                answer = client.post("/v1/predict", json=asked)
-                if answer.status_code == 503:
-                    refused += 1
-                    time.sleep(0.1)
-                    continue
-                answer.raise_for_status()
-                times.append(time.perf_counter() - start)
+        for seconds_taken in _clicks(address, images, seed):
+            if seconds_taken is None:
+                refused += 1
+                time.sleep(0.1)
+            else:
+                times.append(seconds_taken)
+            if time.monotonic() > end:
+                return
 
+    _run_clients(click, number)
+    return times, refused
+
+
+def _load_and_weigh(
+    address: str, images: list[dict[str, Any]], number: int, requests: int, step: int, pid: int
+) -> list[float]:
+    """Returns the megabytes of a process after every so many answered clicks."""
+    numbers = itertools.count(1)
+    megabytes: list[float] = []
+
+    def click(seed: int) -> None:
+        for _ in _clicks(address, images, seed):
+            count = next(numbers)
+            if count > requests:
+                return
+            if count % step == 0:
+                megabytes.append(_memory(pid) / 2**20)
+
+    _run_clients(click, number)
+    return megabytes
+
+
+def _run_clients(click: Callable[[int], None], number: int) -> None:
+    """Calls a function in so many threads, with a number each, to their ends."""
     threads = [threading.Thread(target=click, args=(seed,)) for seed in range(number)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return times, refused
+
+
+def _clicks(address: str, images: list[dict[str, Any]], seed: int) -> Iterator[float | None]:
+    """Clicks for ever; yields the seconds of each answer, None for a 503."""
+    import httpx
+
+    chance = random.Random(seed)
+    with httpx.Client(base_url=address, timeout=120) as client:
+        while True:
+            image = chance.choice(images)
+            point = chance.randrange(image["width"]), chance.randrange(image["height"])
+            prompt = {"points": [point], "labels": [1]}
+            asked = {"image": {"sha256": image["sha256"]}, "prompts": [prompt]}
+            start = time.perf_counter()
+            answer = client.post("/v1/predict", json=asked)
+            if answer.status_code != 503:
+                answer.raise_for_status()
+            yield None if answer.status_code == 503 else time.perf_counter() - start
 
 
 def _decode_alone() -> float:
@@ -149,8 +206,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=60, help="for each number of clients")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument(
+        "--requests", type=int, help="instead: memory over so many clicks of the first --clients"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Measures and prints."""
-    print(*measure(arguments.seconds, arguments.clients, arguments.workers), sep="\n")
+    clients, workers = arguments.clients, arguments.workers
+    if arguments.requests:
+        print(measure_memory(arguments.requests, clients[0], workers))
+    else:
+        print(*measure(arguments.seconds, clients, workers), sep="\n")

@@ -22,7 +22,7 @@ COFFEE = (PHOTOGRAPHS / "coffee.png").read_bytes()
 ENDPOINTS = ("/v1/predict", "/v1/everything", "/v1/embed")
 NAMES = ("image", "prompts", "points", "labels", "box", "mask", "size", "counts", "sha256", "path")
 HAND_MADE = int(os.environ.get("HAND_MADE_REQUESTS", "500"))
-GENERATED = 15  # of each kind and endpoint
+GENERATED = int(os.environ.get("GENERATED_REQUESTS", "15"))  # of each kind and endpoint
 REFUSALS = {400, 404, 405, 408, 413, 415, 421, 422}
 
 
@@ -48,19 +48,7 @@ def any_value(chance: random.Random, depth: int = 0) -> Any:
         return chance.choice(leaves)
     if chance.random() < 0.5:
         return [any_value(chance, depth + 1) for _ in range(chance.randrange(4))]
-    names = (
-        "image",
-        "prompts",
-        "points",
-        "labels",
-        "box",
-        "mask",
-        "size",
-        "counts",
-        "sha256",
-        "path",
-    )
-    return {chance.choice(names): any_value(chance, depth + 1) for _ in range(chance.randrange(4))}
+    return {chance.choice(NAMES): any_value(chance, depth + 1) for _ in range(chance.randrange(4))}
 
 
 def any_request(chance: random.Random) -> dict[str, Any]:

@@ -36,7 +36,7 @@ notebooks: .venv/ready-to-test
 coverage: .venv/ready-to-test
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
 		--cov --cov-report term:skip-covered --cov-report html
-	$(BIN)/python tools/coverage_figure.py
+	$(BIN)/python -m tools.coverage_figure
 
 # RANGE are the ends of the range of Pythons; the script skips those that are not here, and says so.
 RANGE ?= python3.10 python3.13

@@ -113,6 +113,15 @@ def slope(megabytes: list[float], step: int) -> tuple[float, float]:
     return float(growth), float(1.96 * np.sqrt(covariance[0, 0]))
 
 
+def describe_growth(megabytes: list[float], step: int, what: str) -> str:
+    """Says how memory grew over images or requests; the arguments are those of :func:`slope`."""
+    growth, interval = slope(megabytes, step)
+    return (
+        f"{megabytes[0]:,.0f} to {megabytes[-1]:,.0f} MB, at most {max(megabytes):,.0f}; after "
+        f"the first fifth {growth:+.3f} KB {what} (95 % interval +-{interval:.3f})"
+    )
+
+
 def measure_memory(
     run: Callable[[MobileSam, int], Iterator[None]], sam: MobileSam, count: int, points: int = 100
 ) -> list[float]:
@@ -141,9 +150,6 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"{THREADS} threads, {name}: {count} results differ from those of one thread")
     for name, many in (("SamPredictor", predict_many), ("annotate", annotate_many)):
         found = results[name] = measure_memory(many, sam, arguments.images)
-        growth, interval = slope(found, max(1, arguments.images // 100))
-        print(
-            f"{arguments.images:,} images, {name}: {found[0]:,.0f} to {found[-1]:,.0f} MB; after "
-            f"the first fifth {growth:+.3f} KB an image (95 % interval +-{interval:.3f})"
-        )
+        grown = describe_growth(found, max(1, arguments.images // 100), "an image")
+        print(f"{arguments.images:,} images, {name}: {grown}")
         arguments.out.write_text(json.dumps(results, indent=1))

@@ -8,9 +8,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-START, END = "<!-- benchmark -->", "<!-- /benchmark -->"
-
-
 IN_README = ("set_image", "second click", "everything, 16 points per side")
 """The rows of the short table."""
 
@@ -51,17 +48,18 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def put_between_marks(path: Path, table: str) -> None:
-    """Replaces the text between a file's marks.
+def put_between_marks(path: Path, given: str, name: str = "benchmark") -> None:
+    """Replaces the text between a file's marks of a name.
 
     Raises:
         ValueError: the file has no marks.
     """
     text = path.read_text()
-    marked = re.compile(re.escape(START) + ".*" + re.escape(END), re.DOTALL)
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    marked = re.compile(re.escape(start) + ".*" + re.escape(end), re.DOTALL)
     if not marked.search(text):
-        raise ValueError(f"{path} has no {START} ... {END} to put the table between")
-    path.write_text(marked.sub(lambda _: f"{START}\n{table}\n{END}", text))
+        raise ValueError(f"{path} has no {start} ... {end} to put the text between")
+    path.write_text(marked.sub(lambda _: f"{start}\n{given}\n{end}", text))
 
 
 def format_table(results: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .endurance import slope
+from .endurance import describe_growth
 from .report import seconds
 
 PHOTOGRAPHS = Path(__file__).parent.parent / "examples" / "images"
@@ -58,12 +58,8 @@ def measure_memory(requests: int, clients: int, workers: int) -> str:
     with _service(workers) as (address, process):
         images = [_send(address, index) for index in range(10)]
         megabytes = _load_and_weigh(address, images, clients, requests, step, process.pid)
-    growth, interval = slope(megabytes, step)
-    return (
-        f"{requests:,} requests of {clients} clients: {megabytes[0]:,.0f} to {megabytes[-1]:,.0f} "
-        f"MB, at most {max(megabytes):,.0f}; after the first fifth {growth:+.3f} KB a request "
-        f"(95 % interval +-{interval:.3f})"
-    )
+    grown = describe_growth(megabytes, step, "a request")
+    return f"{requests:,} requests of {clients} clients: {grown}"
 
 
 @contextmanager

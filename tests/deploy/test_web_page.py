@@ -107,6 +107,12 @@ def open_page(site: str, browser: Any) -> Iterator[Callable[[str], Any]]:
         page.close()
 
 
+def show_coffee(page: Any) -> None:
+    """Chooses the photograph, and waits until it is encoded."""
+    page.set_input_files("#file", PHOTOGRAPHS / "coffee.png")
+    page.get_by_text("Click on an object.", exact=True).wait_for()
+
+
 def shown_mask(page: Any) -> NDArray[np.bool_]:
     """The overlay's pixels that are not transparent, (H, W)."""
     width, height, alpha = page.evaluate(
@@ -130,8 +136,7 @@ def test_clicks_give_the_masks_that_python_gives(
     open_page: Callable[[str], Any], bundled_sam: MobileSam, coffee: NDArray[np.uint8]
 ) -> None:
     page = open_page("bundled")
-    page.set_input_files("#file", PHOTOGRAPHS / "coffee.png")
-    page.get_by_text("Click on an object.", exact=True).wait_for()
+    show_coffee(page)
     assert not shown_mask(page).any()
     predictor = SamPredictor(bundled_sam)
     predictor.set_image(coffee)
@@ -173,8 +178,7 @@ def test_everything_is_what_python_finds(
     open_page: Callable[[str], Any], tiny_file: Path, coffee: NDArray[np.uint8]
 ) -> None:
     page = open_page("tiny")
-    page.set_input_files("#file", PHOTOGRAPHS / "coffee.png")
-    page.get_by_text("Click on an object.", exact=True).wait_for()
+    show_coffee(page)
     for name, value in (("points", 3), ("score", 0.1), ("stability", 0.25)):
         page.fill(f"#{name}", str(value))
     page.evaluate(

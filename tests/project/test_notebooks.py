@@ -33,7 +33,7 @@ def test_there_are_four() -> None:
     ids=lambda path: path.stem,
 )
 def test_a_notebook_is_committed_with_its_pictures(path: Path) -> None:
-    assert path.stat().st_size < 1_500_000
+    assert path.stat().st_size < 1_000_000
     outputs = [
         out for cell in nbformat.read(path, as_version=4).cells for out in cell.get("outputs", [])
     ]

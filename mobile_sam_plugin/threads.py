@@ -3,8 +3,8 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from threading import Barrier
+from contextlib import contextmanager, suppress
+from threading import Barrier, BrokenBarrierError
 from typing import TypeVar
 
 Given = TypeVar("Given")
@@ -39,7 +39,8 @@ def torch_pool(size: int, torch_threads: int) -> Iterator[ThreadPoolExecutor]:
         # A thread copies the count of the process on its first read, so read before setting.
         torch.get_num_threads()
         torch.set_num_threads(torch_threads)
-        started.wait()
+        with suppress(BrokenBarrierError):  # the pool ended before this thread woke up
+            started.wait()
 
     pool = ThreadPoolExecutor(size, initializer=start)
     try:

@@ -16,7 +16,7 @@ rm -rf dist
 
 tried=0
 for python in "$@"; do
-	if ! command -v "$python" >/dev/null; then
+	if ! "$python" -c "" 2>/dev/null; then  # a shim may answer for a Python that is not there
 		echo "release-check: $python is not on this machine, so it was NOT tried" >&2
 		continue
 	fi

@@ -10,8 +10,6 @@ from nbclient import NotebookClient
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
-WITHOUT_PICTURES = {"everything"}
-"""Those that still wait for `make notebooks`, which takes minutes on a quiet machine."""
 SMALLER = {
     '"10")': '"4")',  # labelled images
     "epochs=3": "epochs=1",
@@ -27,11 +25,7 @@ def test_there_are_four() -> None:
     assert names == ["everything", "finetune", "first_mask", "folder_to_data_set"]
 
 
-@pytest.mark.parametrize(
-    "path",
-    [path for path in NOTEBOOKS if path.stem not in WITHOUT_PICTURES],
-    ids=lambda path: path.stem,
-)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_is_committed_with_its_pictures(path: Path) -> None:
     assert path.stat().st_size < 1_000_000
     outputs = [

@@ -53,6 +53,8 @@ LearningRate = Annotated[
     float, typer.Option(help="Of AdamW, at the end of the warm-up; a cosine then leads to 0.")
 ]
 
+FOCAL_WEIGHT = "Weight of the focal loss of pixels, relative to the dice loss of overlap."
+
 
 @dataclass(frozen=True)
 class Run:
@@ -278,6 +280,9 @@ def supervised(
     backbone: Backbone = None,
     masks: MaskTraining,
     learning: Learning,
+    focal_weight: Annotated[
+        float, typer.Option(min=0, help=f"{FOCAL_WEIGHT} 20 is that of SAM's paper.")
+    ] = TrainingOptions.focal_weight,
     learning_rate: LearningRate = TrainingOptions.learning_rate,
     run: Run,
 ) -> None:

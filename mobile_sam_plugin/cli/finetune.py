@@ -7,6 +7,7 @@ import typer
 
 from ..distill.options import TrainingOptions
 from .distill_train import (
+    FOCAL_WEIGHT,
     Learning,
     MixedPrecision,
     given_options,
@@ -100,6 +101,9 @@ def finetune(
         MixedPrecision | None, typer.Option(show_default=_FROM_PRESET, help="Precision.")
     ] = None,
     learning: Learning,
+    focal_weight: Annotated[
+        float | None, typer.Option(min=0, help=FOCAL_WEIGHT, show_default="10")
+    ] = None,
     learning_rate: Annotated[
         float | None,
         typer.Option(help="Of AdamW, at its highest.", show_default="1e-4; 3e-4 with --lora"),
@@ -128,16 +132,18 @@ def finetune(
     from .. import DEFAULT_CHECKPOINT
     from .. import finetune as finetune_model
 
-    of_preset: dict[str, Any] = {
+    left_open: dict[str, Any] = {
         "img_size": img_size,
         "batch_size": batch_size,
         "gradient_accumulation_steps": gradient_accumulation_steps,
         "mixed_precision": mixed_precision,
+        "focal_weight": focal_weight,
         "learning_rate": learning_rate,
     }
-    left_to_preset = {name for name, value in of_preset.items() if value is None}
     given = {
-        name: value for name, value in given_options(ctx).items() if name not in left_to_preset
+        name: value
+        for name, value in given_options(ctx).items()
+        if value is not None or name not in left_open
     }
     try:
         with reporting_divergence():

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import masks_to_boxes, sigmoid_focal_loss
 
+from ..errors import UserError
 from ..sam_hq import unpack
-
-FOCAL_WEIGHT = 20.0
-"""Weight of the focal loss, relative to the dice loss."""
+from .options import DEFAULT_FOCAL_WEIGHT, PARTS
 
 LOW_RES = 4
 """Ratio of the input's side to that of the decoder's masks, at which masks are compared."""
@@ -189,7 +188,11 @@ def predict_masks(
 
 
 def mask_losses(
-    logits: Tensor, iou_predictions: Tensor, targets: Tensor, multimask_share: Tensor | None
+    logits: Tensor,
+    iou_predictions: Tensor,
+    targets: Tensor,
+    multimask_share: Tensor | None,
+    focal_weight: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the focal loss, dice loss and squared error of the predicted IoU, (N,) each.
 
@@ -199,6 +202,7 @@ def mask_losses(
         targets: (N, h, w) bool.
         multimask_share: (N,), weight of the best multimask output; the first, single mask gets the
             rest. None if there is only the single mask.
+        focal_weight: weight of the focal loss, relative to the dice loss, for the best output.
     """
     wanted = targets[:, None].expand_as(logits)
     focal = focal_loss(logits, wanted.float())
@@ -207,7 +211,7 @@ def mask_losses(
     if multimask_share is None:
         return focal[:, 0], dice[:, 0], iou_error[:, 0]
     share = multimask_share[:, None]
-    multimasks = (FOCAL_WEIGHT * focal + dice)[:, 1:]
+    multimasks = (focal_weight * focal + dice)[:, 1:]
     best = F.one_hot(multimasks.argmin(1), multimasks.shape[1])
     weights = torch.cat([1 - share, share * best], dim=1)
     iou_weights = torch.cat([1 - share, (share / best.shape[1]).expand_as(best)], dim=1)
@@ -221,17 +225,20 @@ class Objective(nn.Module):
         model: the model, with its input size set.
         parts: the parts to train, some of ``"encoder"``, ``"prompt_encoder"`` and
             ``"mask_decoder"``. The others keep their weights, and stay in eval mode.
+        focal_weight: weight of the focal loss, relative to the dice loss.
     """
 
-    def __init__(self, model: Sam, parts: Collection[str]) -> None:
+    def __init__(
+        self, model: Sam, parts: Collection[str], focal_weight: float = DEFAULT_FOCAL_WEIGHT
+    ) -> None:
         super().__init__()
+        if unknown := set(parts).difference(PARTS):
+            raise UserError(f"parts must be of {', '.join(PARTS)}, not {sorted(unknown)}")
         self.model = model
+        self.focal_weight = focal_weight
         self.frozen: list[nn.Module] = []
-        for name, module in {
-            "encoder": model.image_encoder,
-            "prompt_encoder": model.prompt_encoder,
-            "mask_decoder": model.mask_decoder,
-        }.items():
+        modules = model.image_encoder, model.prompt_encoder, model.mask_decoder
+        for name, module in zip(PARTS, modules, strict=True):
             module.requires_grad_(name in parts)
             if name not in parts:
                 self.frozen.append(module)
@@ -248,6 +255,11 @@ class Objective(nn.Module):
         pixels = batch["pixels"].contiguous(memory_format=torch.channels_last)
         embeddings, _ = unpack(self.model.image_encoder(pixels))
         return embeddings
+
+    def total(self, focal: Tensor, dice: Tensor, iou_error: Tensor) -> Losses:
+        """Returns "loss", the weighted sum, and its parts."""
+        loss = self.focal_weight * focal + dice + iou_error
+        return {"loss": loss, "focal": focal, "dice": dice, "iou_error": iou_error}
 
 
 class Decoupled(Objective):
@@ -283,10 +295,17 @@ class Coupled(Objective):
         model: see :class:`Objective`; has the teacher's decoder.
         parts: see :class:`Objective`.
         prompts_per_image: number of prompts per image.
+        focal_weight: see :class:`Objective`.
     """
 
-    def __init__(self, model: Sam, parts: Collection[str], prompts_per_image: int) -> None:
-        super().__init__(model, parts)
+    def __init__(
+        self,
+        model: Sam,
+        parts: Collection[str],
+        prompts_per_image: int,
+        focal_weight: float = DEFAULT_FOCAL_WEIGHT,
+    ) -> None:
+        super().__init__(model, parts, focal_weight)
         self.prompts_per_image = prompts_per_image
         self.teacher = deepcopy(model)
         del self.teacher.image_encoder
@@ -305,7 +324,7 @@ class Coupled(Objective):
         embeddings = self.encode(batch).repeat_interleave(count, 0)
         logits, iou_predictions = predict_masks(self.model, embeddings, *inputs)
         targets = (teacher_logits > 0).float()
-        return _total(
+        return self.total(
             focal_loss(logits, targets).mean(),
             dice_loss(logits, targets).mean(),
             F.mse_loss(iou_predictions, teacher_iou),
@@ -339,6 +358,7 @@ class Supervised(Objective):
         corrective_clicks: number of rounds with a further point; SAM's paper has 8.
         mask_only_rounds: number of rounds without one; SAM's paper has 2. One is the last round,
             the others are at random positions.
+        focal_weight: see :class:`Objective`.
     """
 
     def __init__(
@@ -347,8 +367,9 @@ class Supervised(Objective):
         parts: Collection[str],
         corrective_clicks: int = 1,
         mask_only_rounds: int = 0,
+        focal_weight: float = DEFAULT_FOCAL_WEIGHT,
     ) -> None:
-        super().__init__(model, parts)
+        super().__init__(model, parts, focal_weight)
         self.corrective_clicks = corrective_clicks
         self.mask_only_rounds = mask_only_rounds
 
@@ -364,7 +385,8 @@ class Supervised(Objective):
             self.model, embeddings, prompts, clicks, labels, None
         )
         multimask_share = torch.where(prompts.is_box, 0.5, 1.0)
-        rounds = [mask_losses(logits, iou_predictions, targets, multimask_share)]
+        weight = self.focal_weight
+        rounds = [mask_losses(logits, iou_predictions, targets, multimask_share, weight)]
         best = iou_predictions[:, 1:].argmax(1, keepdim=True) + 1
         best = torch.where(prompts.is_box[:, None], 0, best)
         for with_click in self._rounds():
@@ -378,12 +400,13 @@ class Supervised(Objective):
             logits, iou_predictions = predict_masks(
                 self.model, embeddings, prompts, clicks, labels, logits
             )
-            rounds.append(mask_losses(logits[:, :1], iou_predictions[:, :1], targets, None))
+            single = logits[:, :1], iou_predictions[:, :1]
+            rounds.append(mask_losses(*single, targets, None, weight))
             best = torch.zeros_like(best)
 
         # Over all prompts, real or not, so that the weights do not depend on the batch.
         means = torch.stack([torch.stack(losses) for losses in rounds]).mean(0)
-        return _total(*(means * batch["is_real"].flatten()).mean(1))
+        return self.total(*(means * batch["is_real"].flatten()).mean(1))
 
     def _rounds(self) -> list[bool]:
         """Returns whether each round after the first has a further point."""
@@ -391,8 +414,3 @@ class Supervised(Objective):
         for index in range(self.mask_only_rounds):
             rounds.insert(int(torch.randint(len(rounds), ())) if index else len(rounds), False)
         return rounds
-
-
-def _total(focal: Tensor, dice: Tensor, iou_error: Tensor) -> Losses:
-    loss = FOCAL_WEIGHT * focal + dice + iou_error
-    return {"loss": loss, "focal": focal, "dice": dice, "iou_error": iou_error}

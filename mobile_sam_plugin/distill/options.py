@@ -13,6 +13,7 @@ AUGMENTATIONS = ("flip", "rotate", "crop", "color", "quality")
 """What :class:`~.batches.MaskExamples` varies; ``rotate`` is for images without an up and down."""
 DEFAULT_AUGMENTATION = ("flip", "crop", "color", "quality")
 DEFAULT_EVALUATE_EVERY = 1000
+DEFAULT_FOCAL_WEIGHT = 20.0  # of SAM's paper
 
 _MAY_CHANGE = {"may_change": True}
 
@@ -56,6 +57,7 @@ class TrainingOptions:
         augmentation: what ``"supervised"`` varies at random in photographs and composites, some of
             :data:`AUGMENTATIONS`, see :class:`~.batches.MaskExamples`.
         corrective_clicks, mask_only_rounds: see :class:`~.objectives.Supervised`.
+        focal_weight: weight of the focal loss, relative to the dice loss; not for ``"decoupled"``.
         learning_rate: of AdamW, at the end of the warm-up; a cosine then leads to 0.
         warmup_steps: steps in which the learning rate rises; if None, 100, or a tenth of a run
             below 1000 steps.
@@ -110,6 +112,7 @@ class TrainingOptions:
     augmentation: Sequence[str] = DEFAULT_AUGMENTATION
     corrective_clicks: int = 1
     mask_only_rounds: int = 0
+    focal_weight: float = DEFAULT_FOCAL_WEIGHT
     learning_rate: float = 1e-3
     warmup_steps: int | None = None
     weight_decay: float = 0.05
@@ -158,8 +161,9 @@ class TrainingOptions:
         for name in ("learning_rate", "gradient_clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"{name} must be a number above 0, not {getattr(self, name)}")
-        if not 0 <= self.weight_decay < math.inf:
-            raise UserError(f"weight_decay must be 0 or more, not {self.weight_decay}")
+        for name in ("weight_decay", "focal_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name} must be 0 or more, not {getattr(self, name)}")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"ema_decay must be 0 or more and less than 1, not {self.ema_decay}")
         if self.steps is not None:

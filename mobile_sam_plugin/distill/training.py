@@ -682,7 +682,7 @@ def _build_objective(options: TrainingOptions, model: MobileSam) -> _Built:
     parts = PARTS if options.objective == "coupled" else ["encoder"]
     # It is not part of the state.
     contents["teacher's decoder"] = fingerprint_decoder(model)
-    coupled = Coupled(model, parts, options.prompts_per_image)
+    coupled = Coupled(model, parts, options.prompts_per_image, options.focal_weight)
     return coupled, examples, [readable], None, contents
 
 
@@ -694,6 +694,7 @@ def _build_supervised(options: TrainingOptions, model: MobileSam) -> _Built:
         [part for part in PARTS if part not in options.freeze],
         options.corrective_clicks,
         options.mask_only_rounds,
+        options.focal_weight,
     )
     if options.lora is not None:
         add_lora(model.image_encoder, options.lora)

@@ -40,6 +40,7 @@ from mobile_sam_plugin.distill.objectives import (
     Batch,
     Coupled,
     Decoupled,
+    Objective,
     Prompts,
     Supervised,
     corrective_clicks,
@@ -53,6 +54,7 @@ from mobile_sam_plugin.distill.objectives import (
 )
 from mobile_sam_plugin.distill.options import PARTS, TrainingOptions
 from mobile_sam_plugin.distill.training import ramped_average, train
+from mobile_sam_plugin.errors import UserError
 from mobile_sam_plugin.images import list_images
 from mobile_sam_plugin.inputs import preprocess
 from mobile_sam_plugin.mobile_sam import set_img_size
@@ -109,7 +111,7 @@ def test_only_the_best_of_three_masks_is_trained_for_a_click() -> None:
     logits = torch.stack([sign, -sign, sign, 0 * sign], dim=1).requires_grad_()
     iou = torch.zeros(1, 4, requires_grad=True)
 
-    focal, dice, iou_error = mask_losses(logits, iou, target, torch.ones(1))
+    focal, dice, iou_error = mask_losses(logits, iou, target, torch.ones(1), 20)
 
     torch.testing.assert_close(focal, focal_loss(sign, target.float()))
     torch.testing.assert_close(dice, dice_loss(sign, target.float()))
@@ -125,7 +127,7 @@ def test_a_box_trains_both_kinds_of_masks() -> None:
     ones = torch.ones(1, 8, 8)
     logits = torch.stack([0 * ones, 3 * ones, -ones, -ones], dim=1)
     logits.requires_grad_()
-    focal, dice, _ = mask_losses(logits, torch.zeros(1, 4), target, torch.full((1,), 0.5))
+    focal, dice, _ = mask_losses(logits, torch.zeros(1, 4), target, torch.full((1,), 0.5), 20)
     expected = dice_loss(logits, torch.ones_like(logits))[0, :2].mean()
     torch.testing.assert_close(dice[0], expected)
     (focal + dice).sum().backward()
@@ -302,10 +304,21 @@ def test_gradients_reach_exactly_the_parts_that_are_trained(
 
 def test_losses_add_up(sam: MobileSam, pristine: dict[str, Tensor]) -> None:
     sam.load_state_dict(pristine)
-    for objective in (Supervised(sam, ["encoder"]), Coupled(sam, ["encoder"], 3)):
+    objectives: list[tuple[Objective, float]] = [
+        (Supervised(sam, ["encoder"]), 20),
+        (Supervised(sam, ["encoder"], focal_weight=3), 3),
+        (Coupled(sam, ["encoder"], 3), 20),
+        (Coupled(sam, ["encoder"], 3, focal_weight=0), 0),
+    ]
+    for objective, weight in objectives:
         losses = objective.train()(_batch())
-        total = 20 * losses["focal"] + losses["dice"] + losses["iou_error"]
+        total = weight * losses["focal"] + losses["dice"] + losses["iou_error"]
         torch.testing.assert_close(losses["loss"], total)
+
+
+def test_a_part_that_does_not_exist_is_refused(sam: MobileSam) -> None:
+    with pytest.raises(UserError, match=r"must be of encoder, .*, not \['decoder'\]"):
+        Supervised(sam, ["encoder", "decoder"])
 
 
 def test_coupled_compares_with_the_teachers_masks(
@@ -886,6 +899,7 @@ def test_validation_are_tried_before_the_first_step(tmp_path: Path) -> None:
         ({"mask_only_rounds": -1}, "mask_only_rounds must be 0 or more"),
         ({"learning_rate": math.nan}, "learning_rate must be a number above 0, not nan"),
         ({"weight_decay": -0.1}, "weight_decay must be 0 or more, not -0.1"),
+        ({"focal_weight": math.inf}, "focal_weight must be 0 or more, not inf"),
         ({"gradient_clip": 0}, "gradient_clip must be a number above 0, not 0"),
         ({"ema_decay": 1.0}, "ema_decay must be 0 or more and less than 1, not 1.0"),
         ({"warmup_steps": 30}, "warmup_steps must be less than the 30 steps of the run, not 30"),

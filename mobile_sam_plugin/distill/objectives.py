@@ -85,14 +85,17 @@ def random_points(regions: Tensor, generator: torch.Generator | None = None) -> 
     Returns:
         (N, 2) int64, XY; (0, 0) for an empty region.
     """
-    counts = regions.flatten(1).cumsum(1, dtype=torch.int32)
+    in_rows = regions.sum(2, dtype=torch.int32)
+    counts = in_rows.cumsum(1, dtype=torch.int32)
     sizes = counts[:, -1:]
     drawn = torch.rand(sizes.shape, generator=generator, device=regions.device) * sizes
     # float32 may round up to the size itself.
-    order = torch.minimum(drawn.int(), sizes - 1).clamp(min=0)
-    pixels = torch.searchsorted(counts, order + 1)[:, 0]
-    pixels = torch.where(sizes[:, 0] > 0, pixels, 0)
-    return torch.stack([pixels % regions.shape[2], pixels // regions.shape[2]], dim=1)
+    order = torch.minimum(drawn.int(), sizes - 1).clamp(min=0) + 1
+    # First the row and then the column: fewer sums than over all pixels.
+    y = torch.searchsorted(counts, order).clamp(max=regions.shape[1] - 1)
+    row = regions.take_along_dim(y[..., None], dim=1)[:, 0].cumsum(1, dtype=torch.int32)
+    x = torch.searchsorted(row, order - (counts - in_rows).take_along_dim(y, dim=1))
+    return torch.where(sizes > 0, torch.cat([x, y], dim=1), 0)
 
 
 def sample_prompts(masks: Tensor, generator: torch.Generator | None = None) -> Prompts:

@@ -69,7 +69,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(DOCS, folder / "docs")
     (folder / "docs" / "reference" / "commands.md").write_text(command_page())
     shutil.copy(ROOT / "zensical.toml", folder)  # its place is the root of what is built
-    for name in ("mobile_sam_plugin", "integrations"):
+    for name in ("mobile_sam_plugin", "integrations", "tools"):
         (folder / name).symlink_to(ROOT / name)
     done = subprocess.run(
         [sys.executable, "-m", "zensical", "build", "--strict"],
@@ -131,13 +131,27 @@ def test_every_link_of_the_site_leads_somewhere(site: Path) -> None:
             check_target(target, anchor, f"{path.relative_to(site)}: {link}")
 
 
-def test_the_site_needs_no_network(site: Path) -> None:
-    """Search has its index in a script, for browsers let no page of a file fetch another."""
-    assert (site / "search.js").exists() or list(site.rglob("search*.js"))
-    for path in site.rglob("*.html"):
-        for link in read_page(path).links:
-            if link.endswith((".js", ".css", ".png", ".svg")):
-                assert not urlsplit(link).scheme or link.startswith(SITE), link
+@pytest.mark.browser
+def test_the_site_needs_no_network_and_no_server(site: Path) -> None:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("there is no chromium on this machine: apt-get install chromium")
+    sync_api: Any = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    asked: list[str] = []
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]
+        )
+        page = browser.new_page()
+        page.set_default_timeout(120_000)
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(f"{site.as_uri()}/index.html")
+        page.locator(".md-search__button").click()
+        page.get_by_role("combobox", name="Search").fill("pred_iou_thresh")
+        page.locator("a", has_text="too few masks").first.wait_for()  # of another page
+        browser.close()
+    assert any("iframe-worker.js" in url for url in asked)
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
 
 
 @pytest.mark.parametrize("page", AT_THE_TOP, ids=lambda page: page.name)

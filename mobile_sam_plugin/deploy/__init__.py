@@ -1,6 +1,6 @@
-"""MobileSAM as two ONNX files, and predictors that run them without torch.
+"""MobileSAM as two files for other runtimes, and predictors that run ONNX files without torch.
 
-Only :func:`export` imports torch, and only when it is asked for.
+Only the exports import torch, and only when they are asked for.
 """
 
 from importlib import import_module
@@ -10,7 +10,9 @@ from .automatic_mask_generator import OnnxAutomaticMaskGenerator
 from .predictor import OnnxPredictor, OpenVinoPredictor
 
 if TYPE_CHECKING:
-    from .onnx_export import Export, export
+    from .comparison import Export
+    from .onnx_export import export
+    from .phones import export_for_phones
 
 __all__ = [
     "Export",
@@ -18,10 +20,13 @@ __all__ = [
     "OnnxPredictor",
     "OpenVinoPredictor",
     "export",
+    "export_for_phones",
 ]
+
+_MODULES = {"Export": "comparison", "export": "onnx_export", "export_for_phones": "phones"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in ("Export", "export"):
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(".onnx_export", __name__), name)
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)

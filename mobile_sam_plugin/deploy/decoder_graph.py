@@ -225,6 +225,28 @@ class EdgeSamGraph(DecoderGraph):
         return scores, masks
 
 
+class LowResGraph(DecoderGraph):
+    """The same without the upscaling to a size that is known only when it runs."""
+
+    outputs: ClassVar[Sequence[str]] = ("low_res_masks", "iou_predictions")
+
+    def feeds(self, image_embeddings: Tensor, points: Tensor, size: Tensor) -> dict[str, Tensor]:
+        feeds = super().feeds(image_embeddings, points, size)
+        del feeds["orig_im_size"]
+        return feeds
+
+    def forward(  # type: ignore[override]
+        self,
+        image_embeddings: Tensor,
+        point_coords: Tensor,
+        point_labels: Tensor,
+        mask_input: Tensor,
+        has_mask_input: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """As :meth:`DecoderGraph.forward`, but low-res logits and predicted IoU alone."""
+        return self.decode(image_embeddings, point_coords, point_labels, mask_input, has_mask_input)
+
+
 class TransformersGraph(DecoderGraph):
     """The same with the inputs and outputs of ``SamModel`` in transformers' own ONNX export.
 

@@ -1,14 +1,11 @@
 """A SAM as two ONNX files, checked against torch before they get their names."""
 
 import os
-import statistics
 import tempfile
-import time
 import warnings
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +18,21 @@ from ..checkpoint import save_checkpoint
 from ..errors import MissingExtra, UserError
 from ..images import load_image, open_image
 from ..inputs import PIXEL_MEAN, PIXEL_STD, input_size, preprocess
-from ..mask_postprocessing import MaskUpscaler
 from ..mobile_sam import MobileSam
-from ..model import MaskDecoder
 from ..predictor import SamPredictor, eval_mode
 from .clients import CLIENTS, PLUGIN, Client
-from .decoder_graph import DecoderGraph, EncoderGraph
+from .comparison import (
+    Export,
+    Graphs,
+    clicks_on,
+    compare,
+    data_of,
+    feeds_of,
+    model_size,
+    refuse_unexportable,
+)
+from .decoder_graph import EncoderGraph
 from .half_precision import Samples, find_unsafe_nodes, rounding_model
-from .runtimes import OnnxRuntime
 
 try:
     import onnx
@@ -41,7 +45,6 @@ except ImportError as error:
 PRECISIONS = ("fp32", "fp16", "int8")
 # Of the masks with those of torch. Whatever falls short in half precision is more than rounding.
 MINIMUM_IOU = {"fp32": 0.98, "fp16": 0.98, "int8": 0.90}
-_CPU = ("CPUExecutionProvider",)
 LARGEST_FILE = 2 * 10**9  # bytes; protobuf's limit is 2^31
 # In 20 GELU is one operator. In earlier ones it is five, which onnxruntime fuses into one, but not
 # between operators in 8 bits: the encoder then takes a quarter longer, and more memory.
@@ -80,32 +83,6 @@ preprocessing ({dtype}[height, width, 3] picture) => (float[1, 3, {size}, {size}
     normalised = Pad (scaled_values, pads)
 }}
 """
-
-
-@dataclass(frozen=True)
-class Export:
-    """One of the files, compared with torch.
-
-    Attributes:
-        path: path of the file.
-        megabytes: size in 10^6 bytes.
-        largest_difference: largest absolute difference on the first image: of the embeddings, or
-            of the decoder's low-res logits for the same embeddings.
-        seconds: time of an image or of a click in onnxruntime on this machine's CPU.
-        torch_seconds: the same of ``SamPredictor``.
-        mask_iou: mean IoU of the masks that the files make, together if there are two, with those
-            of torch, over nine clicks per image; or of the masks that the decoder upscales itself,
-            if that is lower.
-        kept: names of the nodes that :mod:`.half_precision` kept in float32.
-    """
-
-    path: Path
-    megabytes: float
-    largest_difference: float
-    seconds: float
-    torch_seconds: float
-    mask_iou: float
-    kept: tuple[str, ...] = ()
 
 
 def export(
@@ -178,22 +155,13 @@ def export(
         raise UserError(f"preprocessing needs opset 18 or later, not {opset}")
     if not images:
         raise UserError("images must hold at least one path, to check the files on")
-    weight = next(model.parameters())
-    if weight.dtype != torch.float32 or weight.device.type != "cpu":
-        raise UserError(
-            f"the model must be in float32 on the CPU, not {weight.dtype} on {weight.device}"
-        )
-    if MaskDecoder.standing_in(model.mask_decoder) is None:
-        raise UserError(
-            "the mask decoder is not SAM's own: it or a part of it runs other code or has hooks, "
-            "which the exported graph would lack"
-        )
+    refuse_unexportable(model)
     if target.checkpoint and not (isinstance(model, MobileSam) and model.backbone is None):
         raise UserError(f"{client} loads no SAM but MobileSAM, with TinyViT as its image encoder")
     needed = images[:1] if precision == "fp32" else images
     for image in needed:  # opened one after the other below, since they may be many
         with open_image(image, os.fspath(image)) as picture:
-            input_size(picture.height, picture.width, _size(model))
+            input_size(picture.height, picture.width, model_size(model))
     os.makedirs(folder, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as scratch, eval_mode(model):
         name = Path(scratch, "files")
@@ -207,13 +175,13 @@ def export(
             _write_encoder(model, encoder, opset, target)
         _write_decoder(model, decoder, opset, target)
         if encoder and precision == "int8":
-            _quantise(encoder, (preprocess(load_image(each), _size(model)) for each in needed))
+            _quantise(encoder, (preprocess(load_image(each), model_size(model)) for each in needed))
         elif precision == "fp16":
             if encoder:
                 kept[encoder] = _halve(encoder, partial(_encoder_samples, model, target, needed))
             kept[decoder] = _halve(decoder, partial(_decoder_samples, model, target, needed))
         if encoder and target.picture:
-            _add_preprocessing(encoder, _size(model), opset, target.picture)
+            _add_preprocessing(encoder, model_size(model), opset, target.picture)
         found = _compare(model, encoder, decoder, target, needed)
         mask_iou, least = found[0].mask_iou, MINIMUM_IOU[precision]
         if not mask_iou >= least and not force:
@@ -224,7 +192,7 @@ def export(
             )
         if target.checkpoint:
             save_checkpoint(model.state_dict(), Path(name, target.checkpoint), for_upstream=True)
-        for file, text in target.configs(_size(model), precision).items():
+        for file, text in target.configs(model_size(model), precision).items():
             Path(name, file).write_text(text, encoding="utf-8")
         written = [path for path in name.rglob("*") if path.is_file()]
         # Weights before the graphs that refer to them.
@@ -232,8 +200,8 @@ def export(
             whole = Path(folder, path.relative_to(name))
             whole.parent.mkdir(parents=True, exist_ok=True)
             os.replace(path, whole)
-            if path.suffix == ".onnx" and _data_of(path) not in written:
-                _data_of(whole).unlink(missing_ok=True)  # of an earlier, larger export
+            if path.suffix == ".onnx" and data_of(path) not in written:
+                data_of(whole).unlink(missing_ok=True)  # of an earlier, larger export
         return [
             replace(
                 each,
@@ -244,13 +212,8 @@ def export(
         ]
 
 
-def _size(sam: Sam) -> int:
-    size: int = sam.image_encoder.img_size
-    return size
-
-
 def _write_encoder(sam: Sam, path: Path, opset: int, client: Client = PLUGIN) -> None:
-    image = torch.zeros(2, 3, _size(sam), _size(sam))
+    image = torch.zeros(2, 3, model_size(sam), model_size(sam))
     outputs = ["image_embeddings", *["image_positional_embeddings"] * client.positions]
     names = [client.image, *outputs]
     module = EncoderGraph(sam) if client.positions else sam.image_encoder
@@ -260,10 +223,10 @@ def _write_encoder(sam: Sam, path: Path, opset: int, client: Client = PLUGIN) ->
 
 def _write_decoder(sam: Sam, path: Path, opset: int, client: Client = PLUGIN) -> None:
     graph = client.graph(sam).eval()
-    side = _size(sam) // 16
+    side = model_size(sam) // 16
     generator = torch.Generator().manual_seed(0)
     embeddings = torch.randn(2, 256, side, side, generator=generator)
-    points = torch.rand(2, 3, 2, generator=generator) * _size(sam)
+    points = torch.rand(2, 3, 2, generator=generator) * model_size(sam)
     feeds = graph.feeds(embeddings, points, torch.tensor([400.0, 600.0]))
     _trace(
         graph,
@@ -314,16 +277,12 @@ def _trace(
 
 def _save(model: onnx.ModelProto, path: Path) -> None:
     """Writes a model, with its weights in a second file if they exceed ONNX's limit."""
-    data = _data_of(path)
+    data = data_of(path)
     data.unlink(missing_ok=True)  # or else more is written to its end
     if sum(len(each.raw_data) for each in model.graph.initializer) > LARGEST_FILE:
         onnx.save(model, path, save_as_external_data=True, location=data.name)
     else:
         onnx.save(model, path)
-
-
-def _data_of(path: Path) -> Path:
-    return path.with_name(f"{path.name}.data")
 
 
 def _add_preprocessing(path: Path, size: int, opset: int, dtype: str = "uint8") -> None:
@@ -346,7 +305,7 @@ def _encoder_samples(
     sam: Sam, client: Client, images: Sequence[str | os.PathLike[str]]
 ) -> Iterator[dict[str, NDArray[np.float32]]]:
     for image in images:
-        yield {client.image: preprocess(load_image(image), _size(sam))}
+        yield {client.image: preprocess(load_image(image), model_size(sam))}
 
 
 def _decoder_samples(
@@ -356,7 +315,7 @@ def _decoder_samples(
     for image in images:
         picture = load_image(image)
         predictor.set_image(picture)
-        feeds = _feeds(graph, predictor, _clicks(picture)[0])
+        feeds = feeds_of(graph, predictor, clicks_on(picture)[0])
         yield {name: value.numpy() for name, value in feeds.items()}
 
 
@@ -452,138 +411,15 @@ def _compare(
     client: Client,
     images: Sequence[str | os.PathLike[str]],
 ) -> list[Export]:
-    """Compares the files with torch: their masks on all images, the rest on the first.
+    """Compares the files with torch.
 
     The masks of half precision are those of the graphs that round, which are then removed.
     """
-    ours, theirs = _Graphs(sam, encoder, decoder, client), SamPredictor(sam)
-    judged = ours
+    ours, judged = Graphs(sam, encoder, decoder, client), None
     if _rounding_of(decoder).exists():
         rounding = encoder and _rounding_of(encoder), _rounding_of(decoder)
-        judged = _Graphs(sam, *rounding, replace(client, picture=None))
+        judged = Graphs(sam, *rounding, replace(client, picture=None))
         for path in filter(None, rounding):
             path.unlink()
-            _data_of(path).unlink(missing_ok=True)
-    overlaps = []
-    for picture in map(load_image, images):
-        theirs.set_image(picture)
-        features = judged.encode(picture) if encoder else theirs.features
-        for click in _clicks(picture):
-            feeds = judged.feeds(theirs, click)
-            expected = judged.logits_in_torch(feeds)
-            logits = judged.logits({**feeds, "image_embeddings": features})
-            overlaps += [_overlap(*each) for each in zip(logits > 0, expected > 0, strict=True)]
-    mask_iou = float(np.mean(overlaps))
-
-    picture = load_image(images[0])
-    theirs.set_image(picture)
-    click = _clicks(picture)[0]
-    feeds = ours.feeds(theirs, click)
-    if "orig_im_size" in feeds:
-        mask_iou = min(mask_iou, ours.upscaled_overlap(feeds))
-    found = []
-    if encoder:
-        seconds, torch_seconds = (
-            _time(partial(work, picture)) for work in (ours.encode, theirs.set_image)
-        )
-        difference = float((ours.encode(picture) - theirs.features).abs().max())
-        figures = (difference, seconds, torch_seconds, mask_iou)
-        found.append(Export(encoder, _megabytes(encoder), *figures))
-    seconds = _time(partial(ours.decode, feeds))
-    torch_seconds = _time(partial(theirs.predict, click[None], np.ones(1)))
-    difference = float(np.abs(ours.logits(feeds) - ours.logits_in_torch(feeds)).max())
-    found.append(Export(decoder, _megabytes(decoder), difference, seconds, torch_seconds, mask_iou))
-    return found
-
-
-class _Graphs:
-    """The files of a client in onnxruntime, and its decoder in torch."""
-
-    def __init__(self, sam: Sam, encoder: Path | None, decoder: Path, client: Client) -> None:
-        self._size, self._picture = _size(sam), client.picture
-        self._graph = client.graph(sam).eval()
-        self._encoder = OnnxRuntime(encoder, _CPU) if encoder else None
-        self._decoder = OnnxRuntime(decoder, _CPU)
-
-    def encode(self, picture: NDArray[np.uint8]) -> Tensor:
-        """Returns the embeddings (1, 256, 64, 64) of an image."""
-        assert self._encoder is not None
-        given: NDArray[np.generic] = (
-            picture.astype(self._picture) if self._picture else preprocess(picture, self._size)
-        )
-        (name,) = self._encoder.inputs
-        return torch.from_numpy(self._encoder.run(["image_embeddings"], {name: given})[0])
-
-    def feeds(self, predictor: SamPredictor, click: NDArray[np.float64]) -> dict[str, Tensor]:
-        """Returns the decoder's inputs; see :func:`_feeds`."""
-        return _feeds(self._graph, predictor, click)
-
-    def decode(
-        self, feeds: Mapping[str, Tensor], outputs: Sequence[str] | None = None
-    ) -> list[NDArray[np.float32]]:
-        """Runs the decoder; by default for all outputs."""
-        numpys = {name: value.numpy() for name, value in feeds.items()}
-        return self._decoder.run(outputs or self._graph.outputs, numpys)
-
-    def logits(self, feeds: Mapping[str, Tensor]) -> NDArray[np.float32]:
-        """Returns low-res logits of the candidates for one prompt, (M, 256, 256)."""
-        (logits,) = self.decode(feeds, [self._graph.logits])
-        return logits.reshape(-1, *logits.shape[-2:])[-3:]
-
-    def logits_in_torch(self, feeds: Mapping[str, Tensor]) -> NDArray[np.float32]:
-        """As :meth:`logits`, from torch."""
-        outputs = dict(zip(self._graph.outputs, self._graph(**feeds), strict=True))
-        logits = outputs[self._graph.logits].numpy()
-        return logits.reshape(-1, *logits.shape[-2:])[-3:]
-
-    def upscaled_overlap(self, feeds: Mapping[str, Tensor]) -> float:
-        """Returns the IoU of the masks that the graph upscales with those of its low-res logits.
-
-        For an image size that half precision cannot represent.
-        """
-        size = 2001, 3001
-        feeds = {**feeds, "orig_im_size": torch.tensor(size).float()}
-        (masks,), (low_res_logits,) = self.decode(feeds, ["masks", "low_res_masks"])
-        if masks.shape[1:] != size:
-            return 0.0
-        shape = low_res_logits.shape[1:]
-        upscaler = MaskUpscaler(input_size(*size, self._size), size, shape, self._size)
-        pairs = zip(masks, low_res_logits, strict=True)
-        return float(
-            np.mean([_overlap(mask > 0, upscaler.binary_mask(low)) for mask, low in pairs])
-        )
-
-
-def _feeds(
-    graph: DecoderGraph, predictor: SamPredictor, click: NDArray[np.float64]
-) -> dict[str, Tensor]:
-    """Returns a decoder's inputs for a click (2,), XY in pixels, on a predictor's image."""
-    size = predictor.original_size
-    point = torch.from_numpy(predictor.transform.apply_coords(click[None], size)).float()
-    return graph.feeds(predictor.features, point[None], torch.tensor(size).float())
-
-
-def _clicks(picture: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Returns clicks all over an image, (9, 2), XY in pixels, the centre first."""
-    places = sorted(product((0.25, 0.5, 0.75), repeat=2), key=lambda place: place != (0.5, 0.5))
-    return np.array(places) * picture.shape[1::-1]
-
-
-def _overlap(mask: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
-    union = np.count_nonzero(mask | other)
-    return np.count_nonzero(mask & other) / union if union else 1.0
-
-
-def _time(work: Callable[[], object]) -> float:
-    """Returns the median seconds of three runs; earlier ones have warmed up."""
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
-
-
-def _megabytes(path: Path) -> float:
-    files = [file for file in (path, _data_of(path)) if file.exists()]
-    return sum(file.stat().st_size for file in files) / 1e6
+            data_of(path).unlink(missing_ok=True)
+    return compare(SamPredictor(sam), ours, images, judged)

@@ -37,10 +37,10 @@ from mobile_sam_plugin.deploy import (
     OnnxAutomaticMaskGenerator,
     OnnxPredictor,
     OpenVinoPredictor,
+    comparison,
     export,
     onnx_export,
 )
-from mobile_sam_plugin.deploy.decoder_graph import DecoderGraph
 from mobile_sam_plugin.deploy.half_precision import find_unsafe_nodes
 from mobile_sam_plugin.deploy.onnx_export import _add_preprocessing, _halve
 from mobile_sam_plugin.errors import UserError
@@ -792,7 +792,8 @@ def test_photographs_are_checked_first_and_held_one_at_a_time(
         loaded.append(weakref.ref(pixels))
         return pixels
 
-    monkeypatch.setattr(onnx_export, "load_image", load)
+    for module in (onnx_export, comparison):
+        monkeypatch.setattr(module, "load_image", load)
     export(tiny_sam, tmp_path / "out", good, "int8", force=True)
     assert len(held) == 7 and max(held) <= 1
 
@@ -818,29 +819,6 @@ def test_decoder_without_the_upscaling(
     _, expected_scores, expected = predictor.predict(box=[170, 10, 430, 300])
     np.testing.assert_allclose(scores[0, 1:], expected_scores, rtol=0, atol=1e-5)
     np.testing.assert_allclose(logits[0, 1:], expected, rtol=0, atol=1e-3)
-
-
-def test_torch_export_takes_both_halves(small_sam: MobileSam) -> None:
-    """The programs that docs/how-to/coreml.md hands to coremltools."""
-
-    class Decoder(DecoderGraph):
-        forward = DecoderGraph.decode  # type: ignore[assignment]
-
-    inputs = (
-        torch.randn(1, 256, 14, 14),
-        torch.tensor([[[130.0, 80.0], [0.0, 0.0]]]),
-        torch.tensor([[1.0, -1.0]]),
-        torch.zeros(1, 1, 56, 56),
-        torch.zeros(1),
-    )
-    with torch.no_grad():
-        for module, given in (
-            (small_sam.image_encoder, (torch.randn(1, 3, 224, 224),)),
-            (Decoder(small_sam).eval(), inputs),
-        ):
-            program = torch.export.export(module, given).run_decompositions({})
-            found, expected = program.module()(*given), module(*given)
-            torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])

@@ -20,7 +20,7 @@ Target = Literal[
     "transformers.js",
     "upstream",
 ]
-Format = Literal["onnx", "litert", "coreml"]
+Format = Literal["onnx", "litert", "executorch", "coreml"]
 
 
 def export(

@@ -400,9 +400,11 @@ def _upscale(layers: nn.Sequential, pixels: Tensor, weights: Tensor, size: torch
     x = second_activation((x @ _as_matrix(second)).unflatten(3, (4, -1)) + second.bias)
     logits = weights @ x.flatten(1, 3).transpose(1, 2)
     height, width = size
-    # Both kernels split rows and columns in two.
-    logits = logits.unflatten(2, (height, width, 2, 2, 2, 2))
-    return logits.permute(0, 1, 2, 4, 6, 3, 5, 7).flatten(5, 7).flatten(2, 4)
+    # Both kernels split rows and columns in two. One after the other: XNNPACK's tensors have
+    # six dimensions at most.
+    logits = logits.reshape(-1, height, width, 2, 2, 4).transpose(2, 3)
+    logits = logits.reshape(-1, 2 * height, 2 * width, 2, 2).transpose(2, 3)
+    return logits.reshape(-1, weights.shape[1], 4 * height, 4 * width)
 
 
 def _as_matrix(convolution: nn.ConvTranspose2d) -> Tensor:

@@ -63,6 +63,25 @@ def _in_litert(path: Path) -> Work:
     return work
 
 
+def _to_executorch(module: nn.Module, inputs: Inputs, outputs: Sequence[str], path: Path) -> None:
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    program = torch.export.export(module, tuple(inputs.values()))
+    lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+    path.write_bytes(lowered.to_executorch().buffer)
+
+
+def _in_executorch(path: Path) -> Work:
+    from executorch.runtime import Runtime
+
+    program = Runtime.get().load_program(path)
+    method = program.load_method("forward")
+    return lambda given: [
+        each.numpy() for each in method.execute([torch.from_numpy(array) for array in given])
+    ]
+
+
 def _to_coreml(module: nn.Module, inputs: Inputs, outputs: Sequence[str], path: Path) -> None:
     import coremltools
 
@@ -81,6 +100,7 @@ def _to_coreml(module: nn.Module, inputs: Inputs, outputs: Sequence[str], path: 
 FORMATS: Mapping[str, Format] = MappingProxyType(
     {
         "litert": Format(".tflite", "litert-torch", _to_litert, _in_litert),
+        "executorch": Format(".pte", "executorch", _to_executorch, _in_executorch),
         "coreml": Format(".mlpackage", "coremltools", _to_coreml, None),
     }
 )

@@ -19,7 +19,7 @@ from mobile_sam_plugin.errors import MissingExtra, UserError
 from ..conftest import PHOTOGRAPHS
 
 IMAGES = [PHOTOGRAPHS / "coffee.png"]
-LIBRARIES = {"litert": "litert_torch", "coreml": "coremltools"}
+LIBRARIES = {"litert": "litert_torch", "executorch": "executorch", "coreml": "coremltools"}
 
 
 def test_the_command_offers_every_format() -> None:

@@ -12,11 +12,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
-from .report import processor, seconds
+from .report import ROOT, processor, seconds
 
-PHOTOGRAPH = Path(__file__).parent.parent / "examples" / "images" / "coffee.png"
+PHOTOGRAPH = ROOT / "examples" / "images" / "coffee.png"
 
 
 def measure(runs: int) -> dict[str, tuple[float, float]]:

@@ -235,16 +235,7 @@ class LowResGraph(DecoderGraph):
         del feeds["orig_im_size"]
         return feeds
 
-    def forward(  # type: ignore[override]
-        self,
-        image_embeddings: Tensor,
-        point_coords: Tensor,
-        point_labels: Tensor,
-        mask_input: Tensor,
-        has_mask_input: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """As :meth:`DecoderGraph.forward`, but low-res logits and predicted IoU alone."""
-        return self.decode(image_embeddings, point_coords, point_labels, mask_input, has_mask_input)
+    forward = DecoderGraph.decode  # type: ignore[assignment]
 
 
 class TransformersGraph(DecoderGraph):

@@ -15,7 +15,7 @@ let width, height; // of the photograph in pixels
 /** Loads the two files of a folder; returns what they run on, and why not on what was wanted. */
 async function load({ folder, wanted }) {
   encoder = decoder = embeddings = null;
-  const files = await Promise.all(["encoder", "decoder"].map((half) => read(folder, half)));
+  const files = await read(["encoder", "decoder"].map((half) => `${folder}mobile_sam_${half}.onnx`));
   let reason = wanted === "webgpu" ? await lacksWebGpu(folder) : "";
   if (wanted === "webgpu" && !reason) {
     try {
@@ -29,11 +29,11 @@ async function load({ folder, wanted }) {
   return { engine: "WebAssembly", threads: ort.env.wasm.numThreads, reason };
 }
 
-async function read(folder, half) {
-  const path = `${folder}mobile_sam_${half}.onnx`;
-  const answer = await fetch(path);
-  if (!answer.ok) throw new Error(`there is no ${path}: mobile-sam export writes it`);
-  return new Uint8Array(await answer.arrayBuffer());
+async function read(paths) {
+  const answers = await Promise.all(paths.map((path) => fetch(path)));
+  const missing = paths.filter((_, i) => !answers[i].ok);
+  if (missing.length) throw new Error(`there is no ${missing.join(", no ")}: see mobile-sam export`);
+  return Promise.all(answers.map(async (answer) => new Uint8Array(await answer.arrayBuffer())));
 }
 
 async function lacksWebGpu(folder) {

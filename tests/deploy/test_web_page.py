@@ -205,7 +205,8 @@ def test_everything_is_what_python_finds(
 def test_files_that_are_missing_are_told(open_page: Callable[[str], Any]) -> None:
     page = open_page("tiny")
     page.select_option("#precision", "int8/")
-    page.get_by_text("there is no int8/mobile_sam_encoder.onnx").wait_for()
+    missing = "there is no int8/mobile_sam_encoder.onnx, no int8/mobile_sam_decoder.onnx"
+    page.get_by_text(missing).wait_for()
     page.select_option("#precision", "./")
     page.get_by_text("Choose a photograph.").wait_for()
 

@@ -3,7 +3,7 @@
 In shapes, B is prompts, M masks per prompt, P = h w pixels and C channels.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -19,8 +19,9 @@ class Upscaling:
     """``output_upscaling`` and the product with the hypernetwork.
 
     A transposed convolution whose stride is its kernel's size is a matrix product: every pixel
-    becomes the places of the kernel. On a CPU a few rows of one prompt go through all steps at a
-    time, in buffers that its cache holds.
+    becomes the places of the kernel. A row of both kernels gives every fourth row of the logits,
+    whole, so the kernels' rows take turns. On a CPU a few rows of one prompt go through all steps
+    at a time, in buffers that its cache holds.
 
     Args:
         layers: the five modules of ``output_upscaling``.
@@ -29,16 +30,13 @@ class Upscaling:
 
     def __init__(self, layers: Iterable[Any], dtype: torch.dtype) -> None:
         first, self._norm, self._first_activation, second, self._second_activation = layers
-        self._first_weight, self._first_bias = _as_product(first, dtype)
-        self._second_weight, self._second_bias = _as_product(second, dtype)
+        self._first_rows, self._first_bias = _as_products(first, dtype)
+        self._second_rows, self._second_bias = _as_products(second, dtype)
         self._once = self._twice = torch.empty(0)
 
     def __call__(self, pixels: Tensor, hypernetwork: Tensor, logits: Tensor) -> None:
         """Writes logits (B, M, 4h, 4w) for pixels (B, P, C) and hypernetwork (B, M, C / 8)."""
-        batch, masks, height, width = (*logits.shape[:2], *(side // 4 for side in logits.shape[2:]))
-        # Both kernels split rows and columns in two: (B, M, h, 2, 2, w, 2, 2).
-        by_pixel = logits.view(batch, masks, height, 2, 2, width, 2, 2)
-        by_pixel = by_pixel.permute(0, 1, 2, 5, 3, 6, 4, 7)
+        batch, height, width = len(logits), *(side // 4 for side in logits.shape[2:])
         rows = pixels.view(batch, height, width, -1)
         prompts_at_once, rows_at_once = batch, height
         if logits.device.type == "cpu":
@@ -46,11 +44,11 @@ class Upscaling:
         for start in range(0, batch, prompts_at_once):
             prompts = slice(start, start + prompts_at_once)
             for top in range(0, height, rows_at_once):
-                band = prompts, slice(top, top + rows_at_once)
-                upscaled = self._upscale(rows[band].flatten(0, 2))
-                upscaled = upscaled.view(len(hypernetwork[prompts]), -1, upscaled.shape[-1])
-                some = by_pixel[prompts, :, top : top + rows_at_once]
-                some.copy_((hypernetwork[prompts] @ upscaled.transpose(1, 2)).view(some.shape))
+                band = rows[prompts, top : top + rows_at_once].flatten(0, 2)
+                below = logits[prompts, :, 4 * top : 4 * (top + rows_at_once)]
+                for row, upscaled in enumerate(self._upscale(band)):
+                    some = below[:, :, row::4]
+                    some.copy_(_products(hypernetwork[prompts], upscaled).view(some.shape))
 
     def only(self, above: Tensor, pixels: Tensor, hypernetwork: Tensor, logits: Tensor) -> None:
         """Writes logits (K, 4h, 4w) of the K masks that ``above`` (B, M) marks.
@@ -70,25 +68,36 @@ class Upscaling:
             logits[start:stop] = upscaled[selected]
             start = stop
 
-    def _upscale(self, pixels: Tensor) -> Tensor:
-        """Upscales pixels (N, C) to (16 N, C / 8), valid until the next call."""
+    def _upscale(self, pixels: Tensor) -> Iterator[Tensor]:
+        """Upscales pixels (N, C) to four rows (4 N, C / 8) each, valid until the next."""
         if len(self._once) != len(pixels) or self._once.device != pixels.device:
-            self._once = pixels.new_empty(len(pixels), self._first_weight.shape[1])
-            self._twice = pixels.new_empty(4 * len(pixels), self._second_weight.shape[1])
-        once = torch.mm(pixels, self._first_weight, out=self._once).view(-1, len(self._first_bias))
-        normalise_(self._norm, once.add_(self._first_bias))
-        _activate_(self._first_activation, once)
-        twice = torch.mm(once, self._second_weight, out=self._twice)
-        twice = twice.view(-1, len(self._second_bias))
-        _activate_(self._second_activation, twice.add_(self._second_bias))
-        return twice
+            self._once = pixels.new_empty(len(pixels), self._first_rows[0].shape[1])
+            self._twice = pixels.new_empty(2 * len(pixels), self._second_rows[0].shape[1])
+        for first in self._first_rows:
+            once = torch.mm(pixels, first, out=self._once).view(-1, len(self._first_bias))
+            normalise_(self._norm, once.add_(self._first_bias))
+            _activate_(self._first_activation, once)
+            for second in self._second_rows:
+                twice = torch.mm(once, second, out=self._twice).view(-1, len(self._second_bias))
+                _activate_(self._second_activation, twice.add_(self._second_bias))
+                yield twice
 
 
-def _as_product(convolution: nn.ConvTranspose2d, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The matrix (in, 2 * 2 * out) of a 2x2 kernel, and its bias (out,)."""
+def _as_products(
+    convolution: nn.ConvTranspose2d, dtype: torch.dtype
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """The matrix (in, 2 * out) of each row of a 2x2 kernel, and the bias (out,)."""
     assert convolution.bias is not None
-    weight = convolution.weight.detach().permute(0, 2, 3, 1).flatten(1)
-    return weight.to(dtype).contiguous(), convolution.bias.detach().to(dtype)
+    rows = convolution.weight.detach().to(dtype).permute(2, 0, 3, 1).flatten(2)
+    return tuple(row.contiguous() for row in rows), convolution.bias.detach().to(dtype)
+
+
+def _products(hypernetwork: Tensor, upscaled: Tensor) -> Tensor:
+    """Masks (B, M, N) of hypernetwork (B, M, C) and upscaled pixels (B N, C)."""
+    if len(hypernetwork) == 1:
+        # A batched product of bfloat16 copies its transposed pixels on a CPU.
+        return torch.mm(hypernetwork[0], upscaled.t())
+    return hypernetwork @ upscaled.view(len(hypernetwork), -1, upscaled.shape[-1]).transpose(1, 2)
 
 
 def normalise_(norm: nn.LayerNorm | LayerNorm2d, rows: Tensor) -> None:

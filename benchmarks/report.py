@@ -18,6 +18,14 @@ SIDES = {
 }
 """Their names, and their colors in the picture."""
 
+_INSTRUCTIONS = {
+    "amx_bf16": "AMX",
+    "avx512_bf16": "AVX512-BF16",
+    "avx512f": "AVX-512",
+    "avx2": "AVX2",
+}
+"""Flags of a processor, from the fastest down."""
+
 
 def write_report(path: Path, pages: bool = False) -> None:
     """Prints the table of a benchmark.json and draws benchmark.png beside it.
@@ -41,11 +49,14 @@ def write_report(path: Path, pages: bool = False) -> None:
 
 
 def processor() -> str:
-    """The name of this machine's processor, where the system tells one."""
+    """The name of this machine's processor and its widest instructions, where the system tells."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    name = told.get("model name") or platform.processor() or platform.machine()
+    flags = told.get("flags", "").split()
+    widest = [shown for flag, shown in _INSTRUCTIONS.items() if flag in flags][:1]
+    return " with ".join([name, *widest])
 
 
 def put_between_marks(path: Path, given: str, name: str = "benchmark") -> None:

@@ -238,6 +238,8 @@ def measure(name: str, trials: int, seed: int, seconds: float) -> Outcome:
         for trial in range(trials):
             if time.monotonic() > end:
                 break
+            if trial % 10 == 0:  # tqdm has a thread, and forks would wait for its lock
+                print(f"{name}: {trial} of {trials}", file=sys.stderr)
             chance = random.Random(f"{name} {seed} {trial}")
             way, moment = WAYS[trial % len(WAYS)], chance.random() * took
             shutil.rmtree("out", ignore_errors=True)

@@ -180,41 +180,42 @@ def download(
         UserError: if a name is malformed.
     """
     at = f" at revision {revision!r}" if revision else ""
+    # `from None`: the client's own traceback fills a screen and says no more than these messages.
     try:
         return Path(hf_hub_download(repo_id, filename, revision=revision, **hub_options))
-    except GatedRepoError as error:
+    except GatedRepoError:
         raise PermissionError(
             f"repository {repo_id!r} on the Hub is gated: accept its terms at {ENDPOINT}/{repo_id} "
             "and log in with `hf auth login` or set HF_TOKEN"
-        ) from error
-    except RepositoryNotFoundError as error:
+        ) from None
+    except RepositoryNotFoundError:
         raise FileNotFoundError(
             f"there is no repository {repo_id!r} on the Hub, or it is private: check its name, "
             "or log in with `hf auth login` or set HF_TOKEN"
-        ) from error
-    except RevisionNotFoundError as error:
+        ) from None
+    except RevisionNotFoundError:
         raise FileNotFoundError(
             f"repository {repo_id!r} on the Hub has no revision {revision!r}: "
             "name a branch, a tag or a full commit hash"
-        ) from error
+        ) from None
     except LocalEntryNotFoundError as error:
         raise ConnectionError(
             f"{filename!r} of {repo_id!r}{at} is not in the Hub's cache, and the Hub at {ENDPOINT} "
             "cannot be reached or offline mode is on: connect and try again, or name a local file "
-            f"or 'bundled' as the checkpoint ({_first_line(error)})"
-        ) from error
-    except EntryNotFoundError as error:
+            f"or 'bundled' as the checkpoint ({_first_line(error.__cause__ or error)})"
+        ) from None
+    except EntryNotFoundError:
         raise FileNotFoundError(
             f"repository {repo_id!r} on the Hub{at} has no file {filename!r}: "
             f"name one that it has, as hf://{repo_id}/FILE"
-        ) from error
+        ) from None
     except ValueError as error:
         cause = error.__cause__
         if cause is not None and isinstance(cause, (OSError, *_TRANSFER_ERRORS)):  # force_download
-            raise _broken_off(repo_id, filename, at, cause) from error
+            raise _broken_off(repo_id, filename, at, cause) from None
         raise UserError(
             f"{repo_id!r} and {filename!r} name no file on the Hub: {_first_line(error)}"
-        ) from error
+        ) from None
     except _TRANSFER_ERRORS as error:
         raise _broken_off(repo_id, filename, at, error) from error
     except OSError as error:
@@ -577,7 +578,7 @@ def _broken_off(repo_id: str, filename: str, at: str, error: BaseException) -> C
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).split("\n")[0][:200]
+    return (str(error) or type(error).__name__).split("\n")[0][:200]
 
 
 def _describe(value: Any) -> str:

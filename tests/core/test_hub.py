@@ -277,8 +277,13 @@ def test_hub_that_is_down_leaves_the_cache(hub: Hub, client: Client, weights: by
     assert client(located, f"hf://{UPSTREAM}") == [fingerprint_of(weights)]
 
 
-@pytest.mark.parametrize("how", ["offline mode", "refused", "503"])
-def test_no_connection_and_no_cache(hub: Hub, client: Client, weights: bytes, how: str) -> None:
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [("offline mode", "offline mode is enabled"), ("refused", "refused"), ("503", "503")],
+)
+def test_no_connection_and_no_cache(
+    hub: Hub, client: Client, weights: bytes, how: str, reason: str
+) -> None:
     hub.commit(UPSTREAM, {HUB_FILE: weights})
     hub.outage = how == "503"
     if how == "refused":
@@ -286,7 +291,9 @@ def test_no_connection_and_no_cache(hub: Hub, client: Client, weights: bytes, ho
     variables = {"HF_HUB_OFFLINE": "1"} if how == "offline mode" else {}
     with pytest.raises(ConnectionError) as raised:
         client(located_without_pauses, f"hf://{UPSTREAM}", **variables)
-    assert_mentions(raised, HUB_FILE, UPSTREAM, hub.url, "connect and try again", "'bundled'")
+    assert_mentions(raised, HUB_FILE, UPSTREAM, hub.url, "connect and try again", "'bundled'", reason)
+    traceback = str(raised.value.__cause__)  # of the client's process
+    assert "ConnectionError: " in traceback and "huggingface_hub" not in traceback
     if how == "offline mode":
         assert hub.requests == []
 

@@ -7,7 +7,7 @@ that code, which was made for images of 224 x 224: the same severity harms a lar
 
 ``elastic_transform`` is that of Michaelis et al. (arXiv 1907.07484), which grows with the image and
 leaves things in their places. What is our own: the pictures of frost are generated, and fog comes
-from octaves of noise instead of a plasma of squares and diamonds. docs/how-to/robustness.md
+from octaves of noise instead of a plasma of squares and diamonds. docs/measurements/robustness.md
 compares the strength of all with that of published code.
 """
 

@@ -174,6 +174,7 @@ def test_every_public_name_is_in_the_reference(site: Path) -> None:
     text = (site / "reference" / "python.html").read_text()
     for name in mobile_sam_plugin.__all__:
         assert re.search(rf'id="mobile_sam_plugin\.[\w.]*\b{name}"', text), name
+    assert not re.search(r":(class|func|meth):", text)  # a Sphinx role, which the reader would see
 
 
 def test_the_first_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ docs: .venv/ready-to-test
 	$(BIN)/zensical build --strict --clean
 
 notebooks: .venv/ready-to-test
-	PYTHONWARNINGS="ignore:IProgress" OMP_NUM_THREADS=2 $(BIN)/jupyter execute --inplace --NbClientApp.log_level=WARNING examples/*.ipynb
+	PYTHONWARNINGS="ignore:IProgress" OMP_NUM_THREADS=2 $(BIN)/jupyter execute --inplace --NbClientApp.log_level=WARN examples/*.ipynb
 
 coverage: .venv/ready-to-test
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile \

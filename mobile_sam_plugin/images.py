@@ -1,11 +1,12 @@
 """Image files: opening them in one place, listing them, and counting what is left out."""
 
+import io
 import math
 import os
 import warnings
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import BinaryIO
@@ -44,18 +45,17 @@ def load_image(image: ImageSource) -> NDArray[np.uint8]:
     """
     if not isinstance(image, str | os.PathLike):
         return as_pixels(image)
-    with open(image, "rb") as file:
-        return read_image(file, os.fspath(image))
+    return read_image(image, os.fspath(image))
 
 
-def read_image(file: BinaryIO, name: str) -> NDArray[np.uint8]:
-    """Returns the pixels of an image in an open file, upright.
+def read_image(file: BinaryIO | str | os.PathLike[str], name: str) -> NDArray[np.uint8]:
+    """Returns the pixels of an image file, upright.
 
     For animations, this is the first frame. CMYK is converted, transparency is dropped, and 16 bits
     are scaled to 8.
 
     Args:
-        file: open for reading.
+        file: a path, or a file that is open for reading.
         name: of the file, for messages.
 
     Returns:
@@ -99,10 +99,12 @@ def open_image(file: BinaryIO | str | os.PathLike[str], name: str) -> Iterator[I
             names the file.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opened = Image.open(file, formats=image_formats())
-        with opened:
+        with ExitStack() as stack:
+            if isinstance(file, (str, os.PathLike)):
+                file = stack.enter_context(open_file(file))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                opened = stack.enter_context(Image.open(file, formats=image_formats()))
             yield opened
     except (MemoryError, UserError, FileNotFoundError, IsADirectoryError, PermissionError):
         raise
@@ -120,6 +122,20 @@ def open_image(file: BinaryIO | str | os.PathLike[str], name: str) -> Iterator[I
         ) from error
     except Exception as error:  # on damaged files, Pillow's readers raise errors of every class
         raise UserError(f"the image {name!r} cannot be read: {error}") from error
+
+
+class _FileOnDisk(io.BufferedReader):
+    def read(self, size: int | None = -1, /) -> bytes:
+        length = os.fstat(self.fileno()).st_size  # 0 of a pipe
+        return super().read(min(size, length) if size and length else size)
+
+
+def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+    """Opens a file for reading, from which no more bytes are asked than it has.
+
+    Damaged images claim blocks of gigabytes, and Python allocates what is asked for, then reads.
+    """
+    return _FileOnDisk(io.FileIO(path))
 
 
 @lru_cache(maxsize=1)

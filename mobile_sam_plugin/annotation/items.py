@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
-from ..images import read_image
+from ..images import open_file, read_image
 from ..results import name_folders
 from .storage import ask, is_url, local_path, open_filesystem
 
@@ -79,7 +79,7 @@ class Item:
             return io.BytesIO(ask(self.path, fs.cat_file, path))
         if not stat.S_ISREG(os.stat(self.path).st_mode):  # reading a pipe would never end
             raise UserError(f"{self.path!r} is not a regular file")
-        return open(self.path, "rb")
+        return open_file(self.path)
 
     def load(self) -> NDArray[np.uint8]:
         """Returns the pixels, (H, W, 3) uint8 RGB, turned upright.

@@ -4,8 +4,10 @@ import io
 import json
 import os
 import struct
+import tracemalloc
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, features
 
 from mobile_sam_plugin import MobileSam, annotate
+from mobile_sam_plugin.errors import UserError
 from mobile_sam_plugin.images import load_image
 
 Pixels = NDArray[np.uint8]
@@ -181,6 +184,20 @@ def test_odd_images_are_read_right(tmp_path: Path, name: str, recwarn: Any) -> N
     difference = np.abs(pixels.astype(int) - expected)
     assert np.median(difference) <= 2 and (lossy or difference.max() <= 1)
     assert not recwarn.list
+
+
+def test_a_claimed_length_takes_no_memory(tmp_path: Path) -> None:
+    claiming = bytearray(PNG)
+    length = claiming.index(b"IDAT") - 4
+    claiming[length : length + 4] = struct.pack(">I", 1 << 30)
+    (tmp_path / "claiming.png").write_bytes(claiming)
+    tracemalloc.start()
+    try:
+        with suppress(UserError):  # Pillow decides whether it can be read
+            load_image(tmp_path / "claiming.png")
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_folder_of_odd_and_broken_images_is_annotated(

@@ -380,7 +380,7 @@ def _wild_prompt(value: Any, chance: Random) -> Any:
             lambda: value.astype(chance.choice(kinds)),
             lambda: value.astype(float) * chance.choice((-1, 1e6, 1e8, 1e300)),
             lambda: (
-                value + np.asarray(chance.choice((2, -3, 100)), value.dtype)
+                value + np.asarray(chance.choice((2, -3, 100))).astype(value.dtype)
                 if value.dtype != bool
                 else ~value
             ),

@@ -77,7 +77,11 @@ class Item:
         if is_url(self.path):
             fs, path = open_filesystem(self.path)
             return io.BytesIO(ask(self.path, fs.cat_file, path))
-        if not stat.S_ISREG(os.stat(self.path).st_mode):  # reading a pipe would never end
+        try:
+            mode = os.stat(self.path).st_mode
+        except ValueError as error:  # half a character, or a null
+            raise UserError(f"{self.path!r} cannot be the path of a file: {error}") from error
+        if not stat.S_ISREG(mode):  # reading a pipe would never end
             raise UserError(f"{self.path!r} is not a regular file")
         return open_file(self.path)
 

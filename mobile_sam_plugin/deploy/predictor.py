@@ -572,6 +572,12 @@ def _check_decoder(graph: Runtime, path: str) -> None:
             f"{path!r} is not a mask decoder from mobile-sam export: it lacks "
             f"{', '.join(sorted(lacking))}"
         )
+    embeddings = graph.inputs["image_embeddings"].shape
+    if len(embeddings) != 4:
+        raise UserError(
+            f"{path!r} is not a mask decoder from mobile-sam export: it takes embeddings of the "
+            f"shape {embeddings}, not of 4 dimensions"
+        )
     if unknown := set(graph.inputs) - _DECODER_INPUTS:
         raise UserError(
             f"{path!r} is not a mask decoder from mobile-sam export: it takes "

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, features
 
 from mobile_sam_plugin import MobileSam, annotate
+from mobile_sam_plugin.annotation.items import Item
 from mobile_sam_plugin.errors import UserError
 from mobile_sam_plugin.images import load_image
 
@@ -184,6 +185,12 @@ def test_odd_images_are_read_right(tmp_path: Path, name: str, recwarn: Any) -> N
     difference = np.abs(pixels.astype(int) - expected)
     assert np.median(difference) <= 2 and (lossy or difference.max() <= 1)
     assert not recwarn.list
+
+
+@pytest.mark.parametrize("name", ["null\0.png", "half\ud800.png"])
+def test_a_name_that_no_file_can_have(name: str) -> None:
+    with pytest.raises(UserError, match="cannot be the path of a file"):
+        Item(0, 1, "key", name, name).load()
 
 
 def test_a_claimed_length_takes_no_memory(tmp_path: Path) -> None:

@@ -950,6 +950,12 @@ def test_a_decoder_that_takes_or_gives_something_else(
     predictor.set_image(np.zeros((30, 40, 3), np.uint8))
     with pytest.raises(ValueError, match=r"gives logits of the shape \(1, 4, 8, 8\), float32, not"):
         predictor.predict([[3, 3]], [1])
+    (embeddings,) = (value for value in graph.input if value.name == "image_embeddings")
+    del embeddings.type.tensor_type.shape.dim[3]
+    flat = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8)
+    onnx.save(flat, tmp_path / "flat.onnx")
+    with pytest.raises(ValueError, match=r"flat.onnx' is not a mask decoder .* of 4 dimensions"):
+        runtime(encoder, tmp_path / "flat.onnx")
 
 
 def test_missing_provider_and_device(tiny_files: Files) -> None:

@@ -154,6 +154,7 @@ def train(options: TrainingOptions, folder: str | os.PathLike[str], restart: boo
     run = _Run(options, folder, accelerator)
     with ExitStack() as stack:
         _of_main(accelerator, lambda: stack.enter_context(_prepared(folder, restart)))
+        stack.enter_context(_log_errors_told_once())
         try:
             run.load_state()
             with run.ending_at_interrupt():
@@ -175,6 +176,22 @@ def _prepared(folder: Path, restart: bool) -> Iterator[None]:
             for name in (_LOG_FOLDER, START_FOLDER, BEST_FOLDER):
                 shutil.rmtree(folder / name, ignore_errors=True)
         yield
+
+
+@contextmanager
+def _log_errors_told_once() -> Iterator[None]:
+    """TensorBoard's thread prints its error no more: the run's next entry in the log raises it."""
+    before = threading.excepthook
+
+    def tell(error: threading.ExceptHookArgs) -> None:
+        if not type(error.thread).__module__.startswith("tensorboard."):
+            before(error)
+
+    threading.excepthook = tell
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def _of_main(accelerator: Accelerator, ask: Callable[[], Any]) -> Any:

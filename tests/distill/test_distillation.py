@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -19,6 +20,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from segment_anything.modeling import ImageEncoderViT, Sam
+from tensorboard.summary.writer.event_file_writer import _AsyncWriter
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from typer.testing import CliRunner
@@ -53,7 +56,7 @@ from mobile_sam_plugin.distill.objectives import (
     sample_prompts,
 )
 from mobile_sam_plugin.distill.options import PARTS, TrainingOptions
-from mobile_sam_plugin.distill.training import ramped_average, train
+from mobile_sam_plugin.distill.training import _log_errors_told_once, ramped_average, train
 from mobile_sam_plugin.errors import UserError
 from mobile_sam_plugin.images import list_images
 from mobile_sam_plugin.inputs import preprocess
@@ -520,6 +523,22 @@ def test_a_log_that_cannot_be_written_is_told(options: TrainingOptions, tmp_path
     (tmp_path / "log").touch()
     with pytest.raises(OSError, match="log"):
         train(options, tmp_path)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no full device")
+def test_an_error_of_the_log_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", told.append)
+    with open("/dev/full", "wb", buffering=0) as full, _log_errors_told_once():
+        writer = _AsyncWriter(RecordWriter(full))
+        with pytest.raises(OSError, match="No space left"):
+            for _ in range(1000):
+                writer.write(b"entry")
+                time.sleep(0.01)
+        other = threading.Thread(target=[].pop)
+        other.start()
+        other.join()
+    assert [each.exc_type for each in told] == [IndexError]
 
 
 def test_a_student_learns_its_teachers_embeddings(run: Path, coffee: NDArray[np.uint8]) -> None:

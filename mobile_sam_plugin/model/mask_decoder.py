@@ -24,6 +24,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
 from ..threads import ordered_map, torch_pool
+from . import differentiable_decoder
 from .tensors import all_equal, free_bytes, gradients_wanted, no_autocast
 from .two_way_transformer import ImageTokens, Positions, by_head, transform_
 from .upscaling import Upscaling
@@ -55,9 +56,10 @@ class _Chunk(NamedTuple):
 class MaskDecoder(UpstreamMaskDecoder):
     """``segment_anything.modeling.MaskDecoder``, exact and faster.
 
-    Parameters, state dict and calls are upstream's. Upstream's own code runs instead whenever
-    the shortcuts do not apply: gradients are wanted, several images come in one call, a prompt has
-    very many points, an accelerator gets few prompts, the module is traced, exported or compiled,
+    Parameters, state dict and calls are upstream's. Where gradients are wanted,
+    ``differentiable_decoder.py`` computes the same with them. Upstream's own code runs instead
+    whenever the shortcuts do not apply: several images come in one call, a prompt has very many
+    points, an accelerator gets few prompts, the module is traced, exported or compiled,
     or a part that would be skipped was replaced, runs other code than upstream's or carries a
     forward hook.
 
@@ -163,10 +165,12 @@ class MaskDecoder(UpstreamMaskDecoder):
         (B, ``num_mask_tokens``).
         """
         inputs = image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings
-        if not self._applies(*inputs):
-            upstream: tuple[Tensor, Tensor] = super().predict_masks(*inputs)
-            return upstream
-        return self._predict(*inputs, slice(0, self.num_mask_tokens))
+        if self._applies(*inputs):
+            return self._predict(*inputs, slice(0, self.num_mask_tokens))
+        if self._holds(*inputs) and not self._has_backward_hooks():
+            return differentiable_decoder.predict_masks(self, *inputs)
+        upstream: tuple[Tensor, Tensor] = super().predict_masks(*inputs)
+        return upstream
 
     def predict_masks_above(
         self,
@@ -216,7 +220,11 @@ class MaskDecoder(UpstreamMaskDecoder):
     def _output_masks(self, multimask_output: bool) -> slice:
         return slice(1, self.num_mask_tokens) if multimask_output else slice(0, 1)
 
-    def _applies(self, image: Tensor, image_pe: Tensor, sparse: Tensor, dense: Tensor) -> bool:
+    def _applies(self, *inputs: Tensor) -> bool:
+        """Whether the shortcuts hold for these inputs and modules, and no gradients are wanted."""
+        return self._holds(*inputs) and not gradients_wanted(self.modules(), inputs)
+
+    def _holds(self, image: Tensor, image_pe: Tensor, sparse: Tensor, dense: Tensor) -> bool:
         """Whether the shortcuts hold for these inputs and modules; reads no device memory."""
         if (
             torch.compiler.is_compiling()
@@ -226,7 +234,7 @@ class MaskDecoder(UpstreamMaskDecoder):
         ):
             return False
         inputs = image, image_pe, sparse, dense
-        if image.is_meta or gradients_wanted(self.modules(), inputs):
+        if image.is_meta:
             return False
         if image.device.type != "cpu" and len(sparse) < _ACCELERATOR_LEAST_PROMPTS:
             return False
@@ -259,6 +267,9 @@ class MaskDecoder(UpstreamMaskDecoder):
         # many points there is nothing left to gain.
         tokens = 1 + self.num_mask_tokens + sparse.shape[1]
         return bool(tokens * self.transformer.num_heads <= 2 * channels)
+
+    def _has_backward_hooks(self) -> bool:
+        return any(part._backward_hooks or part._backward_pre_hooks for part in self.modules())
 
     def _predict(
         self, image: Tensor, image_pe: Tensor, sparse: Tensor, dense: Tensor, masks: slice

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 from segment_anything.modeling import TwoWayTransformer
-from segment_anything.modeling.transformer import Attention
+from segment_anything.modeling.transformer import Attention, TwoWayAttentionBlock
 from torch import Tensor
 
 from .upscaling import CPU_BAND_BYTES, normalise_
@@ -62,12 +62,7 @@ def transform_(
     """
     tokens = prompt_tokens
     for index, layer in enumerate(transformer.layers):
-        if layer.skip_first_layer_pe:
-            tokens = layer.self_attn(q=tokens, k=tokens, v=tokens)
-        else:
-            placed = tokens + prompt_tokens
-            tokens = tokens + layer.self_attn(q=placed, k=placed, v=tokens)
-        tokens = layer.norm1(tokens)
+        tokens = self_attend(layer, tokens, prompt_tokens)
 
         attention = layer.cross_attn_token_to_image
         placed = tokens + prompt_tokens
@@ -98,13 +93,24 @@ def transform_(
     return attended_tokens
 
 
+def self_attend(layer: TwoWayAttentionBlock, tokens: Tensor, prompt_tokens: Tensor) -> Tensor:
+    """The first step of a layer: attention among tokens (B, T, C), and its norm."""
+    if layer.skip_first_layer_pe:
+        attended = layer.self_attn(q=tokens, k=tokens, v=tokens)
+    else:
+        placed = tokens + prompt_tokens
+        attended = tokens + layer.self_attn(q=placed, k=placed, v=tokens)
+    normed: Tensor = layer.norm1(attended)
+    return normed
+
+
 def _attend_to_image(attention: Attention, tokens: Tensor, image: ImageTokens) -> Tensor:
     """Token-to-image attention where all prompts see the same pixels."""
-    queries = _scaled_heads(attention, attention.q_proj(tokens), image.pixels.dtype)
+    queries = scaled_heads(attention, attention.q_proj(tokens), image.pixels.dtype)
     weights = _scores(queries, image.keys, len(tokens))
     torch.softmax(weights, dim=-1, out=weights)
     per_head = weights.view(-1, *image.keys.shape[::2]).transpose(0, 1)
-    return _token_output(attention, per_head @ image.values, tokens)
+    return token_output(attention, per_head @ image.values, tokens)
 
 
 def _attend_to_pixels(
@@ -112,23 +118,23 @@ def _attend_to_pixels(
 ) -> Tensor:
     """Token-to-image attention with keys and values projected on the side of the tokens."""
     heads = attention.num_heads
-    queries = _scaled_heads(attention, attention.q_proj(tokens), pixels.dtype)
+    queries = scaled_heads(attention, attention.q_proj(tokens), pixels.dtype)
     weights = _scores(queries, position_keys, len(tokens))
     key_weight = by_head(attention.k_proj.weight.to(pixels.dtype), heads)
-    weights.baddbmm_(_by_prompt(queries @ key_weight, len(tokens)), pixels.transpose(1, 2))
+    weights.baddbmm_(by_prompt(queries @ key_weight, len(tokens)), pixels.transpose(1, 2))
     torch.softmax(weights, dim=-1, out=weights)
     seen = (weights @ pixels).view(-1, heads, pixels.shape[-1]).transpose(0, 1)
     value_weight = by_head(attention.v_proj.weight.to(pixels.dtype), heads)
-    return _token_output(attention, seen @ value_weight.transpose(1, 2), tokens)
+    return token_output(attention, seen @ value_weight.transpose(1, 2), tokens)
 
 
 def _image_attends_to_tokens_(
     attention: Attention, keys: Tensor, values: Tensor, image: ImageTokens, pixels: Tensor
 ) -> None:
     """Image-to-token attention, written to each prompt's ``pixels`` without its residual."""
-    scaled_keys = _scaled_heads(attention, attention.k_proj(keys), image.pixels.dtype)
+    scaled_keys = scaled_heads(attention, attention.k_proj(keys), image.pixels.dtype)
     weights = _softmax_over_tokens_(_scores(scaled_keys, image.queries, len(keys)), attention)
-    outputs = _token_contributions(attention, values, image.pixels.dtype)
+    outputs = token_contributions(attention, values, image.pixels.dtype)
     torch.bmm(weights.transpose(1, 2), outputs, out=pixels)
 
 
@@ -136,12 +142,12 @@ def _pixels_attend_to_tokens_(
     attention: Attention, keys: Tensor, values: Tensor, position_queries: Tensor, pixels: Tensor
 ) -> None:
     """Image-to-token attention and its residual, added to ``pixels`` (B, P, C)."""
-    scaled_keys = _scaled_heads(attention, attention.k_proj(keys), pixels.dtype)
+    scaled_keys = scaled_heads(attention, attention.k_proj(keys), pixels.dtype)
     scores = _scores(scaled_keys, position_queries, len(keys))
     query_weight = by_head(attention.q_proj.weight.to(pixels.dtype), attention.num_heads)
-    scores.baddbmm_(_by_prompt(scaled_keys @ query_weight, len(keys)), pixels.transpose(1, 2))
+    scores.baddbmm_(by_prompt(scaled_keys @ query_weight, len(keys)), pixels.transpose(1, 2))
     weights = _softmax_over_tokens_(scores, attention)
-    outputs = _token_contributions(attention, values, pixels.dtype)
+    outputs = token_contributions(attention, values, pixels.dtype)
     pixels.baddbmm_(weights.transpose(1, 2), outputs)
 
 
@@ -159,23 +165,23 @@ def _softmax_over_tokens_(scores: Tensor, attention: Attention) -> Tensor:
     return scores
 
 
-def _token_output(attention: Attention, attended: Tensor, tokens: Tensor) -> Tensor:
+def token_output(attention: Attention, attended: Tensor, tokens: Tensor) -> Tensor:
     """Finishes token-to-image attention: attended values (H, B T, D) to outputs (B, T, C)."""
     values = attended.transpose(0, 1).reshape(*tokens.shape[:2], -1).to(tokens.dtype)
     output: Tensor = attention.out_proj(values + attention.v_proj.bias)
     return output
 
 
-def _token_contributions(attention: Attention, values: Tensor, dtype: torch.dtype) -> Tensor:
+def token_contributions(attention: Attention, values: Tensor, dtype: torch.dtype) -> Tensor:
     """What each head of each token adds to a pixel that attends to it alone, (B, T H, C)."""
     heads = attention.num_heads
     output = attention.out_proj
     outputs = _split_heads(attention.v_proj(values), heads) @ by_head(output.weight.t(), heads)
     # A pixel's weights sum to one in each head, so the heads bring the bias together.
-    return _by_prompt(outputs + output.bias / heads, len(values)).to(dtype)
+    return by_prompt(outputs + output.bias / heads, len(values)).to(dtype)
 
 
-def _scaled_heads(attention: Attention, projected: Tensor, dtype: torch.dtype) -> Tensor:
+def scaled_heads(attention: Attention, projected: Tensor, dtype: torch.dtype) -> Tensor:
     """Splits projected tokens into heads (H, B T, D), scaled for their products with pixels."""
     per_head = _split_heads(projected, attention.num_heads)
     return (per_head / math.sqrt(per_head.shape[-1])).to(dtype)
@@ -192,7 +198,7 @@ def by_head(rows: Tensor, heads: int) -> Tensor:
     return rows.reshape(heads, -1, rows.shape[-1])
 
 
-def _by_prompt(tokens: Tensor, batch: int) -> Tensor:
+def by_prompt(tokens: Tensor, batch: int) -> Tensor:
     """Rearranges tokens (H, B T, C) to (B, T H, C)."""
     return tokens.transpose(0, 1).reshape(batch, -1, tokens.shape[-1])
 

@@ -382,16 +382,39 @@ def test_autocast(case: Case, dtype: torch.dtype, shortcuts: list[bool]) -> None
     case.check(inputs)
 
 
-def test_gradients_are_upstreams(default: Case, shortcuts: list[bool]) -> None:
-    gradients = []
-    for decoder in (default.ours.train(), default.theirs.train()):
-        inputs = default.inputs(prompts=2)
-        inputs[0].requires_grad_()
+@pytest.mark.parametrize("hooked", [False, True], ids=["plain", "hooked"])
+@pytest.mark.parametrize("masks", [False, True], ids=["points", "masks"])
+def test_gradients_are_upstreams(
+    default: Case,
+    masks: bool,
+    hooked: bool,
+    shortcuts: list[bool],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runs: list[nn.Module] = []
+    theirs = upstream.MaskDecoder.predict_masks
+
+    def counted(decoder: nn.Module, *inputs: Tensor, **named: Tensor) -> tuple[Tensor, Tensor]:
+        runs.append(decoder)
+        result: tuple[Tensor, Tensor] = theirs(decoder, *inputs, **named)
+        return result
+
+    monkeypatch.setattr(upstream.MaskDecoder, "predict_masks", counted)
+    if hooked:  # which a part that is not called would never run
+        values = default.ours.transformer.layers[0].cross_attn_token_to_image.v_proj
+        values.register_full_backward_hook(lambda *_: None)
+    results = []
+    for decoder in (default.ours.double().train(), default.theirs.double().train()):
+        inputs = [tensor.double() for tensor in default.inputs(prompts=2, masks=masks)]
+        for tensor in inputs:
+            tensor.requires_grad_()
         logits, iou = decoder(*inputs, True)
         (logits.square().mean() + iou.sum()).backward()
-        gradients.append([inputs[0].grad, *(p.grad for p in decoder.parameters())])
-    for ours, theirs in zip(*gradients, strict=True):
-        torch.testing.assert_close(ours, theirs)
+        gradients = [tensor.grad for tensor in (*inputs, *decoder.parameters())]
+        results.append([logits, iou, *gradients])
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-9)
+    assert runs == ([default.ours] if hooked else []) + [default.theirs]
     assert not any(shortcuts)
 
 

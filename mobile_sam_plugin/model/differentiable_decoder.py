@@ -78,7 +78,7 @@ def _transform(
         attention = layer.cross_attn_image_to_token
         placed = tokens + prompt_tokens
         attended = _pixels_attend_to_tokens(attention, placed, tokens, positions, pixels)
-        pixels = layer.norm4(pixels + attended).to(pixels.dtype)  # autocast's norm is in float32
+        pixels = layer.norm4(attended).to(pixels.dtype)  # autocast's norm is in float32
     attention = transformer.final_attn_token_to_image
     attended = _attend_to_pixels(attention, tokens + prompt_tokens, positions, pixels)
     return transformer.norm_final_attn(tokens + attended), pixels
@@ -92,7 +92,7 @@ def _attend_to_pixels(
     queries = scaled_heads(attention, attention.q_proj(tokens), pixels.dtype)
     of_positions = by_prompt(queries @ by_head(attention.k_proj(positions).t(), heads), batch)
     in_image = by_prompt(queries @ by_head(attention.k_proj.weight, heads), batch)
-    weights = torch.softmax(of_positions + in_image @ pixels.transpose(1, 2), dim=-1)
+    weights = torch.baddbmm(of_positions, in_image, pixels.transpose(1, 2)).softmax(dim=-1)
     seen = (weights.to(pixels.dtype) @ pixels).view(-1, heads, pixels.shape[-1]).transpose(0, 1)
     values = seen @ by_head(attention.v_proj.weight, heads).transpose(1, 2)
     return token_output(attention, values, tokens)
@@ -101,16 +101,16 @@ def _attend_to_pixels(
 def _pixels_attend_to_tokens(
     attention: Attention, keys: Tensor, values: Tensor, positions: Tensor, pixels: Tensor
 ) -> Tensor:
-    """Image-to-token attention of the pixels, (B, P, C)."""
+    """Image-to-token attention and its residual, (B, P, C)."""
     heads, batch = attention.num_heads, len(keys)
     scaled_keys = scaled_heads(attention, attention.k_proj(keys), pixels.dtype)
     of_positions = by_prompt(scaled_keys @ by_head(attention.q_proj(positions).t(), heads), batch)
     in_image = by_prompt(scaled_keys @ by_head(attention.q_proj.weight, heads), batch)
-    scores = of_positions + in_image @ pixels.transpose(1, 2)
+    scores = torch.baddbmm(of_positions, in_image, pixels.transpose(1, 2))
     # Softmax over the tokens T of (B, T H, P).
     weights = scores.unflatten(1, (-1, heads)).softmax(dim=1).flatten(1, 2)
     outputs = token_contributions(attention, values, pixels.dtype)
-    return weights.to(pixels.dtype).transpose(1, 2) @ outputs
+    return torch.baddbmm(pixels, weights.to(pixels.dtype).transpose(1, 2), outputs)
 
 
 def _upscale(layers: Any, pixels: Tensor) -> Tensor:
@@ -123,6 +123,6 @@ def _upscale(layers: Any, pixels: Tensor) -> Tensor:
 
 def _as_places(convolution: Any, pixels: Tensor) -> Tensor:
     """A transposed convolution with a stride of its 2x2 kernel: (..., in) to (..., 2, 2, out)."""
-    weight = convolution.weight.permute(0, 2, 3, 1)
-    places = (pixels @ weight.flatten(1)).unflatten(-1, weight.shape[1:])
-    return places + convolution.bias
+    weight = convolution.weight.permute(2, 3, 1, 0)
+    places = F.linear(pixels, weight.flatten(0, 2), convolution.bias.repeat(4))
+    return places.unflatten(-1, weight.shape[:3])

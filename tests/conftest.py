@@ -7,6 +7,7 @@ import sys
 import zlib
 from collections.abc import Iterator
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 import segment_anything
 import torch
 from numpy.typing import NDArray
+from packaging.version import Version
 from PIL import Image
 from segment_anything.build_sam import _build_sam
 from torch import Tensor
@@ -26,6 +28,12 @@ from mobile_sam_plugin.mobile_sam import set_img_size
 HERE = Path(__file__).parent
 REFERENCE = HERE / "reference"
 PHOTOGRAPHS = HERE.parent / "examples" / "images"
+
+
+def needs(library: str, release: str, what: str) -> pytest.MarkDecorator:
+    """Skips a test where a library is installed that is older than it has to be."""
+    is_older = Version(version(library)) < Version(release)
+    return pytest.mark.skipif(is_older, reason=f"{library} {what} from {release} on")
 
 
 def reference_weights() -> dict[str, Tensor]:

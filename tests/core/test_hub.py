@@ -22,6 +22,7 @@ from mobile_sam_plugin.checkpoint import (
     read_checkpoint,
 )
 
+from ..conftest import needs
 from ..hub import Client, Cut, Hub
 
 pytestmark = pytest.mark.process
@@ -29,6 +30,9 @@ pytestmark = pytest.mark.process
 UPSTREAM = "nielsr/mobilesam"
 AUTHORS = "dhkim2810/MobileSAM"
 TOKEN = {"HF_TOKEN": "hf_of_a_test"}
+needs_resuming = needs(
+    "huggingface-hub", "2.0", "resumes connections that are cut, in 10 MiB pieces,"
+)
 
 
 @pytest.fixture
@@ -279,7 +283,15 @@ def test_hub_that_is_down_leaves_the_cache(hub: Hub, client: Client, weights: by
 
 @pytest.mark.parametrize(
     ("how", "reason"),
-    [("offline mode", "offline mode is enabled"), ("refused", "refused"), ("503", "503")],
+    [
+        ("offline mode", "offline mode is enabled"),
+        pytest.param(
+            "refused",
+            "refused",
+            marks=needs("huggingface-hub", "1.0", "tells why"),
+        ),
+        ("503", "503"),
+    ],
 )
 def test_no_connection_and_no_cache(
     hub: Hub, client: Client, weights: bytes, how: str, reason: str
@@ -331,6 +343,7 @@ def test_bugs_are_no_lost_connections(hub: Hub, client: Client) -> None:
         client(with_an_unknown_option, UPSTREAM)
 
 
+@needs_resuming
 def test_cut_connection_is_resumed(hub: Hub, client: Client, weights: bytes) -> None:
     hub.commit(UPSTREAM, {HUB_FILE: weights})
     hub.cuts.append(Cut(after_bytes=15_000_000))
@@ -344,7 +357,9 @@ def test_cut_connection_is_resumed(hub: Hub, client: Client, weights: bytes) -> 
 
 
 @pytest.mark.parametrize(
-    "cuts", [[Cut(15_000_000, "reset")], [Cut(1000)] * 6], ids=["reset", "cut again and again"]
+    "cuts",
+    [[Cut(15_000_000, "reset")], pytest.param([Cut(1000)] * 6, marks=needs_resuming)],
+    ids=["reset", "cut again and again"],
 )
 def test_broken_download_leaves_nothing_wrong_behind(
     hub: Hub, client: Client, weights: bytes, cuts: list[Cut]
@@ -441,6 +456,7 @@ def test_save_pretrained_is_exact_and_stays_on_this_machine(
     assert hub.requests == []
 
 
+@needs("huggingface-hub", "0.36", "asks what the Hub of these tests answers")
 def test_push_to_hub_is_exact_and_comes_with_a_card(hub: Hub, client: Client) -> None:
     pushed, loaded = client(push_and_load, "me/fine-tuned", **TOKEN)
     repository = hub.repositories["me/fine-tuned"]

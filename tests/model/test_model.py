@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from mobile_sam_plugin import MobileSam, SamPredictor, build_sam_vit_t
 from mobile_sam_plugin.mobile_sam import set_img_size
 
+from ..conftest import needs
+
 SMALL = torch.linspace(-2, 2, 3 * 112 * 96).reshape(1, 3, 112, 96).sin()
 
 
@@ -178,6 +180,7 @@ def test_a_callers_autocast_reaches_no_coordinates(own_sam: MobileSam) -> None:
     torch.testing.assert_close(sparse, encoder(points, None, None)[0], rtol=0, atol=0)
 
 
+@needs("timm", "1.0.24", "builds TinyViT without memory")
 def test_is_built_without_memory_and_then_filled(bundled_sam: MobileSam) -> None:
     with torch.device("meta"):
         sam = MobileSam.untrained()

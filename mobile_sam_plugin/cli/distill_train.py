@@ -211,6 +211,14 @@ class MaskTraining:
         str | None,
         typer.Option(metavar="DIR", help=PHOTOGRAPHS),
     ] = None
+    on_device: Annotated[
+        bool,
+        typer.Option(
+            "--on-device",
+            help="Keep all pictures in the memory of the GPU, and make the batches there, so that "
+            "it does not wait for the CPU. Not for scenes.",
+        ),
+    ] = False
     img_size: Annotated[
         int,
         typer.Option(

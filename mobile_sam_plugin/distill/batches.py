@@ -6,6 +6,7 @@ only on the seed and the position, so training can resume from any step.
 
 from collections.abc import Collection, Iterator, Sequence
 from functools import lru_cache
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -94,33 +95,23 @@ class MaskExamples(Dataset[Batch]):
         item = images[index]
         check_fit(item.image, self.size)
 
-        rows = columns = slice(None)
-        if are_scenes:
-            rows, columns = _crop_of_scene(item.image.shape, rng)
-        elif "crop" in self.augmentation:
-            rows, columns = random_crop(item.image.shape, rng)
-        visible = item.find_visible(rows, columns)
-        too_thin = min(_resized_shape(item.image[rows, columns], self.size)) < 1
-        if too_thin or not len(visible):
-            rows = columns = slice(None)
-            visible = item.find_visible(rows, columns)
-        is_flipped = rng.random() < 0.5 and "flip" in self.augmentation
-        step = -1 if is_flipped else 1
-        image = item.image[rows, columns][:, ::step]
+        shape = item.image.shape[:2]
+        view = draw_view(shape, self.size, self.augmentation, rng, is_scene=are_scenes)
+        visible = item.find_visible(view.rows, view.columns)
+        if not len(visible):
+            view = view._replace(rows=slice(None), columns=slice(None))
+            visible = item.find_visible(view.rows, view.columns)
         count = self.prompts_per_image
         if len(visible):
             candidates = rng.permutation(visible)[: max(_CANDIDATES, count)]
-            masks = item.take(candidates)[:, rows, columns]
-            masks = masks[_draw(masks, count, rng)][:, :, ::step]
+            masks = item.take(candidates)[:, view.rows, view.columns]
+            masks = masks[_draw(masks, count, rng)]
         else:
             masks = np.zeros((count, 1, 1), bool)
-
-        if "rotate" in self.augmentation:
-            turns = int(rng.integers(4))
-            image, masks = np.rot90(image, turns), np.rot90(masks, turns, (1, 2))
-        image = np.ascontiguousarray(image)
+        image = np.ascontiguousarray(view.turn(item.image[view.rows, view.columns]))
+        masks = view.turn(masks, (1, 2))
         height, width = _resized_shape(image, self.size)
-        targets = _resize_masks(masks, (height, width), self.size)
+        targets = resize_masks(masks, (height, width), self.size)
         if not are_scenes:
             image = ResizeLongestSide(self.size).apply_image(image)
             if "color" in self.augmentation:
@@ -138,6 +129,47 @@ class MaskExamples(Dataset[Batch]):
             "masks": low_res,
             "is_real": low_res.any(-1).any(-1),
         }
+
+
+class View(NamedTuple):
+    """How an image is shown: a part of it, flipped, then turned.
+
+    Attributes:
+        rows, columns: of the part.
+        is_flipped: left to right.
+        turns: by 90 degrees, counter-clockwise.
+    """
+
+    rows: slice
+    columns: slice
+    is_flipped: bool
+    turns: int
+
+    def turn(self, part: NDArray[Any], axes: tuple[int, int] = (0, 1)) -> NDArray[Any]:
+        """Flips and turns a part, whose rows and columns are these axes."""
+        return np.rot90(np.flip(part, axes[1]) if self.is_flipped else part, self.turns, axes)
+
+
+def draw_view(
+    shape: tuple[int, int],
+    size: int,
+    augmentation: Collection[str],
+    rng: np.random.Generator,
+    *,
+    is_scene: bool = False,
+) -> View:
+    """Draws how an image of a height and width is shown, see :class:`MaskExamples`."""
+    rows, columns = whole = slice(0, shape[0]), slice(0, shape[1])
+    if is_scene:
+        rows, columns = _crop_of_scene(shape, rng)
+    elif "crop" in augmentation:
+        rows, columns = random_crop(shape, rng)
+    sides = rows.stop - rows.start, columns.stop - columns.start
+    if min(ResizeLongestSide.get_preprocess_shape(*sides, size)) < 1:  # too thin
+        rows, columns = whole
+    is_flipped = bool(rng.random() < 0.5) and "flip" in augmentation
+    turns = int(rng.integers(4)) if "rotate" in augmentation else 0
+    return View(rows, columns, is_flipped, turns)
 
 
 class EmbeddedImages:
@@ -281,12 +313,7 @@ def _draw(masks: NDArray[np.bool_], count: int, rng: np.random.Generator) -> NDA
     Returns:
         The indices of the drawn masks, (count,).
     """
-    step = max(1, max(masks.shape[1:]) // _COARSE)
-    coarse = masks[:, ::step, ::step].reshape(len(masks), -1).astype(np.float32)
-    areas = coarse.sum(1)
-    inside = coarse @ coarse.T >= 0.9 * areas[:, None]  # [i, j]: i lies in j
-    smaller = areas[:, None] < 0.9 * areas
-    is_part = (inside & smaller & (areas[:, None] > 0)).any(1)
+    is_part = find_parts(masks)
     kinds = [rng.permutation(np.flatnonzero(is_part)), rng.permutation(np.flatnonzero(~is_part))]
     kinds = [kind for kind in kinds if len(kind)]
     chosen = rng.permutation(np.arange(count) % len(kinds))
@@ -294,6 +321,17 @@ def _draw(masks: NDArray[np.bool_], count: int, rng: np.random.Generator) -> NDA
     for number, kind in enumerate(kinds):
         drawn[chosen == number] = np.resize(kind, np.count_nonzero(chosen == number))
     return drawn
+
+
+def find_parts(masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Returns which of some masks (N, H, W) are parts of others, (N,)."""
+    step = max(1, max(masks.shape[1:]) // _COARSE)
+    coarse = masks[:, ::step, ::step].reshape(len(masks), -1).astype(np.float32)
+    areas = coarse.sum(1)
+    inside = coarse @ coarse.T >= 0.9 * areas[:, None]  # [i, j]: i lies in j
+    smaller = areas[:, None] < 0.9 * areas
+    is_part: NDArray[np.bool_] = (inside & smaller & (areas[:, None] > 0)).any(1)
+    return is_part
 
 
 def _crop_of_scene(shape: tuple[int, ...], rng: np.random.Generator) -> tuple[slice, slice]:
@@ -307,7 +345,7 @@ def _crop_of_scene(shape: tuple[int, ...], rng: np.random.Generator) -> tuple[sl
     return kept[0], kept[1]
 
 
-def _resize_masks(masks: NDArray[np.bool_], shape: tuple[int, int], size: int) -> Tensor:
+def resize_masks(masks: NDArray[np.bool_], shape: tuple[int, int], size: int) -> Tensor:
     """Returns masks (N, H, W) resized and padded as their image: (N, size, size) bool."""
     height, width = shape
     resized = np.zeros((len(masks), size, size), np.uint8)

@@ -37,6 +37,9 @@ class TrainingOptions:
         objects: for ``"composites"``, the things to paste, see
             :func:`~mobile_sam_plugin.scenes.composites.open_cut_outs`.
         photographs: for ``"composites"``, the folder of the backgrounds.
+        on_device: whether ``"supervised"`` keeps all pictures in the memory of the device and makes
+            its batches there, see :class:`~.device_examples.DeviceExamples`. For a GPU that would
+            wait for the CPU otherwise.
         checkpoint: initial weights, as :func:`~mobile_sam_plugin.build_sam_vit_t` takes them;
             random weights if None.
         backbone: a timm backbone for the student's encoder, if it starts from random weights.
@@ -98,6 +101,7 @@ class TrainingOptions:
     texture_images: str | None = None
     objects: str | None = None
     photographs: str | None = None
+    on_device: bool = False
     checkpoint: str | None = None
     backbone: str | None = None
     teacher: str | None = None
@@ -232,6 +236,10 @@ class TrainingOptions:
             for each in values:
                 if each not in choices:
                     raise UserError(f"{name} has {each!r}, which is none of {', '.join(choices)}")
+        if self.on_device and self.objective != "supervised":
+            raise UserError("on_device applies only to supervised training")
+        if self.on_device and any(each.partition(":")[0] == "scenes" for each in self.data):
+            raise UserError("scenes are drawn by the CPU: leave out the scenes, or on_device")
         if self.objective != "supervised" and (self.freeze or self.lora is not None):
             raise UserError("freeze and lora apply only to supervised training")
         if len(self.freeze) == len(PARTS):

@@ -40,6 +40,7 @@ from ..files import remove_partials, replaced
 from ..mobile_sam import MobileSam, set_img_size
 from ..runs import RUN_FILE, alone_in, find_run, write_settings
 from .batches import EmbeddedImages, EmbeddingExamples, MaskExamples, StepBatchSampler
+from .device_examples import DeviceExamples
 from .embeddings import Embeddings, fingerprint_decoder
 from .lora import add_lora, merge_lora
 from .objectives import Batch, Coupled, Decoupled, Losses, Objective, Supervised
@@ -220,7 +221,7 @@ class _Run:
         if accelerator.device.type == "cpu":
             _unfuse_attention(self.model)
         objective, self.examples, self.sources, aside, contents = _build_objective(
-            options, self.model
+            options, self.model, accelerator.device
         )
         _check_same(accelerator, contents)
         self.settings = dataclasses.asdict(options) | contents
@@ -356,6 +357,8 @@ class _Run:
 
     def _batches(self) -> Iterator[Batch]:
         options, accelerator = self.options, self.accelerator
+        on_device = options.on_device
+        workers = 0 if on_device else options.workers
         steps = StepBatchSampler(
             self.step,
             self.steps,
@@ -368,9 +371,10 @@ class _Run:
             DataLoader(
                 self.examples,
                 batch_sampler=steps,
-                num_workers=options.workers,
-                pin_memory=accelerator.device.type == "cuda",
-                prefetch_factor=4 if options.workers else None,
+                num_workers=workers,
+                collate_fn=_as_it_is if on_device else None,
+                pin_memory=accelerator.device.type == "cuda" and not on_device,
+                prefetch_factor=4 if workers else None,
                 worker_init_fn=_begin_worker,
             )
         )
@@ -668,10 +672,10 @@ _Built = tuple[
 ]
 
 
-def _build_objective(options: TrainingOptions, model: MobileSam) -> _Built:
+def _build_objective(options: TrainingOptions, model: MobileSam, device: torch.device) -> _Built:
     """Returns the objective, its examples, their sources, those set aside, and their identity."""
     if options.objective == "supervised":
-        return _build_supervised(options, model)
+        return _build_supervised(options, model, device)
     (folder,) = tuple(options.data)
     embeddings = Embeddings(folder, options.images)
     set_img_size(model, embeddings.img_size)
@@ -703,7 +707,7 @@ def _build_objective(options: TrainingOptions, model: MobileSam) -> _Built:
     return coupled, examples, [readable], None, contents
 
 
-def _build_supervised(options: TrainingOptions, model: MobileSam) -> _Built:
+def _build_supervised(options: TrainingOptions, model: MobileSam, device: torch.device) -> _Built:
     set_img_size(model, options.img_size)
     sources = open_sources(options)
     objective = Supervised(
@@ -719,7 +723,8 @@ def _build_supervised(options: TrainingOptions, model: MobileSam) -> _Built:
     if options.fixed_batch_norms:
         encoder = model.image_encoder
         objective.frozen += [m for m in encoder.modules() if isinstance(m, _BatchNorm)]
-    examples = MaskExamples(
+    make = partial(DeviceExamples, device=device) if options.on_device else MaskExamples
+    examples = make(
         sources.training,
         options.img_size,
         options.prompts_per_image,
@@ -730,6 +735,10 @@ def _build_supervised(options: TrainingOptions, model: MobileSam) -> _Built:
     )
     contents = {"number of images": [len(source) for source in sources.counted]}
     return objective, examples, sources.counted, sources.aside, contents
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def _begin_worker(_: int) -> None:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -21,9 +22,12 @@ from ..images import list_images, load_mask, open_image
 from .shapes import log_uniform
 from .textures import TextureImages, read_texture_image
 
+MOST_OBJECTS = 7
+SHADOW_BLUR = 0.03
+"""Standard deviation at the edge of a shadow, as a share of the thing's longer side."""
+
 _MINIMUM_AREA = 0.0015  # of the picture
 _MINIMUM_VISIBLE = 0.12  # of the area that was pasted
-_MOST_OBJECTS = 7
 _MOST_PARTS = 3  # of one thing, with a mask of their own
 _LARGEST_SIDE = 512  # of a cut out thing, to which larger ones are reduced
 _ATTEMPTS = 20
@@ -143,6 +147,112 @@ def open_cut_outs(source: str | os.PathLike[str]) -> Items[CutOut]:
     return _Things(open_annotated_images(path))
 
 
+class Placement(NamedTuple):
+    """Where and how a thing is pasted, whatever its size.
+
+    Attributes:
+        number: of the thing.
+        side: its longer side, as a share of the composite's shorter one.
+        linear: (2, 2), how it is turned, stretched and flipped.
+        center: (2,) XY, as a share of the composite's sides.
+        seed: random seed of the parts that get a mask.
+        gain: (3,), factors of its colours.
+        shift: (2,) XY, of its shadow, as a share of its length.
+        darkness: of its shadow; 0 for none.
+    """
+
+    number: int
+    side: float
+    linear: NDArray[np.float64]
+    center: NDArray[np.float64]
+    seed: int
+    gain: NDArray[np.float32]
+    shift: NDArray[np.float64]
+    darkness: float
+
+    def matrix(self, shape: tuple[int, ...], height: int, width: int) -> NDArray[np.float64]:
+        """Returns the matrix (2, 3) from pixels of a thing of this shape to the composite's."""
+        rows, columns = shape[:2]
+        linear = self.linear * (self.side * min(height, width) / max(rows, columns))
+        corner = self.center * (width, height) - linear @ (columns / 2, rows / 2)
+        return np.column_stack([linear, corner])
+
+
+class Plan(NamedTuple):
+    """What is random in a composite: drawn first, so that it can be rendered in several ways.
+
+    Attributes:
+        height, width: of the composite.
+        photograph: index of the background.
+        share: how much of the photograph shows, of the most that fits.
+        place: (2,) YX, where in the photograph that is, from 0 to 1.
+        blur: standard deviation in pixels of the composite, 0 for none.
+        gain: (3,), factors of the background's colours.
+        placements: of the things, from the back to the front.
+        has_behind: whether what lies behind all things has a mask.
+    """
+
+    height: int
+    width: int
+    photograph: int
+    share: float
+    place: NDArray[np.float64]
+    blur: float
+    gain: NDArray[np.float32]
+    placements: list[Placement]
+    has_behind: bool
+
+    def background(self, shape: tuple[int, ...]) -> tuple[slice, slice]:
+        """Returns the rows and columns of a photograph of this shape that show."""
+        share = self.share * min(shape[0] / self.height, shape[1] / self.width)
+        kept = []
+        for length, side, place in zip(shape, (self.height, self.width), self.place, strict=False):
+            part = max(1, round(share * side))
+            start = int(place * (length - part + 1))
+            kept.append(slice(start, start + part))
+        return kept[0], kept[1]
+
+
+def draw_plan(rng: np.random.Generator, size: int, objects: int, photographs: int) -> Plan:
+    """Draws a composite of things and a background, of which there are so many."""
+    sides = [size, max(32, round(size * rng.uniform(0.6, 1)))]
+    height, width = sides if rng.random() < 0.5 else sides[::-1]
+    return Plan(
+        height,
+        width,
+        photograph=int(rng.integers(photographs)),
+        share=log_uniform(rng, 0.15, 1),
+        place=rng.random(2),
+        blur=rng.uniform(0.002, 0.01) * size if rng.random() < 0.25 else 0.0,
+        gain=_draw_gain(rng),
+        placements=[
+            _draw_placement(rng, objects) for _ in range(rng.integers(1, MOST_OBJECTS + 1))
+        ],
+        has_behind=bool(rng.random() < 0.3),
+    )
+
+
+def _draw_placement(rng: np.random.Generator, objects: int) -> Placement:
+    angle = np.deg2rad(rng.normal(0, 18)) * (rng.random() < 0.6)
+    stretch = np.sqrt(rng.uniform(0.8, 1.25))
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    return Placement(
+        number=int(rng.integers(objects)),
+        side=log_uniform(rng, 0.12, 0.95),
+        linear=turn @ np.diag([stretch * rng.choice((-1, 1)), 1 / stretch]),
+        center=rng.uniform(-0.05, 1.05, 2),
+        seed=int(rng.integers(2**32)),
+        gain=_draw_gain(rng),
+        shift=rng.normal(0, 0.04, 2),
+        darkness=rng.uniform(0.2, 0.7) if rng.random() < 0.4 else 0.0,
+    )
+
+
+def _draw_gain(rng: np.random.Generator) -> NDArray[np.float32]:
+    """Draws an exposure and a white balance."""
+    return (rng.uniform(0.7, 1.3) * rng.uniform(0.9, 1.1, 3)).astype(np.float32)
+
+
 class Composites:
     """A data set of composites; ``composites[i]`` is made on request, and always the same.
 
@@ -195,7 +305,7 @@ class Composites:
         place = index % self.count
         rng = np.random.default_rng((self.seed, place))
         for _ in range(_ATTEMPTS):
-            image, masks = self._compose(rng)
+            image, masks = self._render(self._plan(rng))
             if len(masks):
                 return AnnotatedImage(f"composite_{self.seed}_{place:06}", image, masks)
         raise UserError(
@@ -203,30 +313,35 @@ class Composites:
             f"or a size above {self.size}"
         )
 
-    def _compose(self, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        sides = [self.size, max(32, round(self.size * rng.uniform(0.6, 1)))]
-        height, width = sides if rng.random() < 0.5 else sides[::-1]
-        canvas = self._background(rng, height, width)
+    def plan(self, index: int) -> Plan:
+        """Returns the plan of a composite, if the first one that is drawn shows a thing."""
+        return self._plan(np.random.default_rng((self.seed, index % self.count)))
+
+    def _plan(self, rng: np.random.Generator) -> Plan:
+        return draw_plan(rng, self.size, len(self.objects), len(self.photographs))
+
+    def _render(self, plan: Plan) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        height, width = plan.height, plan.width
+        canvas = self._background(plan)
         behind = np.ones((height, width), bool)
         masks: list[NDArray[np.bool_]] = []
         pasted: list[int] = []  # the area of each before others covered it
-        for _ in range(rng.integers(1, _MOST_OBJECTS + 1)):
-            thing = self.objects[int(rng.integers(len(self.objects)))]
-            layer, parts = _place(thing, rng, height, width)
+        for placement in plan.placements:
+            layer, parts = _place(self.objects[placement.number], placement, height, width)
             mask = layer[..., 3] > 127
             if not mask.any():
                 continue
-            _cast_shadow(canvas, layer[..., 3], rng)
+            _cast_shadow(canvas, layer[..., 3], placement)
             rest = 1 - layer[..., 3:].astype(np.float32) / 255
             canvas *= rest
-            canvas += _tint(layer[..., :3].astype(np.float32), rng)
+            canvas += _tint(layer[..., :3].astype(np.float32), placement.gain)
             for earlier in masks:
                 earlier &= ~mask
             behind &= ~mask
             for new in (mask, *(part & mask for part in parts)):
                 masks.append(new)
                 pasted.append(int(np.count_nonzero(new)))
-        if masks and rng.random() < 0.3:
+        if masks and plan.has_behind:
             masks.append(behind)
             pasted.append(int(np.count_nonzero(behind)))
         fewest = _MINIMUM_AREA * height * width
@@ -238,72 +353,59 @@ class Composites:
         image = np.clip(canvas, 0, 255).round().astype(np.uint8)
         return image, np.array(visible, bool).reshape(-1, height, width)
 
-    def _background(self, rng: np.random.Generator, height: int, width: int) -> NDArray[np.float32]:
-        """Returns a random part of a photograph, (height, width, 3), at random out of focus."""
-        path = self.photographs[int(rng.integers(len(self.photographs)))]
-        photograph = read_texture_image(path)
-        rows, columns = photograph.shape[:2]
-        share = log_uniform(rng, 0.15, 1) * min(rows / height, columns / width)
-        kept = max(1, round(share * height)), max(1, round(share * width))
-        y, x = (int(rng.integers(n - k + 1)) for n, k in zip((rows, columns), kept, strict=True))
-        part = photograph[y : y + kept[0], x : x + kept[1]]
-        shrinks = share > 1
+    def _background(self, plan: Plan) -> NDArray[np.float32]:
+        """Returns the part of a photograph that shows, (height, width, 3)."""
+        photograph = read_texture_image(self.photographs[plan.photograph])
+        part = photograph[plan.background(photograph.shape)]
+        shrinks = part.shape[0] > plan.height
         part = np.asarray(
             cv2.resize(
                 part,
-                (width, height),
+                (plan.width, plan.height),
                 interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR,
             )
         )
-        if rng.random() < 0.25:
-            part = np.asarray(cv2.GaussianBlur(part, (0, 0), rng.uniform(0.002, 0.01) * self.size))
-        return _tint(part.astype(np.float32), rng)
+        if plan.blur:
+            part = np.asarray(cv2.GaussianBlur(part, (0, 0), plan.blur))
+        return _tint(part.astype(np.float32), plan.gain)
 
 
 def _place(
-    thing: CutOut, rng: np.random.Generator, height: int, width: int
+    thing: CutOut, placement: Placement, height: int, width: int
 ) -> tuple[NDArray[np.uint8], list[NDArray[np.bool_]]]:
     """Returns a thing turned, scaled and moved, (height, width, 4), and the masks of its parts."""
-    rows, columns = thing.pixels.shape[:2]
-    scale = log_uniform(rng, 0.12, 0.95) * min(height, width) / max(rows, columns)
-    angle = np.deg2rad(rng.normal(0, 18)) * (rng.random() < 0.6)
-    stretch = np.sqrt(rng.uniform(0.8, 1.25))
-    flip = rng.choice((-1, 1))
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    linear = turn @ np.diag([scale * stretch * flip, scale / stretch])
-    center = rng.uniform(-0.05, 1.05, 2) * (width, height)
-    shift = center - linear @ (columns / 2, rows / 2)
-    matrix = np.column_stack([linear, shift])
+    matrix = placement.matrix(thing.pixels.shape, height, width)
+    matrix[:, 2] += matrix[:, :2].sum(1) / 2 - 0.5  # OpenCV counts from the centre of a pixel
+    scale = np.sqrt(abs(np.linalg.det(matrix[:, :2])))
     pixels = thing.pixels
     if scale < 0.7:  # what the warp would skip
         pixels = cv2.GaussianBlur(pixels, (0, 0), 0.35 / scale)
     layer = np.asarray(cv2.warpAffine(pixels, matrix, (width, height)))
-    chosen = rng.permutation(len(thing.parts))[:_MOST_PARTS]
+    order = np.random.default_rng(placement.seed).permutation(len(thing.parts))
     parts = [
         cv2.warpAffine(
             thing.parts[index].astype(np.uint8), matrix, (width, height), flags=cv2.INTER_NEAREST
         )
         > 0
-        for index in chosen
+        for index in order[:_MOST_PARTS]
     ]
     return layer, parts
 
 
-def _tint(pixels: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Changes the exposure and the white balance of pixels (H, W, 3)."""
-    gain = rng.uniform(0.7, 1.3) * rng.uniform(0.9, 1.1, 3)
-    return np.clip(pixels * gain.astype(np.float32), 0, 255)
+def _tint(pixels: NDArray[np.float32], gain: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Multiplies the colours of pixels (H, W, 3)."""
+    return np.clip(pixels * gain, 0, 255)
 
 
 def _cast_shadow(
-    canvas: NDArray[np.float32], alpha: NDArray[np.uint8], rng: np.random.Generator
+    canvas: NDArray[np.float32], alpha: NDArray[np.uint8], placement: Placement
 ) -> None:
-    """Darkens the canvas below a thing, at random."""
-    if rng.random() > 0.4:
+    """Darkens the canvas below a thing, if it casts a shadow."""
+    if not placement.darkness:
         return
     height, width = alpha.shape
-    length = float(np.sqrt(np.count_nonzero(alpha)))
-    x, y = rng.normal(0, 0.05 * length, 2)
-    moved = cv2.warpAffine(alpha, np.array([[1, 0, x], [0, 1, y]]), (width, height))
-    soft = cv2.GaussianBlur(moved, (0, 0), max(1.0, 0.04 * length))
-    canvas *= 1 - soft[..., None].astype(np.float32) * np.float32(rng.uniform(0.2, 0.7) / 255)
+    length = placement.side * min(height, width)
+    shift = np.column_stack([np.eye(2), placement.shift * length])
+    moved = cv2.warpAffine(alpha, shift, (width, height))
+    soft = cv2.GaussianBlur(moved, (0, 0), max(1.0, SHADOW_BLUR * length))
+    canvas *= 1 - soft[..., None].astype(np.float32) * np.float32(placement.darkness / 255)

@@ -1,0 +1,537 @@
+"""Examples for supervised training that are made on the device, so that it waits for no CPU.
+
+All pictures lie in the device's memory. Batches are cropped, composed and varied there. The CPU
+draws where things go, and nothing is copied back to it.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+from torchvision.transforms.v2.functional import gaussian_blur
+from tqdm import tqdm
+
+from ..datasets.annotated import AnnotatedImage, AnnotatedImages
+from ..datasets.unreadable import Items
+from ..errors import UserError
+from ..inputs import PIXEL_MEAN, PIXEL_STD, input_size
+from ..scenes.composites import (
+    MOST_OBJECTS,
+    SHADOW_BLUR,
+    Composites,
+    CutOut,
+    Placement,
+    Plan,
+)
+from ..scenes.textures import read_texture_image
+from ..threads import ordered_map
+from .batches import View, draw_view, find_parts, resize_masks, shuffled_index
+from .objectives import LOW_RES, Batch, sample_prompts
+from .options import DEFAULT_AUGMENTATION
+
+MOST_MASKS = 63
+"""The most masks that are kept of a picture: each is a bit of an int64 per pixel."""
+
+_COARSE = 64  # points a side at which the pixels of masks are counted
+_FEWEST = 2  # such points of a mask
+_SMALL = 512  # input size up to which colours are sampled twice as finely, against aliasing
+_SHADOW = 8  # how much coarser shadows are than the input
+_GRAY = np.array([0.299, 0.587, 0.114], np.float32)
+
+Matrix = NDArray[np.float64]
+
+
+class Pictures(NamedTuple):
+    """Pictures of one kind in a device's memory, each in the upper left corner of a square.
+
+    Attributes:
+        pixels: (N, C, S, S) uint8, RGB, or RGB multiplied by alpha, and alpha.
+        masks: (N, S, S) int64; bit k of a pixel says whether it is in mask k.
+        are_parts: (N, 63) bool, whether mask k lies in another one of the picture.
+        shapes: (N, 2), height and width of the files, on the CPU.
+        sizes: (N, 2), height and width in the squares, on the CPU.
+    """
+
+    pixels: Tensor
+    masks: Tensor
+    are_parts: Tensor
+    shapes: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+
+    def to_square(self, index: int) -> Matrix:
+        """Returns the matrix (3, 3) from pixels of a file to those of its square."""
+        height, width = self.sizes[index] / self.shapes[index]
+        return np.diag([width, height, 1])
+
+
+class Layers(NamedTuple):
+    """Composed pictures: the colours, and the masks of the layer that is on top at each pixel.
+
+    Attributes:
+        image: (B, 3, S, S) float32, 0 to 255.
+        tops: (B, S, S) int64, the number of the layer on top; 0 is the background.
+        masks: (B, S, S) int64, which masks of that layer have the pixel, see `Pictures`.
+        are_parts: (B, L, 63) bool, whether a mask of a layer lies in another one.
+        are_inside: (B, S, S) bool, whether a pixel is of the picture and not of the padding.
+    """
+
+    image: Tensor
+    tops: Tensor
+    masks: Tensor
+    are_parts: Tensor
+    are_inside: Tensor
+
+
+class _Pasted(NamedTuple):
+    """Where a thing goes in the input.
+
+    Attributes:
+        thing: its index.
+        to_square, shadow: (3, 3), from pixels of the input to those of the thing's square, for the
+            thing and for its shadow.
+        shadow_blur: standard deviation, in pixels of the input.
+        darkness: of the shadow.
+        gain: (3,), factors of the colours.
+    """
+
+    thing: int
+    to_square: Matrix
+    shadow: Matrix
+    shadow_blur: float
+    darkness: float
+    gain: NDArray[np.float32]
+
+
+class _Example(NamedTuple):
+    """What the CPU draws of an example.
+
+    Attributes:
+        number: of the data set.
+        photograph: its index.
+        to_square: (3, 3), from pixels of the input to those of the photograph's square.
+        size: height and width of the input without its padding.
+        gain: (3,), factors of the photograph's colours.
+        blur: of the photograph, standard deviation in pixels of the input.
+        is_mask: whether all that shows of the photograph is a mask.
+        pasted: the things on it, from the back to the front.
+    """
+
+    number: int
+    photograph: int
+    to_square: Matrix
+    size: tuple[int, int]
+    gain: NDArray[np.float32] = np.ones(3, np.float32)
+    blur: float = 0.0
+    is_mask: bool = False
+    pasted: Sequence[_Pasted] = ()
+
+
+class DeviceExamples(Dataset[Batch]):
+    """The pictures of :class:`~.batches.MaskExamples`, made in the memory of a device, in batches.
+
+    At the same position both show the same part of the same picture, and things pasted at the same
+    places. Prompts, and variations of colours and quality, are drawn in another way, and depend on
+    the first position of a batch and on its length. What else differs:
+
+    - photographs are kept with their longer side at the input size, things to paste at half of it,
+      so the parts that are shown are less sharp than those of larger photographs;
+    - at most 63 masks of a picture are kept;
+    - a part of a picture that shows no mask has no prompt;
+    - there are no JPEG artefacts.
+
+    Args:
+        images: data sets of photographs, and of composites. All of their pictures are read here.
+        size: side S of the square input.
+        prompts_per_image: P. Half of the prompts are for parts of others, where there are some.
+        seed: random seed of order, crops, composites and prompts.
+        weights, prompts, augmentation: see `MaskExamples`.
+        device: has the pictures.
+
+    Raises:
+        UserError: if the device's memory is too small for the pictures.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[AnnotatedImages],
+        size: int,
+        prompts_per_image: int,
+        seed: int,
+        weights: Sequence[float] | None = None,
+        prompts: str = "both",
+        augmentation: Collection[str] = DEFAULT_AUGMENTATION,
+        *,
+        device: torch.device,
+    ) -> None:
+        self.images = images
+        self.size = size
+        self.prompts_per_image = prompts_per_image
+        self.seed = seed
+        self.device = device
+        self.prompts = prompts
+        self.augmentation = augmentation
+        shares = np.ones(len(images)) if weights is None else np.array(weights, float)
+        self.shares = shares / shares.sum()
+        self._pictures: list[Pictures] = []
+        self._things: dict[int, Pictures] = {}
+        for number, each in enumerate(images):
+            if isinstance(each, Composites):
+                self._pictures.append(self._read(each.photographs, _read_photograph, size, 3))
+                self._things[number] = self._read(each.objects, _read_thing, size // 2, 4)
+            else:
+                self._pictures.append(self._read(each, _read_annotated, size, 3))
+
+    def __getitem__(self, position: int) -> Batch:
+        """Returns the example of a batch of one."""
+        return {name: values[0] for name, values in self.__getitems__([position]).items()}
+
+    @torch.no_grad()
+    def __getitems__(self, positions: Sequence[int]) -> Batch:
+        """Returns the batch of these positions; torch's DataLoader looks for this method."""
+        entropy = self.seed, positions[0], len(positions)
+        rng = np.random.default_rng(entropy)
+        generator = torch.Generator(self.device).manual_seed(int(rng.integers(2**63)))
+        layers = self._compose(positions)
+        pixels = self._vary(layers.image, rng, generator)
+        return {
+            "pixels": self._normalise(pixels) * layers.are_inside[:, None],
+            **self._prompt(layers, generator),
+        }
+
+    def _read(
+        self,
+        items: Items[Any],
+        read: Callable[[Any], tuple[NDArray[np.uint8], NDArray[np.bool_]]],
+        side: int,
+        channels: int,
+    ) -> Pictures:
+        """Reads all items to the device."""
+        count = len(items)
+        has_masks = read is not _read_photograph
+        try:
+            pixels = torch.zeros(
+                (count, channels, side, side), dtype=torch.uint8, device=self.device
+            )
+            bits = torch.zeros(
+                (count, side, side) if has_masks else (), dtype=torch.int64, device=self.device
+            ).expand(count, side, side)
+        except RuntimeError as error:
+            gigabytes = count * side**2 * (channels + 8 * has_masks) / 1e9
+            raise UserError(
+                f"{count:,} pictures of {side} x {side} pixels take {gigabytes:.1f} GB of the "
+                "device's memory: lower img_size, give fewer pictures, or leave out on_device"
+            ) from error
+        are_parts = np.zeros((count, MOST_MASKS), bool)
+        shapes, sizes = np.zeros((count, 2), np.int64), np.zeros((count, 2), np.int64)
+
+        def fit(index: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+            picture, masks = read(items[index])
+            kept = np.random.default_rng((self.seed, index)).permutation(len(masks))[:MOST_MASKS]
+            masks = masks[np.sort(kept)]
+            if len(masks):
+                are_parts[index, : len(masks)] = find_parts(masks)
+            height, width = shapes[index] = picture.shape[:2]
+            if max(height, width) > side:
+                height, width = input_size(height, width, side)
+                picture = np.asarray(
+                    cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+                )
+            sizes[index] = height, width
+            # Where colours are interpolated, what lies beyond an edge shows.
+            border = cv2.BORDER_REPLICATE if channels == 3 else cv2.BORDER_CONSTANT
+            square = cv2.copyMakeBorder(picture, 0, side - height, 0, side - width, border)
+            packed = np.zeros((side, side), np.int64)
+            for bit, mask in enumerate(resize_masks(masks, (height, width), side).numpy()):
+                packed |= mask.astype(np.int64) << bit
+            return np.asarray(square), packed
+
+        with ThreadPoolExecutor() as pool:
+            fitted = ordered_map(fit, range(count), pool, ahead=64)
+            bar = tqdm(fitted, "reading pictures", count, unit="picture", disable=None)
+            for index, (square, packed) in enumerate(bar):
+                pixels[index] = torch.from_numpy(square).permute(2, 0, 1)
+                if has_masks:
+                    bits[index] = torch.from_numpy(packed)
+        return Pictures(pixels, bits, self._to_device(are_parts), shapes, sizes)
+
+    def _to_device(self, values: Any) -> Tensor:
+        return torch.from_numpy(np.asarray(values)).to(self.device, non_blocking=True)
+
+    def _draw(self, position: int) -> _Example:
+        """Draws an example as `MaskExamples` does."""
+        rng = np.random.default_rng((self.seed, position))
+        rng.integers(2**63)  # there, the seed of its prompts
+        number = int(rng.choice(len(self.images), p=self.shares))
+        images, pictures = self.images[number], self._pictures[number]
+        if not isinstance(images, Composites):
+            index = shuffled_index(position, len(images), self.seed)
+            height, width = pictures.shapes[index].tolist()
+            view = draw_view((height, width), self.size, self.augmentation, rng)
+            matrix, size = _from_input(view, self.size)
+            return _Example(number, index, pictures.to_square(index) @ matrix, size)
+        plan = images.plan(position)
+        view = draw_view((plan.height, plan.width), self.size, self.augmentation, rng)
+        matrix, size = _from_input(view, self.size)
+        scale = np.sqrt(abs(np.linalg.det(matrix)))
+        shown = plan.background(tuple(pictures.shapes[plan.photograph]))
+        to_photograph = _to_part(*shown, plan.height, plan.width)
+        return _Example(
+            number,
+            plan.photograph,
+            pictures.to_square(plan.photograph) @ to_photograph @ matrix,
+            size,
+            plan.gain,
+            plan.blur / scale,
+            plan.has_behind,
+            [
+                _draw_pasted(placement, plan, self._things[number], matrix, scale)
+                for placement in plan.placements
+            ],
+        )
+
+    def _compose(self, positions: Sequence[int]) -> Layers:
+        """Composes the pictures of these positions."""
+        drawn = [self._draw(position) for position in positions]
+        numbers = np.array([each.number for each in drawn])
+        parts = [
+            self._compose_of(number, [each for each in drawn if each.number == number])
+            for number in np.unique(numbers).tolist()
+        ]
+        places = self._to_device(numbers.argsort(kind="stable").argsort())
+        return Layers(*(torch.cat(values)[places] for values in zip(*parts, strict=True)))
+
+    def _compose_of(self, number: int, examples: Sequence[_Example]) -> Layers:
+        """Composes pictures of a data set."""
+        pictures = self._pictures[number]
+        index = self._to_device([each.photograph for each in examples])
+        matrices = [each.to_square for each in examples]
+        image = self._sample(pictures.pixels[index], matrices, "border")
+        image = self._tint(image, [each.gain for each in examples])
+        for row, each in enumerate(examples):
+            if each.blur:
+                image[row] = _soften(image[row : row + 1], each.blur)[0]
+        masks = self._take(pictures.masks[index], matrices)
+        masks |= self._to_device([int(each.is_mask) for each in examples])[:, None, None]
+        places = torch.arange(self.size, device=self.device)
+        heights, widths = self._to_device([each.size for each in examples]).T[:, :, None]
+        layers = Layers(
+            image,
+            torch.zeros_like(masks, dtype=torch.uint8),
+            masks,
+            F.pad(pictures.are_parts[index, None], (0, 0, 0, MOST_OBJECTS)),
+            (places < heights)[:, :, None] & (places < widths)[:, None, :],
+        )
+        for layer in range(MOST_OBJECTS):
+            rows = [row for row, each in enumerate(examples) if layer < len(each.pasted)]
+            if rows:
+                pasted = [examples[row].pasted[layer] for row in rows]
+                self._paste(layers, layer + 1, rows, pasted, self._things[number])
+        return layers._replace(masks=layers.masks * layers.are_inside)
+
+    def _paste(
+        self,
+        layers: Layers,
+        layer: int,
+        rows: list[int],
+        pasted: Sequence[_Pasted],
+        things: Pictures,
+    ) -> None:
+        """Pastes a thing on each of these rows of some pictures, in place."""
+        at, index = self._to_device(rows), self._to_device([each.thing for each in pasted])
+        pixels = things.pixels[index]
+        matrices = [each.to_square for each in pasted]
+        colors = self._sample(pixels, matrices, "zeros")
+        alpha = colors[:, 3:] / 255
+        shadows = self._sample(
+            pixels[:, 3:], [each.shadow for each in pasted], "zeros", self.size // _SHADOW
+        )
+        # One blur for all of them, that of the mean thing.
+        sigma = max(0.5, float(np.mean([each.shadow_blur for each in pasted])) / _SHADOW)
+        shadows = gaussian_blur(shadows / 255, [7, 7], [sigma, sigma])
+        shadows = F.interpolate(shadows, alpha.shape[-2:], mode="bilinear")
+        darkness = self._to_device(np.array([each.darkness for each in pasted], np.float32))
+        behind = layers.image[at] * (1 - darkness[:, None, None, None] * shadows)
+        colors = self._tint(colors[:, :3], [each.gain for each in pasted])
+        layers.image[at] = behind * (1 - alpha) + colors
+        is_on = alpha[:, 0] > 0.5
+        layers.tops[at] = torch.where(is_on, layer, layers.tops[at])
+        masks = self._take(things.masks[index], matrices)
+        layers.masks[at] = torch.where(is_on, masks, layers.masks[at])
+        layers.are_parts[at, layer] = things.are_parts[index]
+
+    def _sample(
+        self, pixels: Tensor, matrices: Sequence[Matrix], padding: str, size: int | None = None
+    ) -> Tensor:
+        """Returns the colours of squares (B, C, s, s) in the input, (B, C, S, S) float32.
+
+        Args:
+            pixels: of the squares.
+            matrices: (3, 3) each, from pixels of the input to those of the square.
+            padding: what lies beyond a square, as ``grid_sample`` names it.
+            size: pixels of the input's side, if they are coarser than S.
+        """
+        scale = self.size / (size or self.size)
+        size = size or self.size
+        side = pixels.shape[-1]
+        # affine_grid's coordinates go from -1 to 1.
+        from_grid = np.array([[size / 2, 0, size / 2], [0, size / 2, size / 2], [0, 0, 1]])
+        to_grid = np.array([[2 / side, 0, -1], [0, 2 / side, -1], [0, 0, 1]])
+        coarser = np.diag([scale, scale, 1])
+        theta = np.array([(to_grid @ m @ coarser @ from_grid)[:2] for m in matrices], np.float32)
+        finer = 2 if size <= _SMALL else 1
+        shape = [len(pixels), pixels.shape[1], finer * size, finer * size]
+        grid = F.affine_grid(self._to_device(theta), shape, align_corners=False)
+        sampled = F.grid_sample(
+            pixels.float(), grid, mode="bilinear", padding_mode=padding, align_corners=False
+        )
+        return F.avg_pool2d(sampled, finer) if finer > 1 else sampled
+
+    def _take(self, masks: Tensor, matrices: Sequence[Matrix]) -> Tensor:
+        """Returns the masks of squares (B, s, s) at the pixels of the input, (B, S, S); else 0."""
+        side = masks.shape[-1]
+        theta = self._to_device(np.array(matrices, np.float32))
+        steps = torch.arange(self.size, device=self.device) + 0.5
+        place = theta[:, :2, :1, None] * steps + theta[:, :2, 1:2, None] * steps[:, None]
+        x, y = (place + theta[:, :2, 2:, None]).floor().long().unbind(1)
+        is_there = (x >= 0) & (x < side) & (y >= 0) & (y < side)
+        at = (y * side + x).clamp(0, side**2 - 1)
+        found = masks.flatten(1).gather(1, at.flatten(1)).view_as(at)
+        return found * is_there
+
+    def _tint(self, pixels: Tensor, gains: Sequence[NDArray[np.float32]]) -> Tensor:
+        """Multiplies the colours (B, 3, S, S) of pictures by factors, (3,) each."""
+        return (pixels * self._to_device(np.array(gains))[:, :, None, None]).clamp(0, 255)
+
+    def _vary(self, image: Tensor, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
+        """Varies colours and quality of pictures (B, 3, S, S), as far as `augmentation` says."""
+
+        def draw(low: float, high: float, chance: float, neutral: float) -> Tensor:
+            shape = len(image), 1, 1, 1
+            drawn = torch.rand((2, *shape), generator=generator, device=self.device)
+            return torch.where(drawn[0] < chance, low + (high - low) * drawn[1], neutral)
+
+        if "color" in self.augmentation:
+            image = (image * draw(0.65, 1.35, 0.8, 1)).clamp(0, 255)
+            mean = image.mean((1, 2, 3), keepdim=True)
+            image = (mean + (image - mean) * draw(0.65, 1.35, 0.8, 1)).clamp(0, 255)
+            gray = (image * self._to_device(_GRAY)[:, None, None]).sum(1, keepdim=True)
+            saturation = draw(0.4, 1.6, 0.8, 1) * draw(0, 0, 0.08, 1)
+            image = (gray + (image - gray) * saturation).clamp(0, 255)
+        if "quality" in self.augmentation:
+            blurred = gaussian_blur(image, [7, 7], [rng.uniform(0.3, 1.2)] * 2)
+            image = torch.where(draw(0, 1, 0.25, -1) >= 0, blurred, image)
+            grain = torch.randn(image.shape, generator=generator, device=self.device)
+            image = image + grain * draw(2, 14, 0.35, 0)
+        return image.clamp(0, 255).round()
+
+    def _normalise(self, image: Tensor) -> Tensor:
+        mean, std = self._to_device(np.array([PIXEL_MEAN, PIXEL_STD], np.float32))[..., None, None]
+        return (image - mean) / std
+
+    def _prompt(self, layers: Layers, generator: torch.Generator) -> Batch:
+        """Draws masks of pictures, and prompts for them."""
+        count = self.prompts_per_image
+        step = max(1, self.size // _COARSE)
+        masks, tops = (
+            values[:, step // 2 :: step, step // 2 :: step].flatten(1)
+            for values in (layers.masks, layers.tops)
+        )
+        bits = torch.arange(MOST_MASKS, device=self.device)
+        are_set = ((masks[:, :, None] >> bits) & 1).float()
+        numbers = torch.arange(1 + MOST_OBJECTS, device=self.device)
+        are_tops = (tops[:, :, None] == numbers).float()
+        areas = are_tops.transpose(1, 2) @ are_set
+        are_visible = areas >= _FEWEST
+        kinds = [are_visible & layers.are_parts, are_visible & ~layers.are_parts]
+        chances = sum(kind / kind.sum((1, 2), keepdim=True).clamp(min=1) for kind in kinds)
+        # The largest of these are a draw without replacement (Gumbel's trick).
+        noise = torch.empty_like(areas).exponential_(generator=generator)
+        order = (chances / noise).flatten(1).argsort(1, descending=True)
+        visible = are_visible.flatten(1).sum(1, keepdim=True)
+        turn = torch.arange(count, device=self.device) % visible.clamp(min=1)
+        chosen = order.gather(1, turn)
+        layer, bit = (chosen // MOST_MASKS)[..., None, None], (chosen % MOST_MASKS)[..., None, None]
+        targets = (layers.tops[:, None] == layer) & ((layers.masks[:, None] >> bit) & 1).bool()
+        low_res = F.avg_pool2d(targets.float(), LOW_RES) >= 0.5
+        prompts = sample_prompts(targets.flatten(0, 1), generator)
+        if self.prompts != "both":
+            is_box = torch.full_like(prompts.is_box, self.prompts == "box")
+            prompts = prompts._replace(is_box=is_box)
+        return {
+            **{k: v.unflatten(0, (-1, count)) for k, v in prompts._asdict().items()},
+            "masks": low_res,
+            "is_real": low_res.flatten(2).any(-1),
+        }
+
+
+def _from_input(view: View, size: int) -> tuple[Matrix, tuple[int, int]]:
+    """Returns the matrix (3, 3) from pixels of the input to those of a picture.
+
+    Also returns the height and width of the input without its padding.
+    """
+    rows, columns = view.rows, view.columns
+    height, width = input_size(rows.stop - rows.start, columns.stop - columns.start, size)
+    part = _to_part(rows, columns, height, width)
+    flip = np.array([[-1.0, 0, width], [0, 1, 0], [0, 0, 1]]) if view.is_flipped else np.eye(3)
+    turn = (
+        np.eye(3),
+        np.array([[0.0, -1, width], [1, 0, 0], [0, 0, 1]]),
+        np.array([[-1.0, 0, width], [0, -1, height], [0, 0, 1]]),
+        np.array([[0.0, 1, 0], [-1, 0, height], [0, 0, 1]]),
+    )[view.turns]
+    return part @ flip @ turn, (width, height) if view.turns % 2 else (height, width)
+
+
+def _to_part(rows: slice, columns: slice, height: int, width: int) -> Matrix:
+    """Returns the matrix (3, 3) from pixels of a picture of this size to the part it shows."""
+    x, y = (columns.stop - columns.start) / width, (rows.stop - rows.start) / height
+    return np.array([[x, 0, columns.start], [0, y, rows.start], [0, 0, 1]])
+
+
+def _draw_pasted(
+    placement: Placement, plan: Plan, things: Pictures, from_input: Matrix, scale: float
+) -> _Pasted:
+    """Returns where a thing goes, given the matrix from the input to the composite."""
+    index = placement.number
+    length = placement.side * min(plan.height, plan.width)
+    placed, shift = np.eye(3), np.eye(3)
+    placed[:2] = placement.matrix(tuple(things.shapes[index]), plan.height, plan.width)
+    shift[:2, 2] = placement.shift * length
+    to_square = things.to_square(index)
+    return _Pasted(
+        index,
+        to_square @ np.linalg.inv(placed) @ from_input,
+        to_square @ np.linalg.inv(shift @ placed) @ from_input,
+        SHADOW_BLUR * length / scale,
+        placement.darkness,
+        placement.gain,
+    )
+
+
+def _soften(image: Tensor, sigma: float) -> Tensor:
+    """Blurs a picture (1, C, S, S); a strong blur at a lower resolution."""
+    factor = max(1, int(sigma))
+    small = F.avg_pool2d(image, factor, ceil_mode=True) if factor > 1 else image
+    small = gaussian_blur(small, [7, 7], [sigma / factor] * 2)
+    return F.interpolate(small, image.shape[-2:], mode="bilinear")
+
+
+def _read_annotated(item: AnnotatedImage) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    return item.image, item.masks
+
+
+def _read_photograph(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    return read_texture_image(path), np.zeros((0, 1, 1), bool)
+
+
+def _read_thing(thing: CutOut) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    whole = thing.pixels[..., 3] > 127
+    return thing.pixels, np.concatenate([whole[None], thing.parts & whole])

@@ -4,12 +4,10 @@ All pictures lie in the device's memory. Batches are cropped, composed and varie
 draws where things go, and nothing is copied back to it.
 """
 
-from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -17,11 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import gaussian_blur
-from tqdm import tqdm
 
 from ..datasets.annotated import AnnotatedImage, AnnotatedImages
-from ..datasets.unreadable import Items
-from ..errors import UserError
 from ..inputs import PIXEL_MEAN, PIXEL_STD, input_size
 from ..scenes.composites import (
     MOST_OBJECTS,
@@ -32,44 +27,15 @@ from ..scenes.composites import (
     Plan,
 )
 from ..scenes.textures import read_texture_image
-from ..threads import ordered_map
-from .batches import View, draw_view, find_parts, resize_masks, shuffled_index
+from .batches import View, draw_view, shuffled_index
+from .device_pictures import MOST_MASKS, Matrix, Pictures
 from .objectives import LOW_RES, Batch, sample_prompts
 from .options import DEFAULT_AUGMENTATION
 
-MOST_MASKS = 63
-"""The most masks that are kept of a picture: each is a bit of an int64 per pixel."""
-
 _COARSE = 64  # points a side at which the pixels of masks are counted
 _FEWEST = 2  # such points of a mask
-_SMALL = 512  # input size up to which colours are sampled twice as finely, against aliasing
 _SHADOW = 8  # how much coarser shadows are than the input
 _GRAY = np.array([0.299, 0.587, 0.114], np.float32)
-
-Matrix = NDArray[np.float64]
-
-
-class Pictures(NamedTuple):
-    """Pictures of one kind in a device's memory, each in the upper left corner of a square.
-
-    Attributes:
-        pixels: (N, C, S, S) uint8, RGB, or RGB multiplied by alpha, and alpha.
-        masks: (N, S, S) int64; bit k of a pixel says whether it is in mask k.
-        are_parts: (N, 63) bool, whether mask k lies in another one of the picture.
-        shapes: (N, 2), height and width of the files, on the CPU.
-        sizes: (N, 2), height and width in the squares, on the CPU.
-    """
-
-    pixels: Tensor
-    masks: Tensor
-    are_parts: Tensor
-    shapes: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-
-    def to_square(self, index: int) -> Matrix:
-        """Returns the matrix (3, 3) from pixels of a file to those of its square."""
-        height, width = self.sizes[index] / self.shapes[index]
-        return np.diag([width, height, 1])
 
 
 class Layers(NamedTuple):
@@ -184,10 +150,15 @@ class DeviceExamples(Dataset[Batch]):
         self._things: dict[int, Pictures] = {}
         for number, each in enumerate(images):
             if isinstance(each, Composites):
-                self._pictures.append(self._read(each.photographs, _read_photograph, size, 3))
-                self._things[number] = self._read(each.objects, _read_thing, size // 2, 4)
+                pictures = Pictures.read(
+                    each.photographs, _read_photograph, size, device, have_masks=False
+                )
+                self._things[number] = Pictures.read(
+                    each.objects, _read_thing, size // 2, device, channels=4
+                )
             else:
-                self._pictures.append(self._read(each, _read_annotated, size, 3))
+                pictures = Pictures.read(each, _read_annotated, size, device)
+            self._pictures.append(pictures)
 
     def __getitem__(self, position: int) -> Batch:
         """Returns the example of a batch of one."""
@@ -205,62 +176,6 @@ class DeviceExamples(Dataset[Batch]):
             "pixels": self._normalise(pixels) * layers.are_inside[:, None],
             **self._prompt(layers, generator),
         }
-
-    def _read(
-        self,
-        items: Items[Any],
-        read: Callable[[Any], tuple[NDArray[np.uint8], NDArray[np.bool_]]],
-        side: int,
-        channels: int,
-    ) -> Pictures:
-        """Reads all items to the device."""
-        count = len(items)
-        has_masks = read is not _read_photograph
-        try:
-            pixels = torch.zeros(
-                (count, channels, side, side), dtype=torch.uint8, device=self.device
-            )
-            bits = torch.zeros(
-                (count, side, side) if has_masks else (), dtype=torch.int64, device=self.device
-            ).expand(count, side, side)
-        except RuntimeError as error:
-            gigabytes = count * side**2 * (channels + 8 * has_masks) / 1e9
-            raise UserError(
-                f"{count:,} pictures of {side} x {side} pixels take {gigabytes:.1f} GB of the "
-                "device's memory: lower img_size, give fewer pictures, or leave out on_device"
-            ) from error
-        are_parts = np.zeros((count, MOST_MASKS), bool)
-        shapes, sizes = np.zeros((count, 2), np.int64), np.zeros((count, 2), np.int64)
-
-        def fit(index: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-            picture, masks = read(items[index])
-            kept = np.random.default_rng((self.seed, index)).permutation(len(masks))[:MOST_MASKS]
-            masks = masks[np.sort(kept)]
-            if len(masks):
-                are_parts[index, : len(masks)] = find_parts(masks)
-            height, width = shapes[index] = picture.shape[:2]
-            if max(height, width) > side:
-                height, width = input_size(height, width, side)
-                picture = np.asarray(
-                    cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
-                )
-            sizes[index] = height, width
-            # Where colours are interpolated, what lies beyond an edge shows.
-            border = cv2.BORDER_REPLICATE if channels == 3 else cv2.BORDER_CONSTANT
-            square = cv2.copyMakeBorder(picture, 0, side - height, 0, side - width, border)
-            packed = np.zeros((side, side), np.int64)
-            for bit, mask in enumerate(resize_masks(masks, (height, width), side).numpy()):
-                packed |= mask.astype(np.int64) << bit
-            return np.asarray(square), packed
-
-        with ThreadPoolExecutor() as pool:
-            fitted = ordered_map(fit, range(count), pool, ahead=64)
-            bar = tqdm(fitted, "reading pictures", count, unit="picture", disable=None)
-            for index, (square, packed) in enumerate(bar):
-                pixels[index] = torch.from_numpy(square).permute(2, 0, 1)
-                if has_masks:
-                    bits[index] = torch.from_numpy(packed)
-        return Pictures(pixels, bits, self._to_device(are_parts), shapes, sizes)
 
     def _to_device(self, values: Any) -> Tensor:
         return torch.from_numpy(np.asarray(values)).to(self.device, non_blocking=True)
@@ -313,12 +228,12 @@ class DeviceExamples(Dataset[Batch]):
         pictures = self._pictures[number]
         index = self._to_device([each.photograph for each in examples])
         matrices = [each.to_square for each in examples]
-        image = self._sample(pictures.pixels[index], matrices, "border")
+        image = pictures.sample_colors(index, matrices, self.size)
         image = self._tint(image, [each.gain for each in examples])
         for row, each in enumerate(examples):
             if each.blur:
                 image[row] = _soften(image[row : row + 1], each.blur)[0]
-        masks = self._take(pictures.masks[index], matrices)
+        masks = pictures.take_masks(index, matrices, self.size)
         masks |= self._to_device([int(each.is_mask) for each in examples])[:, None, None]
         places = torch.arange(self.size, device=self.device)
         heights, widths = self._to_device([each.size for each in examples]).T[:, :, None]
@@ -346,13 +261,12 @@ class DeviceExamples(Dataset[Batch]):
     ) -> None:
         """Pastes a thing on each of these rows of some pictures, in place."""
         at, index = self._to_device(rows), self._to_device([each.thing for each in pasted])
-        pixels = things.pixels[index]
         matrices = [each.to_square for each in pasted]
-        colors = self._sample(pixels, matrices, "zeros")
+        colors = things.sample_colors(index, matrices, self.size)
         alpha = colors[:, 3:] / 255
-        shadows = self._sample(
-            pixels[:, 3:], [each.shadow for each in pasted], "zeros", self.size // _SHADOW
-        )
+        shadows = things.sample_colors(
+            index, [each.shadow for each in pasted], self.size, step=_SHADOW
+        )[:, 3:]
         # One blur for all of them, that of the mean thing.
         sigma = max(0.5, float(np.mean([each.shadow_blur for each in pasted])) / _SHADOW)
         shadows = gaussian_blur(shadows / 255, [7, 7], [sigma, sigma])
@@ -363,48 +277,9 @@ class DeviceExamples(Dataset[Batch]):
         layers.image[at] = behind * (1 - alpha) + colors
         is_on = alpha[:, 0] > 0.5
         layers.tops[at] = torch.where(is_on, layer, layers.tops[at])
-        masks = self._take(things.masks[index], matrices)
+        masks = things.take_masks(index, matrices, self.size)
         layers.masks[at] = torch.where(is_on, masks, layers.masks[at])
         layers.are_parts[at, layer] = things.are_parts[index]
-
-    def _sample(
-        self, pixels: Tensor, matrices: Sequence[Matrix], padding: str, size: int | None = None
-    ) -> Tensor:
-        """Returns the colours of squares (B, C, s, s) in the input, (B, C, S, S) float32.
-
-        Args:
-            pixels: of the squares.
-            matrices: (3, 3) each, from pixels of the input to those of the square.
-            padding: what lies beyond a square, as ``grid_sample`` names it.
-            size: pixels of the input's side, if they are coarser than S.
-        """
-        scale = self.size / (size or self.size)
-        size = size or self.size
-        side = pixels.shape[-1]
-        # affine_grid's coordinates go from -1 to 1.
-        from_grid = np.array([[size / 2, 0, size / 2], [0, size / 2, size / 2], [0, 0, 1]])
-        to_grid = np.array([[2 / side, 0, -1], [0, 2 / side, -1], [0, 0, 1]])
-        coarser = np.diag([scale, scale, 1])
-        theta = np.array([(to_grid @ m @ coarser @ from_grid)[:2] for m in matrices], np.float32)
-        finer = 2 if size <= _SMALL else 1
-        shape = [len(pixels), pixels.shape[1], finer * size, finer * size]
-        grid = F.affine_grid(self._to_device(theta), shape, align_corners=False)
-        sampled = F.grid_sample(
-            pixels.float(), grid, mode="bilinear", padding_mode=padding, align_corners=False
-        )
-        return F.avg_pool2d(sampled, finer) if finer > 1 else sampled
-
-    def _take(self, masks: Tensor, matrices: Sequence[Matrix]) -> Tensor:
-        """Returns the masks of squares (B, s, s) at the pixels of the input, (B, S, S); else 0."""
-        side = masks.shape[-1]
-        theta = self._to_device(np.array(matrices, np.float32))
-        steps = torch.arange(self.size, device=self.device) + 0.5
-        place = theta[:, :2, :1, None] * steps + theta[:, :2, 1:2, None] * steps[:, None]
-        x, y = (place + theta[:, :2, 2:, None]).floor().long().unbind(1)
-        is_there = (x >= 0) & (x < side) & (y >= 0) & (y < side)
-        at = (y * side + x).clamp(0, side**2 - 1)
-        found = masks.flatten(1).gather(1, at.flatten(1)).view_as(at)
-        return found * is_there
 
     def _tint(self, pixels: Tensor, gains: Sequence[NDArray[np.float32]]) -> Tensor:
         """Multiplies the colours (B, 3, S, S) of pictures by factors, (3,) each."""

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 from mobile_sam_plugin.datasets.annotated import AnnotatedImage
 from mobile_sam_plugin.datasets.formats import open_annotated_images, write_annotated_image
 from mobile_sam_plugin.distill.batches import MaskExamples, StepBatchSampler
-from mobile_sam_plugin.distill.device_examples import MOST_MASKS, DeviceExamples
+from mobile_sam_plugin.distill.device_examples import DeviceExamples
+from mobile_sam_plugin.distill.device_pictures import MOST_MASKS
 from mobile_sam_plugin.distill.objectives import LOW_RES, Batch
 from mobile_sam_plugin.distill.options import TrainingOptions
 from mobile_sam_plugin.distill.training import train

@@ -10,7 +10,7 @@ M masks a prompt.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -19,6 +19,8 @@ from segment_anything.modeling import Sam
 from segment_anything.modeling.transformer import Attention
 from segment_anything.utils.onnx import SamOnnxModel
 from torch import Tensor, nn
+
+from ..model.differentiable_decoder import upscale
 
 
 class DecoderGraph(SamOnnxModel):
@@ -167,7 +169,7 @@ class DecoderGraph(SamOnnxModel):
             ],
             dim=1,
         )
-        return _upscale(decoder.output_upscaling, pixels, weights, size), scores
+        return upscale(decoder.output_upscaling, pixels, weights, size), scores
 
     def select_masks(
         self, masks: Tensor, iou_preds: Tensor, num_points: int
@@ -334,7 +336,11 @@ def pad_points(coords: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 def _attend_to_pixels(
     attention: Attention, tokens: Tensor, placed_pixels: Tensor, pixels: Tensor
 ) -> Tensor:
-    """Token-to-image attention of tokens (B, T, C) to pixels (1 or B, P, C): (B, T, C)."""
+    """Token-to-image attention of tokens (B, T, C) to pixels (1 or B, P, C): (B, T, C).
+
+    Four dimensions, where the model's own decoders fold prompts, tokens and heads into three: in a
+    graph the numbers of both prompts and tokens are unknown.
+    """
     queries = _by_head(attention, attention.q_proj(tokens)) @ _weights(attention, attention.k_proj)
     queries = queries.flatten(1, 2) / math.sqrt(_head_size(attention))
     # A key's bias adds a constant to all scores of a query, which softmax ignores.
@@ -376,28 +382,3 @@ def _weights(attention: Attention, projection: nn.Linear) -> Tensor:
 def _head_size(attention: Attention) -> int:
     size: int = attention.internal_dim // attention.num_heads
     return size
-
-
-def _upscale(layers: nn.Sequential, pixels: Tensor, weights: Tensor, size: torch.Size) -> Tensor:
-    """Upscales pixels (B, P, C) four times, and weighs their channels with (B, M, C / 8).
-
-    A transposed convolution whose stride is its kernel's size is a matrix product, in which every
-    pixel becomes the places of the kernel.
-    """
-    parts: Iterable[Any] = layers
-    first, norm, first_activation, second, second_activation = parts
-    x = (pixels @ _as_matrix(first)).unflatten(2, (4, -1)) + first.bias
-    x = first_activation(F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps))
-    x = second_activation((x @ _as_matrix(second)).unflatten(3, (4, -1)) + second.bias)
-    logits = weights @ x.flatten(1, 3).transpose(1, 2)
-    height, width = size
-    # Both kernels split rows and columns in two. One after the other: XNNPACK's tensors have
-    # six dimensions at most.
-    logits = logits.reshape(-1, height, width, 2, 2, 4).transpose(2, 3)
-    logits = logits.reshape(-1, 2 * height, 2 * width, 2, 2).transpose(2, 3)
-    return logits.reshape(-1, weights.shape[1], 4 * height, 4 * width)
-
-
-def _as_matrix(convolution: nn.ConvTranspose2d) -> Tensor:
-    """A kernel (in, out, 2, 2) as (in, 2 * 2 * out)."""
-    return convolution.weight.permute(0, 2, 3, 1).flatten(1)

@@ -5,12 +5,13 @@ every attention, and keeps the projections for the backward pass; here neither h
 ``two_way_transformer.py``, whose words and letters of shapes these are.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from segment_anything.modeling import MaskDecoder, TwoWayTransformer
 from segment_anything.modeling.transformer import Attention
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .two_way_transformer import (
@@ -45,12 +46,8 @@ def predict_masks(
     tokens, pixels = _transform(decoder.transformer, tokens, image_pe[0].flatten(1).t(), pixels)
 
     networks = decoder.output_hypernetworks_mlps
-    hypernetwork = torch.stack([each(tokens[:, 1 + i]) for i, each in enumerate(networks)], dim=1)
-    upscaled = _upscale(decoder.output_upscaling, pixels)  # (B, P, 2, 2, 2, 2, C / 8)
-    logits = hypernetwork @ upscaled.reshape(batch, -1, upscaled.shape[-1]).transpose(1, 2)
-    # Both kernels split rows and columns in two.
-    logits = logits.view(batch, len(networks), height, width, 2, 2, 2, 2)
-    logits = logits.permute(0, 1, 2, 4, 6, 3, 5, 7).flatten(2, 4).flatten(3)
+    weights = torch.stack([each(tokens[:, 1 + i]) for i, each in enumerate(networks)], dim=1)
+    logits = upscale(decoder.output_upscaling, pixels, weights, (height, width))
     return logits, decoder.iou_prediction_head(tokens[:, 0])
 
 
@@ -113,16 +110,38 @@ def _pixels_attend_to_tokens(
     return torch.baddbmm(pixels, weights.to(pixels.dtype).transpose(1, 2), outputs)
 
 
-def _upscale(layers: Any, pixels: Tensor) -> Tensor:
-    """Computes ``output_upscaling`` of pixels (B, P, C) as products, channels last."""
-    first, norm, first_activation, second, second_activation = layers
-    once = _as_places(first, pixels)
-    once = F.layer_norm(once, once.shape[-1:], norm.weight, norm.bias, norm.eps)
-    return second_activation(_as_places(second, first_activation(once)))
+def upscale(
+    layers: nn.Sequential, pixels: Tensor, weights: Tensor, size: torch.Size | tuple[int, int]
+) -> Tensor:
+    """Computes ``output_upscaling``, and weighs its channels: four times as many rows and columns.
+
+    A transposed convolution whose stride is its kernel's size is a matrix product, in which every
+    pixel becomes the places of the kernel. It can be traced, and its sizes stay dynamic.
+
+    Args:
+        layers: upstream's ``output_upscaling``.
+        pixels: (B, P, C).
+        weights: of the upscaled channels, (B, M, C / 8).
+        size: height and width of the P pixels.
+
+    Returns:
+        (B, M, 4 height, 4 width).
+    """
+    parts: Iterable[Any] = layers
+    first, norm, first_activation, second, second_activation = parts
+    x = _as_places(first, pixels)
+    x = first_activation(F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps))
+    x = second_activation(_as_places(second, x))
+    logits = weights @ x.flatten(1, 3).transpose(1, 2)
+    height, width = size
+    # Both kernels split rows and columns in two. One after the other: XNNPACK's tensors have
+    # six dimensions at most.
+    logits = logits.reshape(-1, height, width, 2, 2, 4).transpose(2, 3)
+    logits = logits.reshape(-1, 2 * height, 2 * width, 2, 2).transpose(2, 3)
+    return logits.reshape(-1, weights.shape[1], 4 * height, 4 * width)
 
 
 def _as_places(convolution: Any, pixels: Tensor) -> Tensor:
-    """A transposed convolution with a stride of its 2x2 kernel: (..., in) to (..., 2, 2, out)."""
-    weight = convolution.weight.permute(2, 3, 1, 0)
-    places = F.linear(pixels, weight.flatten(0, 2), convolution.bias.repeat(4))
-    return places.unflatten(-1, weight.shape[:3])
+    """A transposed convolution with a stride of its 2x2 kernel: (..., in) to (..., 4, out)."""
+    weight = convolution.weight.permute(2, 3, 1, 0).flatten(0, 2)
+    return F.linear(pixels, weight, convolution.bias.repeat(4)).unflatten(-1, (4, -1))

@@ -58,6 +58,17 @@ def test_remove_object(scripts: Scripts, capsys: pytest.CaptureFixture[str]) -> 
     assert 0 < (after != before).any(axis=2).mean() < 0.2
 
 
+def test_compare_checkpoints(scripts: Scripts, capsys: pytest.CaptureFixture[str]) -> None:
+    scripts.run("compare_checkpoints.py", "bundled", "--out", "one.png")
+    scripts.run("compare_checkpoints.py", "bundled", "bundled", "--out", "two.png")
+    assert capsys.readouterr().out == "one.png\ntwo.png\n"
+    one, two = scripts.read("one.png"), scripts.read("two.png")
+    assert one.shape == (6 * 147, 4 * 196, 3)
+    np.testing.assert_array_equal(two, np.hstack([one, one]))
+    point, box = one[2 * 147 : 3 * 147, :196], one[2 * 147 : 3 * 147, -196:]
+    assert (point != box).any(), "a blossom by a point and by a box, with their prompts"
+
+
 def test_grounded_sam(scripts: Scripts, capsys: pytest.CaptureFixture[str]) -> None:
     text = "an orange blossom. a pink cat."
     scripts.run("grounded_sam.py", text, "--detector", "colors", "--image", FLOWER)

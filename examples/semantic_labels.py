@@ -29,7 +29,7 @@ HERE = Path(__file__).parent
 
 # The bundled checkpoint has low scores: with the defaults no mask would pass.
 LENIENT = {
-    "pred_iou_thresh": 0.2,
+    "pred_iou_thresh": 0.25,
     "stability_score_thresh": 0.7,
     "stability_score_offset": 0.3,
     "min_mask_region_area": 100,

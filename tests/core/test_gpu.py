@@ -24,8 +24,8 @@ CLICK: Any = {"point_coords": np.array([[300, 200]]), "point_labels": np.array([
 # The bundled checkpoint's scores are low: at these thresholds dozens of masks survive.
 EVERYTHING: Any = {
     "points_per_side": 6,
-    "pred_iou_thresh": 0.2,
-    "stability_score_thresh": 0.5,
+    "pred_iou_thresh": 0.25,
+    "stability_score_thresh": 0.7,
     "stability_score_offset": 0.3,
     "output_mode": "coco_rle",
 }

@@ -140,8 +140,8 @@ def test_pipeline_finds_what_the_generator_finds(
         "stability_score_offset": 0.3,
     }
     generate = pipeline("mask-generation", model=str(small_folder))
-    found = generate(Image.fromarray(coffee), points_per_crop=4, points_per_batch=8, **options)
-    records = SamAutomaticMaskGenerator(small_sam, points_per_side=4, **options).generate(coffee)
+    found = generate(Image.fromarray(coffee), points_per_crop=6, points_per_batch=8, **options)
+    records = SamAutomaticMaskGenerator(small_sam, points_per_side=6, **options).generate(coffee)
     assert len(found["masks"]) == len(records) >= 5
     for mask, score, record in zip(found["masks"], found["scores"], records, strict=True):
         expected = record["segmentation"]

@@ -170,7 +170,7 @@ def test_the_command_fails_if_the_self_check_does(
     monkeypatch.setattr(verification, "AUTHORS_SHA256", digest_contents(file))
     code, out, err = verify(file, capsys)
     assert (code, err) == (1, "mobile-sam: the self-check failed\n")
-    assert out.count("predicted IoU not above 0.7") == 2  # the bundled weights know their boxes
+    assert out.count("predicted IoU not above 0.7") == 3  # the bundled weights are that modest
 
 
 def test_the_command_refuses_what_is_no_checkpoint(tmp_path: Path, capsys: Captured) -> None:

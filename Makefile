@@ -64,11 +64,20 @@ VALID ?= scenes:500
 RUNS ?= runs
 START ?= bundled
 GPU ?=
-MIXTURE = composites $(RUNS)/data/labelled $(if $(GPU),--weights 60$(COMMA)40 --on-device \
-	--mixed-precision bf16,scenes --weights 52$(COMMA)35$(COMMA)13 --texture-images examples/images)
-SUPERVISED = $(BIN)/mobile-sam distill supervised $(MIXTURE) --focal-weight 4 --save-every 20 \
+ifdef GPU
+MIXTURE = --weights 60,40 --on-device --mixed-precision bf16
+AT_224 = --batch-size 128 --steps 1200
+AT_448 = --batch-size 32 --steps 1100 --learning-rate 5e-4
+AT_1024 = --batch-size 8 --steps 730 --learning-rate 1.5e-4
+else
+MIXTURE = scenes --weights 52,35,13 --texture-images examples/images
+AT_224 = --batch-size 16 --steps 625 --ema-decay 0.998
+AT_448 = --batch-size 8 --steps 900 --learning-rate 2.5e-4 --ema-decay 0.99
+AT_1024 = --batch-size 4 --steps 100 --learning-rate 1e-4 --ema-decay 0.95
+endif
+SUPERVISED = $(BIN)/mobile-sam distill supervised composites $(RUNS)/data/labelled $(MIXTURE) \
+	--focal-weight 4 --save-every 20 \
 	--objects $(RUNS)/data/objects --photographs $(RUNS)/data/photographs
-COMMA := ,
 # The C library keeps large blocks instead of fetching them from the kernel at every step.
 TUNING = GLIBC_TUNABLES=glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000:glibc.malloc.hugetlb=1
 
@@ -82,13 +91,11 @@ bundled-checkpoint: .venv/ready-to-test
 	test -d $(RUNS)/data || { $(BIN)/python examples/unpack_training_data.py $(PACK) $(RUNS)/unpacked \
 		&& mv $(RUNS)/unpacked $(RUNS)/data; }
 	$(TUNING) $(SUPERVISED) --out $(RUNS)/224 --seed 1 --checkpoint $(START) --img-size 224 \
-		$(if $(GPU),--batch-size 128 --steps 1200,--batch-size 16 --steps 625 --ema-decay 0.998)
+		$(AT_224)
 	$(TUNING) $(SUPERVISED) --out $(RUNS)/448 --seed 2 --checkpoint $(RUNS)/224/last.safetensors \
-		--img-size 448 $(if $(GPU),--batch-size 32 --steps 1100 --learning-rate 5e-4,--batch-size 8 \
-		--steps 900 --learning-rate 2.5e-4 --ema-decay 0.99)
+		--img-size 448 $(AT_448)
 	$(TUNING) $(SUPERVISED) --out $(RUNS)/1024 --seed 3 --checkpoint $(RUNS)/448/last.safetensors \
-		--img-size 1024 $(if $(GPU),--batch-size 8 --steps 730 --learning-rate 1.5e-4,--batch-size 4 \
-		--steps 100 --learning-rate 1e-4 --ema-decay 0.95)
+		--img-size 1024 $(AT_1024)
 	$(BIN)/mobile-sam convert $(RUNS)/1024/last.safetensors $(RUNS)/mobile_sam.safetensors --dtype float16
 	$(BIN)/mobile-sam evaluate $(VALID) --checkpoint $(RUNS)/mobile_sam.safetensors \
 		--metrics click,click_best,box --out $(RUNS)/scores

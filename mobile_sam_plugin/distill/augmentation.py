@@ -8,12 +8,18 @@ from torchvision.transforms import v2
 
 from ..scenes.camera import compress
 
+# How photographs vary, here and on a device (device_examples.py):
+COLOR_CHANCE, GRAY_CHANCE = 0.8, 0.08
+CONTRAST, SATURATION = 0.35, 0.6  # most by which brightness, contrast and saturation change
+BLUR_CHANCE, BLUR = 0.25, (0.3, 1.2)  # standard deviation in pixels
+GRAIN_CHANCE, GRAIN = 0.35, (2, 14)  # standard deviation in levels
+
 _MINIMUM_ZOOM = 0.3
 _ASPECT = 1.25  # most by which a crop's sides differ from the image's, as a factor
 _COLORS = v2.Compose(
     [
-        v2.RandomApply([v2.ColorJitter(brightness=0.35, contrast=0.35, saturation=0.6)], p=0.8),
-        v2.RandomGrayscale(p=0.08),
+        v2.RandomApply([v2.ColorJitter(CONTRAST, CONTRAST, SATURATION)], p=COLOR_CHANCE),
+        v2.RandomGrayscale(p=GRAY_CHANCE),
     ]
 )
 
@@ -62,9 +68,9 @@ def lower_quality(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray
         An image of the same size and type.
     """
     changed = image
-    if rng.random() < 0.25:
-        changed = np.asarray(cv2.GaussianBlur(changed, (0, 0), rng.uniform(0.3, 1.2)))
-    if rng.random() < 0.35:
-        grain = rng.standard_normal(changed.shape, np.float32) * np.float32(rng.uniform(2, 14))
+    if rng.random() < BLUR_CHANCE:
+        changed = np.asarray(cv2.GaussianBlur(changed, (0, 0), rng.uniform(*BLUR)))
+    if rng.random() < GRAIN_CHANCE:
+        grain = rng.standard_normal(changed.shape, np.float32) * np.float32(rng.uniform(*GRAIN))
         changed = np.asarray(cv2.add(changed, grain, dtype=cv2.CV_8U))
     return compress(changed, int(rng.integers(35, 93))) if rng.random() < 0.4 else changed

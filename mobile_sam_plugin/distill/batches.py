@@ -26,7 +26,7 @@ from ..scenes.composites import Composites
 from ..scenes.scenes import Scenes
 from .augmentation import change_colors, lower_quality, random_crop
 from .embeddings import Embeddings
-from .objectives import LOW_RES, Batch, sample_prompts
+from .objectives import LOW_RES, Batch, Prompts, sample_prompts
 from .options import DEFAULT_AUGMENTATION
 
 _CANDIDATES = 32  # masks of an image that are decoded, of which the prompts' are drawn
@@ -85,14 +85,10 @@ class MaskExamples(Dataset[Batch]):
         self.shares = shares / shares.sum()
 
     def __getitem__(self, position: int) -> Batch:
-        rng = np.random.default_rng((self.seed, position))
-        generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
-        images = self.images[rng.choice(len(self.images), p=self.shares)]
+        draw = self.draw(position)
+        images, rng = self.images[draw.number], draw.rng
         are_scenes = isinstance(images, Scenes)
-        are_made = are_scenes or isinstance(images, Composites)
-        length = len(images)
-        index = position % length if are_made else shuffled_index(position, length, self.seed)
-        item = images[index]
+        item = images[draw.item]
         check_fit(item.image, self.size)
 
         shape = item.image.shape[:2]
@@ -119,16 +115,47 @@ class MaskExamples(Dataset[Batch]):
             if "quality" in self.augmentation:
                 image = lower_quality(image, rng)
         low_res = F.avg_pool2d(targets.float(), LOW_RES) >= 0.5
-        prompts = sample_prompts(targets, generator)
-        if self.prompts != "both":
-            is_box = torch.full_like(prompts.is_box, self.prompts == "box")
-            prompts = prompts._replace(is_box=is_box)
+        prompts = self.prompt(targets, torch.Generator().manual_seed(draw.seed))
         return {
             "pixels": _as_input(image, self.size),
             **prompts._asdict(),
             "masks": low_res,
             "is_real": low_res.any(-1).any(-1),
         }
+
+    def draw(self, position: int) -> "Draw":
+        """Draws the picture at a position of the stream."""
+        rng = np.random.default_rng((self.seed, position))
+        seed = int(rng.integers(2**63))
+        number = int(rng.choice(len(self.images), p=self.shares))
+        images = self.images[number]
+        length = len(images)
+        are_made = isinstance(images, Scenes | Composites)
+        index = position % length if are_made else shuffled_index(position, length, self.seed)
+        return Draw(number, index, seed, rng)
+
+    def prompt(self, masks: Tensor, generator: torch.Generator) -> Prompts:
+        """Draws a first prompt, of the kind that is asked for, for each mask (N, S, S) bool."""
+        prompts = sample_prompts(masks, generator)
+        if self.prompts == "both":
+            return prompts
+        return prompts._replace(is_box=torch.full_like(prompts.is_box, self.prompts == "box"))
+
+
+class Draw(NamedTuple):
+    """Which picture is at a position of the stream of examples.
+
+    Attributes:
+        number: of its data set.
+        item: its index in the data set.
+        seed: random seed of its prompts.
+        rng: the source of randomness of all else.
+    """
+
+    number: int
+    item: int
+    seed: int
+    rng: np.random.Generator
 
 
 class View(NamedTuple):

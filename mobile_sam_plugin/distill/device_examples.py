@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from ..datasets.annotated import AnnotatedImage, AnnotatedImages
@@ -27,9 +26,19 @@ from ..scenes.composites import (
     Plan,
 )
 from ..scenes.textures import read_texture_image
-from .batches import View, draw_view, shuffled_index
+from .augmentation import (
+    BLUR,
+    BLUR_CHANCE,
+    COLOR_CHANCE,
+    CONTRAST,
+    GRAIN,
+    GRAIN_CHANCE,
+    GRAY_CHANCE,
+    SATURATION,
+)
+from .batches import MaskExamples, View, draw_view
 from .device_pictures import MOST_MASKS, Matrix, Pictures
-from .objectives import LOW_RES, Batch, sample_prompts
+from .objectives import LOW_RES, Batch
 from .options import DEFAULT_AUGMENTATION
 
 _COARSE = 64  # points a side at which the pixels of masks are counted
@@ -100,7 +109,7 @@ class _Example(NamedTuple):
     pasted: Sequence[_Pasted] = ()
 
 
-class DeviceExamples(Dataset[Batch]):
+class DeviceExamples(MaskExamples):
     """The pictures of :class:`~.batches.MaskExamples`, made in the memory of a device, in batches.
 
     At the same position both show the same part of the same picture, and things pasted at the same
@@ -137,15 +146,8 @@ class DeviceExamples(Dataset[Batch]):
         *,
         device: torch.device,
     ) -> None:
-        self.images = images
-        self.size = size
-        self.prompts_per_image = prompts_per_image
-        self.seed = seed
+        super().__init__(images, size, prompts_per_image, seed, weights, prompts, augmentation)
         self.device = device
-        self.prompts = prompts
-        self.augmentation = augmentation
-        shares = np.ones(len(images)) if weights is None else np.array(weights, float)
-        self.shares = shares / shares.sum()
         self._pictures: list[Pictures] = []
         self._things: dict[int, Pictures] = {}
         for number, each in enumerate(images):
@@ -180,19 +182,16 @@ class DeviceExamples(Dataset[Batch]):
     def _to_device(self, values: Any) -> Tensor:
         return torch.from_numpy(np.asarray(values)).to(self.device, non_blocking=True)
 
-    def _draw(self, position: int) -> _Example:
-        """Draws an example as `MaskExamples` does."""
-        rng = np.random.default_rng((self.seed, position))
-        rng.integers(2**63)  # there, the seed of its prompts
-        number = int(rng.choice(len(self.images), p=self.shares))
+    def _place(self, position: int) -> _Example:
+        """Returns where everything in an example goes, as `MaskExamples` draws it."""
+        number, index, _, rng = self.draw(position)
         images, pictures = self.images[number], self._pictures[number]
         if not isinstance(images, Composites):
-            index = shuffled_index(position, len(images), self.seed)
             height, width = pictures.shapes[index].tolist()
             view = draw_view((height, width), self.size, self.augmentation, rng)
             matrix, size = _from_input(view, self.size)
             return _Example(number, index, pictures.to_square(index) @ matrix, size)
-        plan = images.plan(position)
+        plan = images.plan(index)
         view = draw_view((plan.height, plan.width), self.size, self.augmentation, rng)
         matrix, size = _from_input(view, self.size)
         scale = np.sqrt(abs(np.linalg.det(matrix)))
@@ -214,7 +213,7 @@ class DeviceExamples(Dataset[Batch]):
 
     def _compose(self, positions: Sequence[int]) -> Layers:
         """Composes the pictures of these positions."""
-        drawn = [self._draw(position) for position in positions]
+        drawn = [self._place(position) for position in positions]
         numbers = np.array([each.number for each in drawn])
         parts = [
             self._compose_of(number, [each for each in drawn if each.number == number])
@@ -260,26 +259,36 @@ class DeviceExamples(Dataset[Batch]):
         things: Pictures,
     ) -> None:
         """Pastes a thing on each of these rows of some pictures, in place."""
+        self._cast_shadows(layers.image, rows, pasted, things)
         at, index = self._to_device(rows), self._to_device([each.thing for each in pasted])
         matrices = [each.to_square for each in pasted]
         colors = things.sample_colors(index, matrices, self.size)
         alpha = colors[:, 3:] / 255
-        shadows = things.sample_colors(
-            index, [each.shadow for each in pasted], self.size, step=_SHADOW
-        )[:, 3:]
-        # One blur for all of them, that of the mean thing.
-        sigma = max(0.5, float(np.mean([each.shadow_blur for each in pasted])) / _SHADOW)
-        shadows = gaussian_blur(shadows / 255, [7, 7], [sigma, sigma])
-        shadows = F.interpolate(shadows, alpha.shape[-2:], mode="bilinear")
-        darkness = self._to_device(np.array([each.darkness for each in pasted], np.float32))
-        behind = layers.image[at] * (1 - darkness[:, None, None, None] * shadows)
         colors = self._tint(colors[:, :3], [each.gain for each in pasted])
-        layers.image[at] = behind * (1 - alpha) + colors
+        layers.image[at] = layers.image[at] * (1 - alpha) + colors
         is_on = alpha[:, 0] > 0.5
         layers.tops[at] = torch.where(is_on, layer, layers.tops[at])
         masks = things.take_masks(index, matrices, self.size)
         layers.masks[at] = torch.where(is_on, masks, layers.masks[at])
         layers.are_parts[at, layer] = things.are_parts[index]
+
+    def _cast_shadows(
+        self, image: Tensor, rows: list[int], pasted: Sequence[_Pasted], things: Pictures
+    ) -> None:
+        """Darkens some pictures below the things that cast a shadow, in place."""
+        # One blur for all of them, that of the mean thing.
+        sigma = max(0.5, float(np.mean([each.shadow_blur for each in pasted])) / _SHADOW)
+        rows = [row for row, each in zip(rows, pasted, strict=True) if each.darkness]
+        pasted = [each for each in pasted if each.darkness]
+        if not rows:
+            return
+        index = self._to_device([each.thing for each in pasted])
+        matrices = [each.shadow for each in pasted]
+        alpha = things.sample_colors(index, matrices, self.size, step=_SHADOW)[:, 3:] / 255
+        shadows = gaussian_blur(alpha, [7, 7], [sigma, sigma])
+        shadows = F.interpolate(shadows, image.shape[-2:], mode="bilinear")
+        darkness = self._to_device(np.array([each.darkness for each in pasted], np.float32))
+        image[self._to_device(rows)] *= 1 - darkness[:, None, None, None] * shadows
 
     def _tint(self, pixels: Tensor, gains: Sequence[NDArray[np.float32]]) -> Tensor:
         """Multiplies the colours (B, 3, S, S) of pictures by factors, (3,) each."""
@@ -294,17 +303,18 @@ class DeviceExamples(Dataset[Batch]):
             return torch.where(drawn[0] < chance, low + (high - low) * drawn[1], neutral)
 
         if "color" in self.augmentation:
-            image = (image * draw(0.65, 1.35, 0.8, 1)).clamp(0, 255)
+            light, vivid = (1 - CONTRAST, 1 + CONTRAST), (1 - SATURATION, 1 + SATURATION)
+            image = (image * draw(*light, COLOR_CHANCE, 1)).clamp(0, 255)
             mean = image.mean((1, 2, 3), keepdim=True)
-            image = (mean + (image - mean) * draw(0.65, 1.35, 0.8, 1)).clamp(0, 255)
+            image = (mean + (image - mean) * draw(*light, COLOR_CHANCE, 1)).clamp(0, 255)
             gray = (image * self._to_device(_GRAY)[:, None, None]).sum(1, keepdim=True)
-            saturation = draw(0.4, 1.6, 0.8, 1) * draw(0, 0, 0.08, 1)
+            saturation = draw(*vivid, COLOR_CHANCE, 1) * draw(0, 0, GRAY_CHANCE, 1)
             image = (gray + (image - gray) * saturation).clamp(0, 255)
         if "quality" in self.augmentation:
-            blurred = gaussian_blur(image, [7, 7], [rng.uniform(0.3, 1.2)] * 2)
-            image = torch.where(draw(0, 1, 0.25, -1) >= 0, blurred, image)
+            blurred = gaussian_blur(image, [7, 7], [rng.uniform(*BLUR)] * 2)
+            image = torch.where(draw(0, 1, BLUR_CHANCE, -1) >= 0, blurred, image)
             grain = torch.randn(image.shape, generator=generator, device=self.device)
-            image = image + grain * draw(2, 14, 0.35, 0)
+            image = image + grain * draw(*GRAIN, GRAIN_CHANCE, 0)
         return image.clamp(0, 255).round()
 
     def _normalise(self, image: Tensor) -> Tensor:
@@ -336,10 +346,7 @@ class DeviceExamples(Dataset[Batch]):
         layer, bit = (chosen // MOST_MASKS)[..., None, None], (chosen % MOST_MASKS)[..., None, None]
         targets = (layers.tops[:, None] == layer) & ((layers.masks[:, None] >> bit) & 1).bool()
         low_res = F.avg_pool2d(targets.float(), LOW_RES) >= 0.5
-        prompts = sample_prompts(targets.flatten(0, 1), generator)
-        if self.prompts != "both":
-            is_box = torch.full_like(prompts.is_box, self.prompts == "box")
-            prompts = prompts._replace(is_box=is_box)
+        prompts = self.prompt(targets.flatten(0, 1), generator)
         return {
             **{k: v.unflatten(0, (-1, count)) for k, v in prompts._asdict().items()},
             "masks": low_res,

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ..datasets.unreadable import Items
 from ..errors import UserError
+from ..evaluation.examiner import choose_masks
 from ..inputs import input_size
 from ..threads import ordered_map
 from .batches import find_parts, resize_masks
@@ -85,8 +86,7 @@ class Pictures(NamedTuple):
 
         def fit(index: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
             picture, found = read(items[index])
-            kept = np.random.default_rng(index).permutation(len(found))[:MOST_MASKS]
-            found = found[np.sort(kept)]
+            found = found[choose_masks(len(found), MOST_MASKS, [index])]
             if len(found):
                 are_parts[index, : len(found)] = find_parts(found)
             height, width = shapes[index] = picture.shape[:2]

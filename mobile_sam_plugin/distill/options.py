@@ -215,9 +215,10 @@ class TrainingOptions:
                 f"images is the folder of one data set's images, but there are {len(data)}: keep "
                 "the images of each beside its masks"
             )
-        if self.texture_images is not None and not any(
-            each.partition(":")[0] == "scenes" for each in data
-        ):
+        has_scenes = any(each.partition(":")[0] == "scenes" for each in data)
+        if self.on_device and has_scenes:
+            raise UserError("scenes are drawn by the CPU: leave out the scenes, or on_device")
+        if self.texture_images is not None and not has_scenes:
             raise UserError(
                 f"texture_images applies only to data 'scenes', not {', '.join(map(repr, data))}"
             )
@@ -238,8 +239,6 @@ class TrainingOptions:
                     raise UserError(f"{name} has {each!r}, which is none of {', '.join(choices)}")
         if self.on_device and self.objective != "supervised":
             raise UserError("on_device applies only to supervised training")
-        if self.on_device and any(each.partition(":")[0] == "scenes" for each in self.data):
-            raise UserError("scenes are drawn by the CPU: leave out the scenes, or on_device")
         if self.objective != "supervised" and (self.freeze or self.lora is not None):
             raise UserError("freeze and lora apply only to supervised training")
         if len(self.freeze) == len(PARTS):

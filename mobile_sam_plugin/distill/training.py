@@ -28,7 +28,7 @@ from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_convert
 from tqdm import tqdm
 
 from ..build import build_sam_vit_t
@@ -372,7 +372,7 @@ class _Run:
                 self.examples,
                 batch_sampler=steps,
                 num_workers=workers,
-                collate_fn=_as_it_is if on_device else None,
+                collate_fn=default_convert if on_device else None,
                 pin_memory=accelerator.device.type == "cuda" and not on_device,
                 prefetch_factor=4 if workers else None,
                 worker_init_fn=_begin_worker,
@@ -735,10 +735,6 @@ def _build_supervised(options: TrainingOptions, model: MobileSam, device: torch.
     )
     contents = {"number of images": [len(source) for source in sources.counted]}
     return objective, examples, sources.counted, sources.aside, contents
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
 
 
 def _begin_worker(_: int) -> None:

@@ -5,8 +5,9 @@ copy-paste augmentation of arXiv 2012.07177 on other backgrounds.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ from .shapes import log_uniform
 from .textures import TextureImages, read_texture_image
 
 MOST_OBJECTS = 7
+"""The most things in a composite."""
 SHADOW_BLUR = 0.03
 """Standard deviation at the edge of a shadow, as a share of the thing's longer side."""
 
@@ -213,7 +215,7 @@ class Plan(NamedTuple):
         return kept[0], kept[1]
 
 
-def draw_plan(rng: np.random.Generator, size: int, objects: int, photographs: int) -> Plan:
+def _draw_plan(rng: np.random.Generator, size: int, objects: int, photographs: int) -> Plan:
     """Draws a composite of things and a background, of which there are so many."""
     sides = [size, max(32, round(size * rng.uniform(0.6, 1)))]
     height, width = sides if rng.random() < 0.5 else sides[::-1]
@@ -303,9 +305,8 @@ class Composites:
         if not -self.count <= index < self.count:
             raise IndexError(f"there is no composite {index} among {self.count}")
         place = index % self.count
-        rng = np.random.default_rng((self.seed, place))
-        for _ in range(_ATTEMPTS):
-            image, masks = self._render(self._plan(rng))
+        for plan in islice(self._plans(place), _ATTEMPTS):
+            image, masks = self._render(plan)
             if len(masks):
                 return AnnotatedImage(f"composite_{self.seed}_{place:06}", image, masks)
         raise UserError(
@@ -315,10 +316,12 @@ class Composites:
 
     def plan(self, index: int) -> Plan:
         """Returns the plan of a composite, if the first one that is drawn shows a thing."""
-        return self._plan(np.random.default_rng((self.seed, index % self.count)))
+        return next(self._plans(index % self.count))
 
-    def _plan(self, rng: np.random.Generator) -> Plan:
-        return draw_plan(rng, self.size, len(self.objects), len(self.photographs))
+    def _plans(self, place: int) -> Iterator[Plan]:
+        rng = np.random.default_rng((self.seed, place))
+        while True:
+            yield _draw_plan(rng, self.size, len(self.objects), len(self.photographs))
 
     def _render(self, plan: Plan) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         height, width = plan.height, plan.width
